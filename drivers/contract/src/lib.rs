@@ -1,0 +1,40 @@
+//! The seam between the resource model and the drivers.
+//!
+//! A driver implements one or more of the roles below and knows nothing of gRPC, of the catalog or of other
+//! drivers. The control plane's side ([`VolumeBackend`], [`Target`]) is async and object safe; the data path's
+//! side ([`BlockDevice`], [`IoQueue`]) is not async, never blocks its caller and is driven by completions.
+//!
+//! | role | trait | who calls it |
+//! |---|---|---|
+//! | cuts volumes out of a pool | [`VolumeBackend`] | the resource model |
+//! | reads and writes one volume or snapshot | [`BlockDevice`], [`IoQueue`] | targets, on their own threads |
+//! | exports volumes to initiators | [`Target`] | the resource model |
+//!
+//! Every trait states its contract in its documentation and is judged by a conformance suite in
+//! [`conformance`], which the in-memory drivers in [`memory`] and every real driver run.
+
+mod block_device;
+pub mod conformance;
+mod error;
+mod id;
+mod io_buffer;
+pub mod memory;
+mod outcome;
+mod target;
+mod volume_backend;
+
+pub use block_device::{
+    BlockDevice, Completion, DeviceLimits, Durability, IoError, IoQueue, QueueFull, Request, Tag, Verb,
+    ZeroMode,
+};
+pub use error::{DriverError, ErrorKind, FieldDifference};
+pub use id::{PoolName, SnapshotId, VolumeId};
+pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer};
+pub use outcome::Outcome;
+pub use target::{
+    Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Portal, SessionInfo, Target,
+};
+pub use volume_backend::{
+    BackendCapabilities, Capability, DataSource, OpenMode, PoolState, PoolStatus, SnapshotInfo, SnapshotSpec,
+    VersionId, VolumeBackend, VolumeInfo, VolumeSpec,
+};

@@ -1,0 +1,267 @@
+//! The role of a pool: volumes and snapshots.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::{BlockDevice, DriverError, Outcome, PoolName, SnapshotId, VolumeId};
+
+/// One pool that volumes are cut from.
+///
+/// Contract
+/// - V1: a mutating call describes an end state. The same id with the same properties again answers
+///   [`Outcome::Unchanged`] with the existing object; with other properties it is
+///   [`AlreadyExists`](DriverError::AlreadyExists) naming the differences, and nothing changes. Deleting what is
+///   not there is `Unchanged`.
+/// - V2: when a mutating call returns `Ok`, its effect survives a power cut. When the process dies in the middle,
+///   the pool is as before the call or as after it, never between, and never needs an operator.
+/// - V3: metadata calls never wait for data: create, snapshot, clone, revert, extend and delete take time that
+///   does not grow with the size of the volume. Space of deleted versions may come back later.
+/// - V4: a snapshot holds exactly what was flushed or completed on its volume before the call, nothing that was
+///   submitted after it returned, and never changes. Members of a group snapshot are one consistent cut.
+/// - V5: any object can be deleted in any order, whatever was cloned from it.
+/// - V6: new, extended and discarded ranges read as zeros; no volume ever reads another's old data.
+/// - V7: a volume that is open for I/O is neither deleted nor reverted ([`Busy`](DriverError::Busy)); it can be
+///   snapshotted, cloned and extended.
+/// - V8: in a full pool, deletes and discards work and whatever is mapped stays readable and writable.
+#[async_trait]
+pub trait VolumeBackend: Send + Sync + 'static {
+    /// Returns what this backend can do; fixed for its life.
+    fn capabilities(&self) -> BackendCapabilities;
+
+    /// Returns the pool's state and live capacity; cheap enough to be polled.
+    async fn pool_status(&self) -> Result<PoolStatus, DriverError>;
+
+    /// Creates a volume: blank, or as a writable clone of a snapshot or of a volume's present contents.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a size that is zero, not a multiple of the allocation's logical block, above the
+    /// backend's limit or below the source's; `NotFound` for the source; `AlreadyExists` (V1).
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<Outcome<VolumeInfo>, DriverError>;
+
+    /// Returns one volume.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError>;
+
+    /// Returns all volumes, ordered by id.
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, DriverError>;
+
+    /// Grows a volume to `size_bytes`. The new size is visible to open devices before this returns.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` when the size is smaller than the present one or breaks a limit.
+    async fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError>;
+
+    /// Makes a volume's contents and size equal to one of its snapshots'. Later snapshots survive. The size
+    /// stays the volume's present one: what lies beyond the snapshot's end reads zero.
+    ///
+    /// # Errors
+    /// `NotFound` for either; `InvalidArgument` when the snapshot is of another volume; `Busy` (V7).
+    async fn revert_volume(
+        &self,
+        id: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<Outcome<VolumeInfo>, DriverError>;
+
+    /// Deletes a volume. Its snapshots and what was cloned from them live on (V5).
+    ///
+    /// # Errors
+    /// `Busy` (V7).
+    async fn delete_volume(&self, id: VolumeId) -> Result<Outcome<()>, DriverError>;
+
+    /// Takes snapshots of one or several volumes at one point in time: all of them or none (V4).
+    ///
+    /// # Errors
+    /// `NotFound` for a volume; `AlreadyExists` when one of the ids is a snapshot of another volume, or when
+    /// some of the group exist and others do not; `InvalidArgument` when two members name one volume or one id.
+    async fn create_snapshots(
+        &self,
+        group: &[SnapshotSpec],
+    ) -> Result<Outcome<Vec<SnapshotInfo>>, DriverError>;
+
+    /// Returns one snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotInfo, DriverError>;
+
+    /// Returns all snapshots, ordered by id.
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, DriverError>;
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    /// `Busy` when it is open for I/O.
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError>;
+
+    /// Opens a volume or a snapshot for I/O. At most one [`OpenMode::ReadWrite`] handle of a volume exists at a
+    /// time; a snapshot opens only [`OpenMode::ReadOnly`]. The object is open until the last clone of the handle
+    /// and every queue on it is dropped.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` for a second read-write handle; `InvalidArgument` for a writable snapshot.
+    async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError>;
+}
+
+/// Something a backend may or may not be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Capability {
+    /// Space is taken when written, not when created.
+    ThinProvisioning,
+    /// Snapshots.
+    Snapshots,
+    /// Writable clones of snapshots.
+    Clones,
+    /// Revert to any snapshot of the volume, not only to the latest.
+    RevertToAny,
+    /// Extend while open for I/O.
+    OnlineExtend,
+    /// Several volumes snapshotted at one point in time.
+    GroupSnapshots,
+    /// Discard gives space back.
+    Discard,
+}
+
+impl Capability {
+    /// Returns the name used in the API and in error messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Capability::ThinProvisioning => "thin-provisioning",
+            Capability::Snapshots => "snapshots",
+            Capability::Clones => "clones",
+            Capability::RevertToAny => "revert-to-any",
+            Capability::OnlineExtend => "online-extend",
+            Capability::GroupSnapshots => "group-snapshots",
+            Capability::Discard => "discard",
+        }
+    }
+}
+
+/// What a backend can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendCapabilities {
+    /// The driver's name, as in the configuration (`thin`).
+    pub driver: &'static str,
+    /// What it can do, ordered.
+    pub features: Vec<Capability>,
+    /// The largest volume, in bytes.
+    pub max_volume_bytes: u64,
+    /// Volume sizes are multiples of this, in bytes.
+    pub size_granularity_bytes: u64,
+}
+
+/// How a pool is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolState {
+    /// Everything works.
+    Up,
+    /// Reads work, writes are refused; the reason says why and what to do.
+    ReadOnly {
+        /// Why, and the next step.
+        reason: String,
+    },
+}
+
+/// A pool's live figures. All sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// The pool.
+    pub name: PoolName,
+    /// Its identity on disk.
+    pub uuid: uuid::Uuid,
+    /// How it is.
+    pub state: PoolState,
+    /// What can hold data in all.
+    pub total_bytes: u64,
+    /// What is not allocated.
+    pub free_bytes: u64,
+    /// Allocated to data and metadata.
+    pub allocated_bytes: u64,
+    /// Freed by deletes and on its way back, still counted in `allocated_bytes`.
+    pub reclaimable_bytes: u64,
+    /// The sum of the sizes of all volumes.
+    pub provisioned_bytes: u64,
+    /// The unit of allocation.
+    pub chunk_bytes: u64,
+    /// How many volumes there are.
+    pub volume_count: u64,
+    /// How many snapshots there are.
+    pub snapshot_count: u64,
+}
+
+/// What a volume begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataSource {
+    /// Zeros.
+    Blank,
+    /// The contents of a snapshot.
+    Snapshot(SnapshotId),
+    /// The contents of a volume as of the call (crash-consistent when it is open).
+    Volume(VolumeId),
+}
+
+/// A volume, described by its creator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its size in bytes; at least the source's.
+    pub size_bytes: u64,
+    /// What it begins with.
+    pub source: DataSource,
+}
+
+/// A volume as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// What it was created from. Remembered as a fact; the source itself may be gone.
+    pub source: DataSource,
+    /// Mapped bytes, shared with other versions or not.
+    pub mapped_bytes: u64,
+}
+
+/// A snapshot, described by its creator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotSpec {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The volume to take it of.
+    pub volume: VolumeId,
+}
+
+/// A snapshot as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The volume it was taken of. Remembered as a fact; the volume itself may be gone.
+    pub volume: VolumeId,
+    /// Its size in bytes: the volume's when it was taken.
+    pub size_bytes: u64,
+    /// Mapped bytes, shared with other versions or not.
+    pub mapped_bytes: u64,
+}
+
+/// A volume or a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VersionId {
+    /// A volume.
+    Volume(VolumeId),
+    /// A snapshot.
+    Snapshot(SnapshotId),
+}
+
+/// How a device is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reads only; several at a time.
+    ReadOnly,
+    /// Reads and writes; one at a time.
+    ReadWrite,
+}

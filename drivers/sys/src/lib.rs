@@ -1,0 +1,1 @@
+//! The one place where Quarry uses unsafe code.

@@ -1,0 +1,69 @@
+//! What the engine needs of the medium under a pool.
+//!
+//! One small trait, so that the real file, the fallback and the simulated device that loses, tears and reorders
+//! are the same to the engine. The methods block; the I/O that must not block goes around them through
+//! [`PoolDevice::direct_file`].
+
+use std::fs::File;
+use std::io;
+
+/// The medium of a pool: a file or a block device, or a simulation of one.
+///
+/// Contract
+/// - D1: a completed `flush` makes everything that completed before it was called durable. Without it, each
+///   aligned 4 KiB block of what was written may later be found old, new, or torn at 512-byte sectors, in any
+///   order.
+/// - D2: a failed write leaves each 512-byte sector it covers old or new; a failed flush leaves everything
+///   since the last good flush unknown, for ever (the kernel may have dropped the pages).
+/// - D3: offsets and lengths are multiples of 4096, except where `read_at`/`write_at` are called by
+///   [`direct_file`](Self::direct_file)'s user under its own rules.
+pub trait PoolDevice: Send + Sync + 'static {
+    /// Returns the size in bytes, as of now.
+    ///
+    /// # Errors
+    /// When the medium is gone.
+    fn size_bytes(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` from `offset`, in bytes. Sparse ranges read zero.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` beyond the end; what the medium says.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data` at `offset`, in bytes.
+    ///
+    /// # Errors
+    /// `StorageFull` when a sparse file cannot grow into its host; what the medium says.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes a range read zero, keeping or dropping its space.
+    ///
+    /// # Errors
+    /// What the medium says.
+    fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Tells the medium that a range is not needed. What it reads afterwards is undefined. A hint: a medium
+    /// that cannot do it answers `Ok`.
+    ///
+    /// # Errors
+    /// What the medium says.
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Makes completed writes durable (D1).
+    ///
+    /// # Errors
+    /// What the medium says; the pool then stops (D2).
+    fn flush(&self) -> io::Result<()>;
+
+    /// Returns the open file for asynchronous direct I/O, or `None` where all I/O has to go through this trait.
+    fn direct_file(&self) -> Option<DirectFile<'_>>;
+}
+
+/// A file that asynchronous I/O may use beside the [`PoolDevice`] it comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct DirectFile<'a> {
+    /// The file, open for reading and writing.
+    pub file: &'a File,
+    /// What offsets, lengths and memory addresses must be multiples of, in bytes; 1 for buffered files.
+    pub alignment_bytes: u32,
+}

@@ -1,0 +1,1 @@
+//! Quarry's public gRPC contract.

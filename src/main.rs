@@ -1,0 +1,2 @@
+//! The `quarry` binary: agent and command line.
+fn main() {}
