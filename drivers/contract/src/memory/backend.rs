@@ -1,0 +1,502 @@
+//! A pool in memory.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+
+use super::contents::{CHUNK_BYTES, Contents, Space};
+use super::device::MemoryDevice;
+use super::lock;
+use crate::{
+    BackendCapabilities, BlockDevice, Capability, DataSource, DriverError, FieldDifference, OpenMode,
+    Outcome, PoolName, PoolState, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId,
+    VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+};
+
+/// How a [`MemoryBackend`] is made.
+#[derive(Debug, Clone)]
+pub struct MemoryBackendOptions {
+    /// The pool's name.
+    pub name: PoolName,
+    /// How much data it can hold, in bytes.
+    pub capacity_bytes: u64,
+    /// The logical block of its devices and the granularity of sizes, in bytes: 512 or 4096.
+    pub logical_block_bytes: u32,
+    /// The largest volume, in bytes.
+    pub max_volume_bytes: u64,
+}
+
+impl MemoryBackendOptions {
+    /// Returns the options of a pool with 512-byte blocks and volumes of up to 64 TiB.
+    pub fn of_capacity(name: PoolName, capacity_bytes: u64) -> Self {
+        Self {
+            name,
+            capacity_bytes,
+            logical_block_bytes: 512,
+            max_volume_bytes: 64 << 40,
+        }
+    }
+}
+
+/// A pool whose volumes live in memory.
+pub struct MemoryBackend {
+    options: MemoryBackendOptions,
+    uuid: uuid::Uuid,
+    space: Arc<Space>,
+    objects: Mutex<Objects>,
+    openings: Arc<Mutex<Openings>>,
+}
+
+#[derive(Default)]
+struct Objects {
+    volumes: BTreeMap<VolumeId, Volume>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+}
+
+struct Volume {
+    source: DataSource,
+    contents: Arc<Mutex<Contents>>,
+}
+
+struct Snapshot {
+    volume: VolumeId,
+    contents: Contents,
+}
+
+/// Who has what open.
+#[derive(Default)]
+struct Openings {
+    readers: Vec<VersionId>,
+    writers: HashSet<VersionId>,
+}
+
+impl Openings {
+    fn is_open(&self, id: VersionId) -> bool {
+        self.readers.contains(&id) || self.writers.contains(&id)
+    }
+}
+
+/// One open handle; dropping it closes.
+struct Opening {
+    id: VersionId,
+    mode: OpenMode,
+    openings: Arc<Mutex<Openings>>,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        let mut openings = lock(&self.openings);
+        match self.mode {
+            OpenMode::ReadWrite => {
+                openings.writers.remove(&self.id);
+            }
+            OpenMode::ReadOnly => {
+                if let Some(at) = openings.readers.iter().position(|id| *id == self.id) {
+                    openings.readers.swap_remove(at);
+                }
+            }
+        }
+    }
+}
+
+impl MemoryBackend {
+    /// Makes an empty pool.
+    pub fn new(options: MemoryBackendOptions) -> Self {
+        Self {
+            space: Space::of_bytes(options.capacity_bytes),
+            // One name, one pool: the identity is stable for the tests that compare it.
+            uuid: uuid::Uuid::from_u128(
+                options
+                    .name
+                    .as_str()
+                    .bytes()
+                    .fold(0x6d65_6d6f_7279, |hash: u128, byte| {
+                        hash.wrapping_mul(0x0100_0000_01b3) ^ u128::from(byte)
+                    }),
+            ),
+            options,
+            objects: Mutex::default(),
+            openings: Arc::default(),
+        }
+    }
+
+    fn check_size(&self, size_bytes: u64, least_bytes: u64) -> Result<(), DriverError> {
+        let granularity = u64::from(self.options.logical_block_bytes);
+        let problem = if size_bytes == 0 {
+            "is zero".to_owned()
+        } else if !size_bytes.is_multiple_of(granularity) {
+            format!("{size_bytes} is not a multiple of {granularity}")
+        } else if size_bytes > self.options.max_volume_bytes {
+            format!(
+                "{size_bytes} is above the limit of {}",
+                self.options.max_volume_bytes
+            )
+        } else if size_bytes < least_bytes {
+            format!("{size_bytes} is below the present {least_bytes}")
+        } else {
+            return Ok(());
+        };
+        Err(DriverError::InvalidArgument {
+            field: "size_bytes".into(),
+            problem,
+        })
+    }
+
+    fn check_closed(&self, id: VersionId) -> Result<(), DriverError> {
+        if !lock(&self.openings).is_open(id) {
+            return Ok(());
+        }
+        Err(DriverError::Busy {
+            object: describe(id),
+            blockers: vec!["an open device".into()],
+        })
+    }
+}
+
+impl Objects {
+    fn volume(&self, id: VolumeId) -> Result<&Volume, DriverError> {
+        self.volumes
+            .get(&id)
+            .ok_or_else(|| not_found(VersionId::Volume(id)))
+    }
+
+    fn snapshot(&self, id: SnapshotId) -> Result<&Snapshot, DriverError> {
+        self.snapshots
+            .get(&id)
+            .ok_or_else(|| not_found(VersionId::Snapshot(id)))
+    }
+
+    fn contents_of(&self, source: DataSource) -> Result<Option<Contents>, DriverError> {
+        Ok(match source {
+            DataSource::Blank => None,
+            DataSource::Snapshot(id) => Some(self.snapshot(id)?.contents.clone()),
+            DataSource::Volume(id) => Some(lock(&self.volume(id)?.contents).clone()),
+        })
+    }
+}
+
+impl Volume {
+    fn info(&self, id: VolumeId) -> VolumeInfo {
+        let contents = lock(&self.contents);
+        VolumeInfo {
+            id,
+            size_bytes: contents.size_bytes(),
+            source: self.source,
+            mapped_bytes: contents.mapped_bytes(),
+        }
+    }
+}
+
+impl Snapshot {
+    fn info(&self, id: SnapshotId) -> SnapshotInfo {
+        SnapshotInfo {
+            id,
+            volume: self.volume,
+            size_bytes: self.contents.size_bytes(),
+            mapped_bytes: self.contents.mapped_bytes(),
+        }
+    }
+}
+
+fn describe(id: VersionId) -> String {
+    match id {
+        VersionId::Volume(id) => format!("volume {id}"),
+        VersionId::Snapshot(id) => format!("snapshot {id}"),
+    }
+}
+
+fn not_found(id: VersionId) -> DriverError {
+    DriverError::NotFound { object: describe(id) }
+}
+
+fn difference(field: &str, existing: impl ToString, requested: impl ToString) -> FieldDifference {
+    FieldDifference {
+        field: field.into(),
+        existing: existing.to_string(),
+        requested: requested.to_string(),
+    }
+}
+
+fn describe_source(source: DataSource) -> String {
+    match source {
+        DataSource::Blank => "blank".into(),
+        DataSource::Snapshot(id) => format!("snapshot {id}"),
+        DataSource::Volume(id) => format!("volume {id}"),
+    }
+}
+
+#[async_trait]
+impl VolumeBackend for MemoryBackend {
+    fn capabilities(&self) -> BackendCapabilities {
+        BackendCapabilities {
+            driver: "memory",
+            features: vec![
+                Capability::ThinProvisioning,
+                Capability::Snapshots,
+                Capability::Clones,
+                Capability::RevertToAny,
+                Capability::OnlineExtend,
+                Capability::GroupSnapshots,
+                Capability::Discard,
+            ],
+            max_volume_bytes: self.options.max_volume_bytes,
+            size_granularity_bytes: u64::from(self.options.logical_block_bytes),
+        }
+    }
+
+    async fn pool_status(&self) -> Result<PoolStatus, DriverError> {
+        let objects = lock(&self.objects);
+        let sizes = objects
+            .volumes
+            .values()
+            .map(|volume| lock(&volume.contents).size_bytes());
+        Ok(PoolStatus {
+            name: self.options.name.clone(),
+            uuid: self.uuid,
+            state: PoolState::Up,
+            total_bytes: self.space.total_bytes(),
+            free_bytes: self.space.total_bytes() - self.space.allocated_bytes(),
+            allocated_bytes: self.space.allocated_bytes(),
+            reclaimable_bytes: 0,
+            provisioned_bytes: sizes.sum(),
+            chunk_bytes: CHUNK_BYTES,
+            volume_count: objects.volumes.len() as u64,
+            snapshot_count: objects.snapshots.len() as u64,
+        })
+    }
+
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let mut objects = lock(&self.objects);
+        if let Some(existing) = objects.volumes.get(&spec.id) {
+            let info = existing.info(spec.id);
+            let mut differences = Vec::new();
+            if info.size_bytes != spec.size_bytes {
+                differences.push(difference("size_bytes", info.size_bytes, spec.size_bytes));
+            }
+            if info.source != spec.source {
+                let (existing, requested) = (describe_source(info.source), describe_source(spec.source));
+                differences.push(difference("source", existing, requested));
+            }
+            if differences.is_empty() {
+                return Ok(Outcome::Unchanged(info));
+            }
+            return Err(DriverError::AlreadyExists {
+                object: describe(VersionId::Volume(spec.id)),
+                differences,
+            });
+        }
+        self.check_size(spec.size_bytes, 0)?;
+        let contents = match objects.contents_of(spec.source)? {
+            None => Contents::blank(Arc::clone(&self.space), spec.size_bytes),
+            Some(mut contents) => {
+                self.check_size(spec.size_bytes, contents.size_bytes())?;
+                contents.grow(spec.size_bytes);
+                contents
+            }
+        };
+        let volume = Volume {
+            source: spec.source,
+            contents: Arc::new(Mutex::new(contents)),
+        };
+        let info = volume.info(spec.id);
+        objects.volumes.insert(spec.id, volume);
+        Ok(Outcome::Changed(info))
+    }
+
+    async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError> {
+        lock(&self.objects).volume(id).map(|volume| volume.info(id))
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, DriverError> {
+        let objects = lock(&self.objects);
+        Ok(objects
+            .volumes
+            .iter()
+            .map(|(id, volume)| volume.info(*id))
+            .collect())
+    }
+
+    async fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let objects = lock(&self.objects);
+        let volume = objects.volume(id)?;
+        let present = volume.info(id).size_bytes;
+        self.check_size(size_bytes, present)?;
+        if size_bytes == present {
+            return Ok(Outcome::Unchanged(volume.info(id)));
+        }
+        lock(&volume.contents).grow(size_bytes);
+        Ok(Outcome::Changed(volume.info(id)))
+    }
+
+    async fn revert_volume(
+        &self,
+        id: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let objects = lock(&self.objects);
+        let volume = objects.volume(id)?;
+        let origin = objects.snapshot(snapshot)?;
+        if origin.volume != id {
+            return Err(DriverError::InvalidArgument {
+                field: "snapshot".into(),
+                problem: format!("{snapshot} is a snapshot of volume {}", origin.volume),
+            });
+        }
+        self.check_closed(VersionId::Volume(id))?;
+        let mut contents = lock(&volume.contents);
+        let mut reverted = origin.contents.clone();
+        reverted.grow(contents.size_bytes());
+        let unchanged = contents.is_same_version(&reverted);
+        *contents = reverted;
+        drop(contents);
+        let info = volume.info(id);
+        Ok(if unchanged {
+            Outcome::Unchanged(info)
+        } else {
+            Outcome::Changed(info)
+        })
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<Outcome<()>, DriverError> {
+        let mut objects = lock(&self.objects);
+        if !objects.volumes.contains_key(&id) {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.check_closed(VersionId::Volume(id))?;
+        objects.volumes.remove(&id);
+        Ok(Outcome::Changed(()))
+    }
+
+    async fn create_snapshots(
+        &self,
+        group: &[SnapshotSpec],
+    ) -> Result<Outcome<Vec<SnapshotInfo>>, DriverError> {
+        let ids: HashSet<_> = group.iter().map(|spec| spec.id).collect();
+        let volumes: HashSet<_> = group.iter().map(|spec| spec.volume).collect();
+        if ids.len() != group.len() || volumes.len() != group.len() {
+            return Err(DriverError::InvalidArgument {
+                field: "group".into(),
+                problem: "names a snapshot or a volume twice".into(),
+            });
+        }
+        let mut objects = lock(&self.objects);
+        let mut existing = Vec::new();
+        for spec in group {
+            let Some(snapshot) = objects.snapshots.get(&spec.id) else {
+                continue;
+            };
+            if snapshot.volume != spec.volume {
+                return Err(DriverError::AlreadyExists {
+                    object: describe(VersionId::Snapshot(spec.id)),
+                    differences: vec![difference("volume", snapshot.volume, spec.volume)],
+                });
+            }
+            existing.push(snapshot.info(spec.id));
+        }
+        if existing.len() == group.len() {
+            return Ok(Outcome::Unchanged(existing));
+        }
+        if let Some(first) = existing.first() {
+            return Err(DriverError::AlreadyExists {
+                object: describe(VersionId::Snapshot(first.id)),
+                differences: vec![difference(
+                    "group",
+                    format!("{} of its members", existing.len()),
+                    format!("{} members", group.len()),
+                )],
+            });
+        }
+        for spec in group {
+            objects.volume(spec.volume)?;
+        }
+        // All volumes are locked before the first is copied: one cut (V4). The order of ids keeps it free of
+        // deadlock, as no one else locks two.
+        let mut ordered: Vec<&SnapshotSpec> = group.iter().collect();
+        ordered.sort_by_key(|spec| spec.volume);
+        let cells: Vec<_> = ordered
+            .iter()
+            .map(|spec| Ok(Arc::clone(&objects.volume(spec.volume)?.contents)))
+            .collect::<Result<_, DriverError>>()?;
+        let guards: Vec<_> = cells.iter().map(|cell| lock(cell)).collect();
+        let cut: Vec<Snapshot> = ordered
+            .iter()
+            .zip(&guards)
+            .map(|(spec, contents)| Snapshot {
+                volume: spec.volume,
+                contents: Contents::clone(contents),
+            })
+            .collect();
+        drop(guards);
+        for (spec, snapshot) in ordered.iter().zip(cut) {
+            objects.snapshots.insert(spec.id, snapshot);
+        }
+        let infos = group
+            .iter()
+            .map(|spec| Ok(objects.snapshot(spec.id)?.info(spec.id)));
+        infos.collect::<Result<_, _>>().map(Outcome::Changed)
+    }
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotInfo, DriverError> {
+        lock(&self.objects).snapshot(id).map(|snapshot| snapshot.info(id))
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, DriverError> {
+        let objects = lock(&self.objects);
+        Ok(objects
+            .snapshots
+            .iter()
+            .map(|(id, snapshot)| snapshot.info(*id))
+            .collect())
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError> {
+        let mut objects = lock(&self.objects);
+        if !objects.snapshots.contains_key(&id) {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.check_closed(VersionId::Snapshot(id))?;
+        objects.snapshots.remove(&id);
+        Ok(Outcome::Changed(()))
+    }
+
+    async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError> {
+        let objects = lock(&self.objects);
+        let contents = match id {
+            VersionId::Volume(id) => Arc::clone(&objects.volume(id)?.contents),
+            VersionId::Snapshot(id) => {
+                let contents = &objects.snapshot(id)?.contents;
+                if mode == OpenMode::ReadWrite {
+                    return Err(DriverError::InvalidArgument {
+                        field: "mode".into(),
+                        problem: format!("snapshot {id} can only be opened read-only"),
+                    });
+                }
+                Arc::new(Mutex::new(contents.clone()))
+            }
+        };
+        let mut openings = lock(&self.openings);
+        match mode {
+            OpenMode::ReadOnly => openings.readers.push(id),
+            OpenMode::ReadWrite => {
+                if !openings.writers.insert(id) {
+                    return Err(DriverError::Busy {
+                        object: describe(id),
+                        blockers: vec!["a read-write handle".into()],
+                    });
+                }
+            }
+        }
+        let opening = Opening {
+            id,
+            mode,
+            openings: Arc::clone(&self.openings),
+        };
+        Ok(Arc::new(MemoryDevice::over(
+            contents,
+            self.options.logical_block_bytes,
+            mode == OpenMode::ReadOnly,
+            Some(Box::new(opening)),
+        )))
+    }
+}

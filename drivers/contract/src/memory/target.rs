@@ -1,0 +1,160 @@
+//! A target that nobody can log in to: it keeps the books of exports and grants and no more.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use secrecy::ExposeSecret;
+
+use super::lock;
+use crate::{
+    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Outcome, Portal, SessionInfo,
+    Target, VolumeId,
+};
+
+/// A target in memory. It has no sessions, so what the contract says of them holds because there are none.
+#[derive(Default)]
+pub struct MemoryTarget {
+    exports: Mutex<BTreeMap<VolumeId, Export>>,
+}
+
+struct Export {
+    device: Arc<dyn BlockDevice>,
+    grants: BTreeMap<InitiatorName, Grant>,
+    announced_bytes: u64,
+}
+
+impl MemoryTarget {
+    /// Makes a target without exports.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns what is exported, ordered.
+    pub fn exports(&self) -> Vec<VolumeId> {
+        lock(&self.exports).keys().copied().collect()
+    }
+
+    /// Returns the grants of an export, ordered by initiator; `None` when the volume is not exported.
+    pub fn grants(&self, volume: VolumeId) -> Option<Vec<Grant>> {
+        let exports = lock(&self.exports);
+        exports
+            .get(&volume)
+            .map(|export| export.grants.values().cloned().collect())
+    }
+
+    /// Returns the size that initiators were last told, in bytes; `None` when the volume is not exported.
+    pub fn announced_bytes(&self, volume: VolumeId) -> Option<u64> {
+        lock(&self.exports)
+            .get(&volume)
+            .map(|export| export.announced_bytes)
+    }
+}
+
+fn same_grant(one: &Grant, other: &Grant) -> bool {
+    one.initiator == other.initiator
+        && one.access == other.access
+        && one.chap.username == other.chap.username
+        && one.chap.secret.expose_secret() == other.chap.secret.expose_secret()
+}
+
+fn not_exported(volume: VolumeId) -> DriverError {
+    DriverError::NotFound {
+        object: format!("the export of volume {volume}"),
+    }
+}
+
+#[async_trait]
+impl Target for MemoryTarget {
+    fn portals(&self) -> Vec<Portal> {
+        vec![Portal(SocketAddr::from((Ipv4Addr::LOCALHOST, 3260)))]
+    }
+
+    fn address_of(&self, volume: VolumeId) -> ExportInfo {
+        ExportInfo {
+            target_name: format!("iqn.2026-11.io.quarry.memory:volume-{volume}"),
+            lun: 0,
+            serial: volume.0.simple().to_string(),
+        }
+    }
+
+    async fn export(&self, spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError> {
+        let info = self.address_of(spec.volume);
+        let grants: BTreeMap<InitiatorName, Grant> = spec
+            .grants
+            .into_iter()
+            .map(|grant| (grant.initiator.clone(), grant))
+            .collect();
+        let mut exports = lock(&self.exports);
+        if let Some(export) = exports.get_mut(&spec.volume) {
+            let same = export.grants.len() == grants.len()
+                && export
+                    .grants
+                    .values()
+                    .zip(grants.values())
+                    .all(|(a, b)| same_grant(a, b));
+            export.grants = grants;
+            return Ok(if same {
+                Outcome::Unchanged(info)
+            } else {
+                Outcome::Changed(info)
+            });
+        }
+        let announced_bytes = spec.device.size_bytes();
+        exports.insert(
+            spec.volume,
+            Export {
+                device: spec.device,
+                grants,
+                announced_bytes,
+            },
+        );
+        Ok(Outcome::Changed(info))
+    }
+
+    async fn grant(&self, volume: VolumeId, grant: Grant) -> Result<Outcome<()>, DriverError> {
+        let mut exports = lock(&self.exports);
+        let export = exports.get_mut(&volume).ok_or_else(|| not_exported(volume))?;
+        let present = export.grants.get(&grant.initiator);
+        if present.is_some_and(|present| same_grant(present, &grant)) {
+            return Ok(Outcome::Unchanged(()));
+        }
+        export.grants.insert(grant.initiator.clone(), grant);
+        Ok(Outcome::Changed(()))
+    }
+
+    async fn revoke(&self, volume: VolumeId, initiator: &InitiatorName) -> Result<Outcome<()>, DriverError> {
+        let mut exports = lock(&self.exports);
+        let removed = exports
+            .get_mut(&volume)
+            .and_then(|export| export.grants.remove(initiator));
+        Ok(match removed {
+            Some(_) => Outcome::Changed(()),
+            None => Outcome::Unchanged(()),
+        })
+    }
+
+    async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError> {
+        let removed = lock(&self.exports).remove(&volume);
+        Ok(match removed {
+            Some(_) => Outcome::Changed(()),
+            None => Outcome::Unchanged(()),
+        })
+    }
+
+    async fn size_changed(&self, volume: VolumeId) -> Result<(), DriverError> {
+        let mut exports = lock(&self.exports);
+        let export = exports.get_mut(&volume).ok_or_else(|| not_exported(volume))?;
+        export.announced_bytes = export.device.size_bytes();
+        Ok(())
+    }
+
+    async fn sessions(&self, _volume: Option<VolumeId>) -> Result<Vec<SessionInfo>, DriverError> {
+        Ok(Vec::new())
+    }
+
+    async fn shutdown(&self) {
+        lock(&self.exports).clear();
+    }
+}
