@@ -1,0 +1,234 @@
+//! What `std` lacks on files and block devices.
+//!
+//! Called by drivers that keep their data in a file or on a block device. Every function takes an open [`File`]
+//! and says what the operating system says; what was only interrupted is tried again. Offsets and lengths are
+//! bytes. Reads and writes at a position are `std`'s own (`FileExt`), which go on after short transfers.
+
+mod lock;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::FallocateFlags;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+
+pub use lock::{LockError, lock_exclusive};
+
+/// What a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A file in a file system.
+    Regular,
+    /// A block device.
+    BlockDevice,
+}
+
+/// Which way a file's bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoPath {
+    /// Past the page cache.
+    Direct {
+        /// What offsets, lengths and memory addresses must be multiples of, in bytes.
+        alignment_bytes: u32,
+    },
+    /// Through the page cache.
+    Buffered,
+}
+
+/// The alignment of direct I/O where the kernel does not tell: enough for any device in the field.
+const CAUTIOUS_ALIGNMENT_BYTES: u32 = 4096;
+
+/// Creates a file of `length` bytes that reads zero and takes no space, durably, name included.
+///
+/// # Errors
+/// `AlreadyExists` when the name is taken; what the file system says.
+pub fn create_sparse(path: &Path, length: u64) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.set_len(length)?;
+    file.sync_all()?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent)?.sync_all()?;
+    Ok(file)
+}
+
+/// Tells what a file is.
+///
+/// # Errors
+/// `InvalidInput` when it is neither a regular file nor a block device.
+pub fn medium(file: &File) -> io::Result<Medium> {
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() {
+        Ok(Medium::Regular)
+    } else if kind.is_block_device() {
+        Ok(Medium::BlockDevice)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "neither a regular file nor a block device",
+        ))
+    }
+}
+
+/// Returns the size of a regular file or of a block device, in bytes.
+///
+/// # Errors
+/// As for [`medium`].
+pub fn size_bytes(file: &File) -> io::Result<u64> {
+    match medium(file)? {
+        Medium::Regular => Ok(file.metadata()?.len()),
+        Medium::BlockDevice => {
+            let mut bytes = 0;
+            // SAFETY: BLKGETSIZE64 writes one u64 through the pointer (linux/fs.h), which points at `bytes`; the
+            // descriptor is open while `file` is borrowed. `std` has no call for a device's size.
+            unsafe { block_device_size(file.as_raw_fd(), &mut bytes) }?;
+            Ok(bytes)
+        }
+    }
+}
+
+/// Opens the same file again for reading and writing, past the page cache where that works.
+///
+/// The result is a file description of its own: it does not carry the locks of `file`, so whatever holds it a
+/// little longer (a ring that the kernel tears down in the background) does not keep the lock.
+///
+/// # Errors
+/// When the file cannot be opened for writing.
+pub fn reopen_for_io(file: &File) -> io::Result<(File, IoPath)> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    if let Some(alignment_bytes) = direct_alignment(file)? {
+        match options.clone().custom_flags(libc::O_DIRECT).open(&path) {
+            Ok(direct) if reads_directly(&direct, alignment_bytes) => {
+                return Ok((direct, IoPath::Direct { alignment_bytes }));
+            }
+            // The file system refuses the flag at open or at the first use.
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((options.open(&path)?, IoPath::Buffered))
+}
+
+/// Returns what direct I/O on the file must be aligned to, or `None` where it does not exist.
+fn direct_alignment(file: &File) -> io::Result<Option<u32>> {
+    // tmpfs takes the flag and then uses its page cache all the same, without asking for alignment: calling it
+    // buffered spares everybody the bouncing.
+    if fstatfs(file)?.filesystem_type() == TMPFS_MAGIC {
+        return Ok(None);
+    }
+    let told = statx(file.as_raw_fd())?;
+    // Without the bit in the mask (Linux before 6.1, or a file system that does not tell) it has to be tried.
+    if told.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return Ok(Some(CAUTIOUS_ALIGNMENT_BYTES));
+    }
+    let alignment_bytes = told.stx_dio_mem_align.max(told.stx_dio_offset_align);
+    Ok((told.stx_dio_offset_align != 0).then_some(alignment_bytes))
+}
+
+fn statx(fd: RawFd) -> io::Result<libc::statx> {
+    let mut told = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a NUL-terminated empty string, with AT_EMPTY_PATH meaning the descriptor itself
+    // (statx(2)); the kernel writes at most one `struct statx` through the pointer. Neither `std` nor `nix` wraps
+    // the call.
+    let status = unsafe {
+        libc::statx(
+            fd,
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            told.as_mut_ptr(),
+        )
+    };
+    Errno::result(status)?;
+    // SAFETY: `struct statx` is plain integers, valid for all bit patterns; the storage was zeroed first.
+    Ok(unsafe { told.assume_init() })
+}
+
+/// Tells whether a direct read works, by doing one.
+fn reads_directly(file: &File, alignment_bytes: u32) -> bool {
+    let unit = alignment_bytes.max(512) as usize;
+    let mut storage = vec![0u8; unit * 2];
+    let start = storage.as_ptr().align_offset(unit);
+    // Reading nothing at the end of a short file is fine; only a refusal counts.
+    file.read_at(&mut storage[start..start + unit], 0).is_ok()
+}
+
+/// Makes a range of a regular file read zero and gives its space back.
+///
+/// # Errors
+/// `Unsupported` when the file system has no holes.
+pub fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    allocate(file, mode, offset, length)
+}
+
+/// Makes a range of a regular file read zero and keeps its space.
+///
+/// # Errors
+/// `Unsupported` when the file system cannot.
+pub fn zero_range(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    let mode = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    allocate(file, mode, offset, length)
+}
+
+fn allocate(file: &File, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
+    let out_of_range = |_| io::Error::from(io::ErrorKind::InvalidInput);
+    let offset = i64::try_from(offset).map_err(out_of_range)?;
+    let length = i64::try_from(length).map_err(out_of_range)?;
+    loop {
+        match nix::fcntl::fallocate(file, mode, offset, length) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Tells a block device that a range is not needed. What it reads afterwards is undefined.
+///
+/// # Errors
+/// `Unsupported` when the device has no discard.
+pub fn discard_blocks(device: &File, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: BLKDISCARD reads two u64 through the pointer (linux/fs.h), which points at `range`; the descriptor
+    // is open while `device` is borrowed. `std` has no call for it.
+    unsafe { block_discard(device.as_raw_fd(), range.as_ptr().cast()) }?;
+    Ok(())
+}
+
+/// Makes a range of a block device read zero.
+///
+/// # Errors
+/// What the device says; the kernel writes zeros where the device has no command for them.
+pub fn zero_blocks(device: &File, offset: u64, length: u64) -> io::Result<()> {
+    let range = [offset, length];
+    // SAFETY: BLKZEROOUT reads two u64 through the pointer (linux/fs.h), which points at `range`; the descriptor
+    // is open while `device` is borrowed. `std` has no call for it.
+    unsafe { block_zero_out(device.as_raw_fd(), range.as_ptr().cast()) }?;
+    Ok(())
+}
+
+/// The ioctl numbers of linux/fs.h.
+mod ioctls {
+    nix::ioctl_read!(block_device_size, 0x12, 114, u64);
+    nix::ioctl_write_ptr_bad!(block_discard, nix::request_code_none!(0x12, 119), u8);
+    nix::ioctl_write_ptr_bad!(block_zero_out, nix::request_code_none!(0x12, 127), u8);
+}
+use ioctls::{block_device_size, block_discard, block_zero_out};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+use super::*;
+
+fn filled(directory: &str, length: usize) -> File {
+    let file = tempfile::tempfile_in(directory).unwrap();
+    file.write_all_at(&vec![0xAB; length], 0).unwrap();
+    file.sync_all().unwrap();
+    file
+}
+
+#[test]
+fn sparse_file_has_its_size_reads_zero_and_is_made_only_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    let file = create_sparse(&path, 10 << 30).unwrap();
+    assert_eq!(size_bytes(&file).unwrap(), 10 << 30);
+    let mut bytes = [1; 4096];
+    file.read_exact_at(&mut bytes, 9 << 30).unwrap();
+    assert_eq!(bytes, [0; 4096]);
+    let error = create_sparse(&path, 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+}
+
+#[test]
+fn directories_and_character_devices_are_no_medium() {
+    let null = File::open("/dev/null").unwrap();
+    assert_eq!(medium(&null).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    let directory = File::open("/tmp").unwrap();
+    assert!(size_bytes(&directory).is_err());
+}
+
+#[test]
+fn reopened_file_is_the_same_file_without_its_lock() {
+    for directory in ["/tmp", "/dev/shm"] {
+        let file = filled(directory, 65536);
+        lock_exclusive(&file).unwrap();
+        let (again, io_path) = reopen_for_io(&file).unwrap();
+        println!("{directory}: {io_path:?}");
+        if directory == "/dev/shm" {
+            assert_eq!(io_path, IoPath::Buffered);
+        }
+        drop(file);
+        let third = File::open(format!("/proc/self/fd/{}", again.as_raw_fd())).unwrap();
+        lock_exclusive(&third).unwrap();
+
+        let mut memory = vec![0u8; 8192];
+        let start = memory.as_ptr().align_offset(4096);
+        again
+            .read_exact_at(&mut memory[start..start + 4096], 4096)
+            .unwrap();
+        assert!(memory[start..start + 4096].iter().all(|byte| *byte == 0xAB));
+    }
+}
+
+#[test]
+fn holes_and_zeroed_ranges_read_zero_and_nothing_beside_them_changes() {
+    for directory in ["/tmp", "/dev/shm"] {
+        let file = filled(directory, 1 << 20);
+        punch_hole(&file, 65536, 65536).unwrap();
+        let mut zeroed = Vec::new();
+        zeroed.push(65536..131072);
+        match zero_range(&file, 262144, 8192) {
+            Ok(()) => zeroed.push(262144..270336),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{directory}"),
+        }
+        let mut bytes = vec![0; 1 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        for (position, byte) in bytes.into_iter().enumerate() {
+            let expected = if zeroed.iter().any(|range| range.contains(&position)) {
+                0
+            } else {
+                0xAB
+            };
+            assert_eq!(byte, expected, "{directory}, byte {position}");
+        }
+    }
+}
+
+#[test]
+fn block_device_calls_on_a_regular_file_are_refused() {
+    let file = filled("/tmp", 4096);
+    assert!(discard_blocks(&file, 0, 4096).is_err());
+    assert!(zero_blocks(&file, 0, 4096).is_err());
+}
+
+#[test]
+fn ranges_beyond_what_the_kernel_counts_are_refused() {
+    let file = filled("/tmp", 4096);
+    assert_eq!(
+        punch_hole(&file, u64::MAX, 1).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+}
