@@ -1,5 +1,13 @@
 //! Quarry's native copy-on-write thin pool engine.
 
 mod device;
+mod error;
+mod options;
+mod plan;
+mod pool;
 
 pub use device::{DirectFile, PoolDevice};
+pub use error::PoolError;
+pub use options::{FormatOptions, OpenOptions};
+pub use plan::{Place, Plan, PlanGuard, Planned, Segment};
+pub use pool::{CheckReport, Maintenance, Pool, VersionHandle};

@@ -1,0 +1,133 @@
+//! Why a pool cannot be formatted, opened or checked.
+//!
+//! The control calls of an open pool answer with the contract's [`DriverError`], its data calls with
+//! [`IoError`]; this type is for what happens before and around them.
+
+use std::io;
+
+use quarry_contract::{DriverError, IoError};
+
+/// A pool could not be formatted, opened, read or committed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// An option breaks a rule.
+    #[error("{option}: {problem}")]
+    InvalidOption {
+        /// The option.
+        option: &'static str,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// The medium holds no pool.
+    #[error("not a Quarry pool: no superblock with the magic is found; format the device, or check the path")]
+    NotAPool,
+    /// The medium already holds a pool.
+    #[error("the device already holds pool {uuid}; open it, or wipe its first 8 KiB to format it anew")]
+    AlreadyAPool {
+        /// The pool's id.
+        uuid: uuid::Uuid,
+    },
+    /// The medium is smaller than the pool on it.
+    #[error(
+        "the device is truncated: the pool needs {expected_bytes} bytes, {actual_bytes} are there; restore the \
+         missing part of the file"
+    )]
+    Truncated {
+        /// What the superblock says, in bytes.
+        expected_bytes: u64,
+        /// What the device has, in bytes.
+        actual_bytes: u64,
+    },
+    /// The pool was written by a newer Quarry.
+    #[error(
+        "the pool has a newer format ({what}); open it with the Quarry version that wrote it or a later one"
+    )]
+    NewerFormat {
+        /// The version or the feature bits that are not understood.
+        what: String,
+    },
+    /// Metadata is damaged beyond its copies.
+    #[error("{structure} is damaged: {detail}; run a check and restore from a backup what it names")]
+    Damaged {
+        /// The structure and where it is.
+        structure: String,
+        /// What was expected and what was found.
+        detail: String,
+    },
+    /// The medium failed.
+    #[error("{action}")]
+    Device {
+        /// What was being done, and where.
+        action: String,
+        /// What the medium said.
+        #[source]
+        source: io::Error,
+    },
+    /// The pool has stopped after an earlier failure.
+    #[error("the pool has stopped: {reason}")]
+    Stopped {
+        /// What happened.
+        reason: String,
+    },
+    /// No free space is left for metadata.
+    #[error("the pool has no free space: {needed_bytes} bytes needed, {free_bytes} free")]
+    Full {
+        /// What is needed, in bytes.
+        needed_bytes: u64,
+        /// What is free, in bytes.
+        free_bytes: u64,
+    },
+}
+
+impl PoolError {
+    /// Converts for a control call on the pool called `pool`.
+    pub fn into_driver_error(self, pool: &str) -> DriverError {
+        let object = format!("pool {pool}");
+        match self {
+            PoolError::InvalidOption { option, problem } => DriverError::InvalidArgument {
+                field: option.to_owned(),
+                problem,
+            },
+            PoolError::Damaged { .. } | PoolError::Truncated { .. } => DriverError::Corrupt {
+                object,
+                detail: self.to_string(),
+            },
+            PoolError::Full {
+                needed_bytes,
+                free_bytes,
+            } => DriverError::Full {
+                pool: object,
+                needed_bytes,
+                free_bytes,
+            },
+            PoolError::Device { action, source } => DriverError::Unavailable {
+                object,
+                problem: action,
+                source: Some(source),
+            },
+            PoolError::NotAPool
+            | PoolError::AlreadyAPool { .. }
+            | PoolError::NewerFormat { .. }
+            | PoolError::Stopped { .. } => DriverError::Unavailable {
+                object,
+                problem: self.to_string(),
+                source: None,
+            },
+        }
+    }
+
+    /// Converts for a request on the data path.
+    pub fn into_io_error(self) -> IoError {
+        match self {
+            PoolError::Stopped { reason } => IoError::Stopped { reason },
+            PoolError::Full { .. } => IoError::NoSpace,
+            PoolError::Device { action, source } => IoError::Medium {
+                detail: format!("{action}: {source}"),
+            },
+            other => IoError::Medium {
+                detail: other.to_string(),
+            },
+        }
+    }
+}

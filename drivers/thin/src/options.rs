@@ -1,0 +1,57 @@
+//! How a pool is formatted and opened.
+
+use quarry_contract::PoolName;
+use uuid::Uuid;
+
+/// How a pool is laid out; fixed for its life.
+#[derive(Debug, Clone)]
+pub struct FormatOptions {
+    /// The pool's identity.
+    pub uuid: Uuid,
+    /// The unit of allocation and copy-on-write in bytes: a power of two from 16 KiB to 1 MiB.
+    pub chunk_bytes: u32,
+    /// The size of the redo log in bytes: a multiple of 4096 from 64 KiB to 256 MiB.
+    pub log_bytes: u64,
+}
+
+impl Default for FormatOptions {
+    fn default() -> Self {
+        Self {
+            uuid: Uuid::new_v4(),
+            chunk_bytes: 64 << 10,
+            log_bytes: 64 << 20,
+        }
+    }
+}
+
+/// How a pool is run; may differ from one open to the next.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// What the pool is called in status and errors.
+    pub name: PoolName,
+    /// The budget for clean map pages in memory, in bytes.
+    pub cache_bytes: u64,
+    /// A checkpoint is due when this many map pages are dirty.
+    pub checkpoint_dirty_pages: u64,
+    /// Whether freed chunks are discarded on the medium (by [`Pool::maintain`](crate::Pool::maintain)), so that
+    /// a sparse file gives its space back.
+    pub discard_freed: bool,
+}
+
+impl OpenOptions {
+    /// The defaults, for a pool called `name`.
+    pub fn named(name: PoolName) -> Self {
+        Self {
+            name,
+            cache_bytes: 256 << 20,
+            checkpoint_dirty_pages: 16_384,
+            discard_freed: true,
+        }
+    }
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self::named(PoolName::parse("pool").expect("the literal keeps the rules"))
+    }
+}
