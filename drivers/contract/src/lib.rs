@@ -14,6 +14,7 @@
 //! [`conformance`], which the in-memory drivers in [`memory`] and every real driver run.
 
 mod block_device;
+mod blocking_queue;
 pub mod conformance;
 mod error;
 mod id;
@@ -27,6 +28,7 @@ pub use block_device::{
     BlockDevice, Completion, DeviceLimits, Durability, IoError, IoQueue, QueueFull, Request, Tag, Verb,
     ZeroMode,
 };
+pub use blocking_queue::{BlockingQueue, wait_for_completions};
 pub use error::{DriverError, ErrorKind, FieldDifference};
 pub use id::{PoolName, SnapshotId, VolumeId};
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer};

@@ -407,9 +407,6 @@ impl VolumeBackend for MemoryBackend {
                 )],
             });
         }
-        for spec in group {
-            objects.volume(spec.volume)?;
-        }
         // All volumes are locked before the first is copied: one cut (V4). The order of ids keeps it free of
         // deadlock, as no one else locks two.
         let mut ordered: Vec<&SnapshotSpec> = group.iter().collect();

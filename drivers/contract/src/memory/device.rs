@@ -148,38 +148,52 @@ impl MemoryDevice {
         let failure = lock(&self.control).failures.pop_front();
         match verb {
             Verb::Read { offset, mut buffer } => {
-                let result = self.admit(failure, offset, buffer.len() as u64).map(|()| {
+                let result = self.admit_transfer(failure, offset, buffer.len()).map(|()| {
                     lock(&self.contents).read(offset, &mut buffer);
                 });
                 (result, Some(buffer))
             }
             Verb::Write { offset, buffer, .. } => {
                 let result = self
-                    .admit_change(failure, offset, buffer.len() as u64)
+                    .admit_write()
+                    .and_then(|()| self.admit_transfer(failure, offset, buffer.len()))
                     .and_then(|()| lock(&self.contents).write(offset, &buffer));
                 (result, Some(buffer))
             }
             Verb::Flush => (failure.map_or(Ok(()), Err), None),
             Verb::Discard { offset, length } => {
                 let result = self
-                    .admit_change(failure, offset, length)
+                    .admit_write()
+                    .and_then(|()| self.admit(failure, offset, length))
                     .and_then(|()| lock(&self.contents).zero(offset, length, crate::ZeroMode::MayUnmap));
                 (result, None)
             }
             Verb::WriteZeroes { offset, length, mode } => {
                 let result = self
-                    .admit_change(failure, offset, length)
+                    .admit_write()
+                    .and_then(|()| self.admit(failure, offset, length))
                     .and_then(|()| lock(&self.contents).zero(offset, length, mode));
                 (result, None)
             }
         }
     }
 
-    fn admit_change(&self, failure: Option<IoError>, offset: u64, length: u64) -> Result<(), IoError> {
+    fn admit_write(&self) -> Result<(), IoError> {
         if self.read_only {
             return Err(IoError::ReadOnly);
         }
-        self.admit(failure, offset, length)
+        Ok(())
+    }
+
+    fn admit_transfer(&self, failure: Option<IoError>, offset: u64, length: usize) -> Result<(), IoError> {
+        if length > self.limits.max_transfer_bytes as usize {
+            return Err(IoError::Misaligned {
+                offset,
+                length: length as u64,
+                block: self.limits.logical_block_bytes,
+            });
+        }
+        self.admit(failure, offset, length as u64)
     }
 
     fn admit(&self, failure: Option<IoError>, offset: u64, length: u64) -> Result<(), IoError> {

@@ -1,0 +1,112 @@
+//! V2 and V3: what survives a power cut, and what may take long.
+
+use std::time::{Duration, Instant};
+
+use super::{BackendFixture, MIB, Subject, snapshot_id, volume_id};
+use crate::conformance::block_on;
+use crate::conformance::pattern::{assert_same, pattern};
+use crate::{DataSource, Durability};
+
+pub(super) fn run(fixture: &mut dyn BackendFixture) {
+    metadata_calls_do_not_wait_for_data(fixture);
+    answered_calls_survive_a_power_cut(fixture);
+}
+
+/// V3. The limit is far above what a call takes and far below what touching the volume's range would.
+fn metadata_calls_do_not_wait_for_data(fixture: &mut dyn BackendFixture) {
+    let subject = Subject::fresh(fixture);
+    let size = subject.backend.capabilities().max_volume_bytes.min(16 << 40) / 2;
+    let limit = Duration::from_secs(5);
+    let timed = |what: &str, call: &dyn Fn()| {
+        let start = Instant::now();
+        call();
+        let took = start.elapsed();
+        assert!(took < limit, "V3: {what} of {size} bytes took {took:?}");
+    };
+    timed("create", &|| {
+        subject.blank(1, size);
+    });
+    let mut queue = subject.writer(1);
+    for index in 0..64u64 {
+        let at = (size / 64 * index) / MIB * MIB;
+        queue
+            .write(at, &pattern(index, 65536), Durability::Cached)
+            .unwrap();
+    }
+    drop(queue);
+    timed("snapshot", &|| {
+        subject.snapshot(1, 1);
+    });
+    timed("clone", &|| {
+        subject.clone_of(2, size, DataSource::Snapshot(snapshot_id(1)));
+    });
+    timed("clone of a volume", &|| {
+        subject.clone_of(3, size, DataSource::Volume(volume_id(1)));
+    });
+    timed("extend", &|| {
+        subject.extend(1, size * 2).expect("extend");
+    });
+    timed("revert", &|| {
+        subject.revert(1, 1).expect("revert");
+    });
+    timed("delete", &|| {
+        subject.delete(1).expect("delete");
+    });
+}
+
+fn answered_calls_survive_a_power_cut(fixture: &mut dyn BackendFixture) {
+    let subject = Subject::fresh(fixture);
+    let uuid = subject.status().uuid;
+    subject.blank(1, 2 * MIB);
+    subject.blank(2, MIB);
+    let old = pattern(1, 2 << 20);
+    let mut queue = subject.writer(1);
+    queue.write(0, &old, Durability::Cached).unwrap();
+    subject.snapshot(1, 1);
+    let new = pattern(2, 300 * 1024);
+    queue.write(4096, &new, Durability::Cached).unwrap();
+    queue.flush().unwrap();
+    drop(queue);
+    subject.snapshot(2, 1);
+    subject.clone_of(3, 3 * MIB, DataSource::Snapshot(snapshot_id(1)));
+    subject.extend(2, 4 * MIB).expect("extend");
+    subject.clone_of(4, 2 * MIB, DataSource::Volume(volume_id(1)));
+    subject.revert(1, 1).expect("revert");
+    subject.delete(4).expect("delete");
+    subject.delete_snapshot(1).expect("delete");
+    let volumes = block_on(subject.backend.volumes()).expect("volumes");
+    let snapshots = block_on(subject.backend.snapshots()).expect("snapshots");
+    let Some(backend) = fixture.power_cut(subject.backend) else {
+        return;
+    };
+    let subject = Subject { backend };
+    assert_eq!(subject.status().uuid, uuid, "V2: the pool's identity");
+    assert_eq!(
+        block_on(subject.backend.volumes()).expect("volumes"),
+        volumes,
+        "V2: the volumes after a power cut"
+    );
+    assert_eq!(
+        block_on(subject.backend.snapshots()).expect("snapshots"),
+        snapshots,
+        "V2: the snapshots after a power cut"
+    );
+    let mut grown = old.clone();
+    grown.resize(3 << 20, 0);
+    let mut changed = old.clone();
+    changed[4096..4096 + new.len()].copy_from_slice(&new);
+    assert_same("V2: a reverted volume", 0, &subject.contents(1), &old);
+    assert_same(
+        "V2: an extended volume",
+        0,
+        &subject.contents(2),
+        &vec![0; 4 << 20],
+    );
+    assert_same("V2: a clone", 0, &subject.contents(3), &grown);
+    assert_same("V2: a snapshot", 0, &subject.snapshot_contents(2), &changed);
+    subject.blank(5, MIB);
+    subject
+        .writer(5)
+        .write(0, &old[..1 << 20], Durability::Flushed)
+        .expect("V2: the pool goes on");
+}
