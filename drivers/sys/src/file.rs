@@ -11,10 +11,10 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fcntl};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 pub use lock::{LockError, lock_exclusive};
@@ -99,29 +99,26 @@ pub fn size_bytes(file: &File) -> io::Result<u64> {
     }
 }
 
-/// Opens the same file again for reading and writing, past the page cache where that works.
+/// Turns the file's own descriptors to direct I/O where that works.
 ///
-/// The result is a file description of its own: it does not carry the locks of `file`, so whatever holds it a
-/// little longer (a ring that the kernel tears down in the background) does not keep the lock.
+/// It stays the same file description: a lock on it lasts until everything that uses it is done, also what the
+/// kernel still has in flight after the process was killed.
 ///
 /// # Errors
-/// When the file cannot be opened for writing.
-pub fn reopen_for_io(file: &File) -> io::Result<(File, IoPath)> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    if let Some(alignment_bytes) = direct_alignment(file)? {
-        match options.clone().custom_flags(libc::O_DIRECT).open(&path) {
-            Ok(direct) if reads_directly(&direct, alignment_bytes) => {
-                return Ok((direct, IoPath::Direct { alignment_bytes }));
-            }
-            // The file system refuses the flag at open or at the first use.
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => return Err(error),
-        }
+/// What the operating system says, except that direct I/O does not work.
+pub fn enable_direct_io(file: &File) -> io::Result<IoPath> {
+    let Some(alignment_bytes) = direct_alignment(file)? else {
+        return Ok(IoPath::Buffered);
+    };
+    let buffered = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    match fcntl(file, FcntlArg::F_SETFL(buffered | OFlag::O_DIRECT)) {
+        Ok(_) if reads_directly(file, alignment_bytes) => return Ok(IoPath::Direct { alignment_bytes }),
+        // The file system refuses the flag now, or at the first use.
+        Ok(_) | Err(Errno::EINVAL) => {}
+        Err(error) => return Err(error.into()),
     }
-    Ok((options.open(&path)?, IoPath::Buffered))
+    fcntl(file, FcntlArg::F_SETFL(buffered))?;
+    Ok(IoPath::Buffered)
 }
 
 /// Returns what direct I/O on the file must be aligned to, or `None` where it does not exist.

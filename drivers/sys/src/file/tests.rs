@@ -29,25 +29,28 @@ fn directories_and_character_devices_are_no_medium() {
 }
 
 #[test]
-fn reopened_file_is_the_same_file_without_its_lock() {
+fn file_turned_to_direct_io_reads_the_same_and_keeps_its_lock() {
     for directory in ["/tmp", "/dev/shm"] {
         let file = filled(directory, 65536);
         lock_exclusive(&file).unwrap();
-        let (again, io_path) = reopen_for_io(&file).unwrap();
+        let io_path = enable_direct_io(&file).unwrap();
         println!("{directory}: {io_path:?}");
         if directory == "/dev/shm" {
             assert_eq!(io_path, IoPath::Buffered);
         }
-        drop(file);
-        let third = File::open(format!("/proc/self/fd/{}", again.as_raw_fd())).unwrap();
-        lock_exclusive(&third).unwrap();
-
         let mut memory = vec![0u8; 8192];
         let start = memory.as_ptr().align_offset(4096);
-        again
-            .read_exact_at(&mut memory[start..start + 4096], 4096)
+        file.read_exact_at(&mut memory[start..start + 4096], 4096)
             .unwrap();
         assert!(memory[start..start + 4096].iter().all(|byte| *byte == 0xAB));
+
+        let other = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+        assert!(matches!(lock_exclusive(&other), Err(LockError::Held { .. })));
+        let io_user = file.try_clone().unwrap();
+        drop(file);
+        assert!(matches!(lock_exclusive(&other), Err(LockError::Held { .. })));
+        drop(io_user);
+        lock_exclusive(&other).unwrap();
     }
 }
 

@@ -11,8 +11,8 @@
 //! - R2: an operation is reported exactly once, after its last segment; short transfers are continued, the first
 //!   error is kept.
 //! - R3: the file stays open for as long as the ring lives; the ring holds a registered reference of its own.
-//! - R4: a ring may move between threads. When the thread that started an entry exits, the kernel may cancel it;
-//!   such an entry is started again.
+//! - R4: a ring may move between threads. What the kernel gives up untried is started again, and so is the watch
+//!   of the waker, which the kernel ends when it runs out of room for answers.
 //!
 //! Failure: a file's errors are in its completions. When the kernel does not take entries for want of memory
 //! they are kept, the ring makes itself readable, and the next reap tries again.
@@ -87,7 +87,6 @@ pub struct Ring {
     vacant: Vec<u32>,
     /// Entries the kernel has, or will be given, and has not answered; without the waker's.
     unanswered: usize,
-    waker_watched: bool,
 }
 
 impl Ring {
@@ -116,7 +115,6 @@ impl Ring {
             jobs: Vec::new(),
             vacant: Vec::new(),
             unanswered: 0,
-            waker_watched: false,
         };
         ring.watch_waker();
         ring.enter(0)?;
@@ -174,17 +172,12 @@ impl Ring {
     /// something has to be started again.
     pub fn reap(&mut self, finished: &mut Vec<Finished>) {
         self.process_answers(finished);
-        let kernel_waits = {
-            let submission = self.uring.submission();
-            submission.taskrun() || submission.cq_overflow()
-        };
-        if kernel_waits || self.has_unsubmitted() || !self.waker_watched {
-            if !self.waker_watched {
-                self.watch_waker();
+        // An entry that is started again may finish at once, and room made may bring more answers. The kernel's
+        // flag alone is no reason to go on: it stays up when the thread it waits for has exited.
+        while self.kernel_holds_answers() || self.has_unsubmitted() {
+            if !self.submit_all() || !self.process_answers(finished) {
+                return;
             }
-            self.submit_all();
-            self.process_answers(finished);
-            self.kick();
         }
     }
 
@@ -219,7 +212,6 @@ impl Ring {
             .multi(true)
             .build()
             .user_data(WAKER_USER_DATA);
-        self.waker_watched = true;
         self.push(entry);
     }
 
@@ -245,15 +237,25 @@ impl Ring {
         !self.backlog.is_empty() || !self.uring.submission().is_empty()
     }
 
-    fn submit_all(&mut self) {
+    /// Tells whether the kernel has answers that it hands out only when entered.
+    fn kernel_holds_answers(&mut self) -> bool {
+        let submission = self.uring.submission();
+        submission.taskrun() || submission.cq_overflow()
+    }
+
+    /// Answers false when the kernel did not take everything; then the ring is readable.
+    fn submit_all(&mut self) -> bool {
         loop {
             self.fill_from_backlog();
             match self.enter(0) {
-                Ok(()) if self.backlog.is_empty() => return,
+                Ok(()) if self.backlog.is_empty() => return true,
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // EAGAIN, EBUSY: the kernel is short of memory or of completion entries. Let the owner reap.
-                Err(_) => return self.waker.wake(),
+                Err(_) => {
+                    self.waker.wake();
+                    return false;
+                }
             }
         }
     }
@@ -271,12 +273,15 @@ impl Ring {
         self.uring.submitter().submit_and_wait(wait_for).map(drop)
     }
 
-    fn process_answers(&mut self, finished: &mut Vec<Finished>) {
+    /// Answers false when there was nothing to process.
+    fn process_answers(&mut self, finished: &mut Vec<Finished>) -> bool {
+        let mut processed = false;
         // One at a time, because an answer may make a new entry.
         while let Some(answer) = self.next_answer() {
+            processed = true;
             if answer.user_data() == WAKER_USER_DATA {
                 if !cqueue::more(answer.flags()) {
-                    self.waker_watched = false;
+                    self.watch_waker();
                 }
                 continue;
             }
@@ -292,6 +297,7 @@ impl Ring {
                 }
             }
         }
+        processed
     }
 
     fn next_answer(&mut self) -> Option<cqueue::Entry> {
