@@ -4,4 +4,5 @@
 //! locks, recovery), the drivers behind `registry`, and beside them the `catalog` (durable records).
 //! `agent` puts it together from a `config`.
 
+pub mod cli;
 pub mod size;

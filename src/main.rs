@@ -1,2 +1,7 @@
 //! The `quarry` binary: agent and command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quarry::cli::main()
+}

@@ -1,0 +1,226 @@
+//! The command line: `quarry <noun> <verb>`, each verb one call of the agent's API.
+//!
+//! One file per noun. A noun's file has the verbs as clap reads them, `run`, which makes a request of a verb's
+//! arguments and an [`Answer`](answer::Answer) of the response, and the noun's two shapes of output. Nothing is
+//! decided here that the agent decides: arguments are checked only as far as they must be to fill in a request.
+//!
+//! An answer goes to standard output, a [`Failure`] to standard error and into the exit code: 0 done, 1 refused or
+//! failed, 2 wrong usage, 3 not found, 4 nobody answers.
+
+mod answer;
+mod argument;
+mod attachment;
+mod endpoint;
+mod failure;
+#[cfg(test)]
+mod golden;
+mod mutation;
+mod node;
+mod operation;
+mod paging;
+mod pool;
+mod snapshot;
+mod volume;
+mod word;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use answer::{Answer, Format};
+use endpoint::ConnectionArgs;
+use failure::{Exit, Failure};
+
+/// Storage agent: thin block volumes for an API control plane, over iSCSI
+#[derive(Debug, Parser)]
+#[command(
+    name = "quarry",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  export QUARRY_ENDPOINT=unix:/tmp/quarry/quarry.sock
+  quarry volume create --size 2GiB                   a thin volume
+  quarry attachment create --volume ID --initiator iqn.1993-08.org.debian:01:host1 -o json
+                                                     reach it from a host
+  quarry snapshot create --volume ID                 keep its contents as they are now
+  quarry volume create --from snapshot:ID            a writable clone of them
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no agent answers."
+)]
+struct Cli {
+    /// How to show the answer
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT",
+        global = true
+    )]
+    output: Format,
+
+    #[command(flatten)]
+    connection: ConnectionArgs,
+
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+/// What a command is about.
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Pools: where volumes are cut from
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry pool list
+  quarry pool show default -o json | jq .free_bytes"
+    )]
+    Pool(pool::Command),
+    /// Volumes: thin block devices that take space only for what is written
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry volume create --size 2GiB --label project=web
+  quarry volume extend VOLUME_ID --size 4GiB
+  quarry volume revert VOLUME_ID --to-snapshot SNAPSHOT_ID
+  quarry volume delete VOLUME_ID --cascade"
+    )]
+    Volume(volume::Command),
+    /// Snapshots: the contents of volumes at one moment
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry snapshot create --volume VOLUME_ID
+  quarry snapshot list --volume VOLUME_ID
+  quarry snapshot delete SNAPSHOT_ID"
+    )]
+    Snapshot(snapshot::Command),
+    /// Attachments: the right of a host to reach a volume, and how it does
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry attachment create --volume VOLUME_ID --initiator iqn.1993-08.org.debian:01:host1
+  quarry attachment show ATTACHMENT_ID -o json | jq .connection_info
+  quarry attachment sessions
+  quarry attachment delete ATTACHMENT_ID"
+    )]
+    Attachment(attachment::Command),
+    /// The agent itself: who it is and how it is
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry node show
+  quarry node show -o json | jq -r .health.problems[]"
+    )]
+    Node(node::Command),
+    /// Operations: the journal of calls that changed something
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry operation list --failed
+  quarry operation list --target VOLUME_ID"
+    )]
+    Operation(operation::Command),
+}
+
+/// Runs the command line of this process and returns what to exit with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come as "errors" with code 0; a reader that has gone away is no failure.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
+    let answer = runtime.block_on(call(cli.noun, &cli.connection))?;
+    answer
+        .print(cli.output)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot write to standard output: {error}")))
+}
+
+async fn call(noun: Noun, connection: &ConnectionArgs) -> Result<Answer, Failure> {
+    let channel = connection.connect().await?;
+    match noun {
+        Noun::Pool(command) => pool::run(command, channel).await,
+        Noun::Volume(command) => volume::run(command, channel).await,
+        Noun::Snapshot(command) => snapshot::run(command, channel).await,
+        Noun::Attachment(command) => attachment::run(command, channel).await,
+        Noun::Node(command) => node::run(command, channel).await,
+        Noun::Operation(command) => operation::run(command, channel).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_matches_its_golden_files() {
+        for path in [
+            &["quarry"][..],
+            &["quarry", "volume"],
+            &["quarry", "volume", "create"],
+            &["quarry", "attachment", "create"],
+        ] {
+            let line = path.iter().copied().chain(["--help"]);
+            let help = Cli::try_parse_from(line).unwrap_err().to_string();
+            golden::assert_golden_text(&format!("help-{}.txt", path.join("-")), help.trim_end());
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_with_what_would_be_right() {
+        let id = uuid::Uuid::from_u128(1).to_string();
+        let wrong: [(&[&str], &str); 7] = [
+            (&["volume", "create"], "--size <SIZE>"),
+            (&["volume", "create", "--size", "2GB"], "2GiB"),
+            (
+                &["volume", "create", "--size", "2GiB", "--from", "image:1"],
+                "snapshot:ID",
+            ),
+            (&["volume", "show", "7"], "\"7\" is not a UUID"),
+            (&["volume", "extend", &id], "--size <SIZE>"),
+            (&["attachment", "create", "--volume", &id], "--initiator <IQN>"),
+            (
+                &["--endpoint", "localhost", "pool", "list"],
+                "unix:/path/to/quarry.sock",
+            ),
+        ];
+        for (line, right) in wrong {
+            let error = Cli::try_parse_from(["quarry"].iter().chain(line)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+            assert!(error.to_string().contains(right), "{line:?}: {error}");
+        }
+    }
+}
