@@ -99,16 +99,18 @@ pub fn size_bytes(file: &File) -> io::Result<u64> {
     }
 }
 
-/// Turns the file's own descriptors to direct I/O where that works.
+/// Turns the file's own descriptors to direct I/O where that works with an alignment of at most
+/// `alignment_bytes_max`.
 ///
 /// It stays the same file description: a lock on it lasts until everything that uses it is done, also what the
 /// kernel still has in flight after the process was killed.
 ///
 /// # Errors
 /// What the operating system says, except that direct I/O does not work.
-pub fn enable_direct_io(file: &File) -> io::Result<IoPath> {
-    let Some(alignment_bytes) = direct_alignment(file)? else {
-        return Ok(IoPath::Buffered);
+pub fn enable_direct_io(file: &File, alignment_bytes_max: u32) -> io::Result<IoPath> {
+    let alignment_bytes = match direct_alignment(file)? {
+        Some(bytes) if bytes <= alignment_bytes_max => bytes,
+        _ => return Ok(IoPath::Buffered),
     };
     let buffered = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
     match fcntl(file, FcntlArg::F_SETFL(buffered | OFlag::O_DIRECT)) {

@@ -2,12 +2,14 @@
 
 mod device;
 mod error;
+mod file_device;
 mod options;
 mod plan;
 mod pool;
 
 pub use device::{DirectFile, PoolDevice};
 pub use error::PoolError;
+pub use file_device::{FileDevice, FileDeviceError, IoMode};
 pub use options::{FormatOptions, OpenOptions};
 pub use plan::{Place, Plan, PlanGuard, Planned, Segment};
 pub use pool::{CheckReport, Maintenance, Pool, VersionHandle};

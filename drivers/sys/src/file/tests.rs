@@ -33,7 +33,7 @@ fn file_turned_to_direct_io_reads_the_same_and_keeps_its_lock() {
     for directory in ["/tmp", "/dev/shm"] {
         let file = filled(directory, 65536);
         lock_exclusive(&file).unwrap();
-        let io_path = enable_direct_io(&file).unwrap();
+        let io_path = enable_direct_io(&file, 4096).unwrap();
         println!("{directory}: {io_path:?}");
         if directory == "/dev/shm" {
             assert_eq!(io_path, IoPath::Buffered);
