@@ -1,7 +1,7 @@
 //! Memory that direct I/O can use.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 /// The alignment of every [`IoBuffer`], in bytes: what O_DIRECT needs on any device in the field.
 pub const BUFFER_ALIGNMENT_BYTES: usize = 4096;
@@ -57,6 +57,53 @@ impl IoBuffer {
     }
 }
 
+/// Which part of its storage an [`IoBuffer`] shows, while the two are apart.
+#[derive(Debug, Clone, Copy)]
+pub struct IoBufferShape {
+    start: usize,
+    len: usize,
+    capacity: usize,
+}
+
+impl IoBufferShape {
+    /// Returns where the buffer's visible bytes are in the storage.
+    pub fn visible(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+impl IoBuffer {
+    /// Takes the buffer apart, for owners of memory under I/O that know only vectors. The storage must not be
+    /// grown: it would move.
+    pub fn into_storage(self) -> (Vec<u8>, IoBufferShape) {
+        let shape = IoBufferShape {
+            start: self.start,
+            len: self.len,
+            capacity: self.capacity,
+        };
+        (self.storage, shape)
+    }
+
+    /// Puts a buffer together again.
+    ///
+    /// # Panics
+    /// When the storage is not the one the shape came with.
+    pub fn from_storage(storage: Vec<u8>, shape: IoBufferShape) -> Self {
+        let IoBufferShape { start, len, capacity } = shape;
+        assert!(
+            storage.len() == capacity + BUFFER_ALIGNMENT_BYTES
+                && storage.as_ptr().align_offset(BUFFER_ALIGNMENT_BYTES) == start,
+            "the storage is another buffer's"
+        );
+        Self {
+            storage,
+            start,
+            len,
+            capacity,
+        }
+    }
+}
+
 impl Deref for IoBuffer {
     type Target = [u8];
 
@@ -94,5 +141,17 @@ mod tests {
             assert_eq!(moved.as_ptr() as usize, address);
             assert_eq!(moved.len(), len);
         }
+    }
+
+    #[test]
+    fn buffer_taken_apart_and_put_together_is_the_same() {
+        let mut buffer = IoBuffer::from_slice(&[7; 9000]);
+        buffer.set_len(5000);
+        let address = buffer.as_ptr();
+        let (storage, shape) = buffer.into_storage();
+        assert_eq!(storage[shape.visible()].len(), 5000);
+        let again = IoBuffer::from_storage(storage, shape);
+        assert_eq!(again.as_ptr(), address);
+        assert_eq!((again.len(), again.capacity()), (5000, 9000));
     }
 }

@@ -31,7 +31,7 @@ pub use block_device::{
 pub use blocking_queue::{BlockingQueue, wait_for_completions};
 pub use error::{DriverError, ErrorKind, FieldDifference};
 pub use id::{PoolName, SnapshotId, VolumeId};
-pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer};
+pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use outcome::Outcome;
 pub use target::{
     Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Portal, SessionInfo, Target,
