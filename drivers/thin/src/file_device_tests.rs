@@ -91,7 +91,8 @@ fn lock_goes_with_the_device_even_when_a_ring_was_just_dropped() {
     for _ in 0..100 {
         let device = FileDevice::open(&path, IoMode::Auto).unwrap();
         if let Some(direct) = device.direct_file() {
-            drop(ring::Ring::new(direct.file, 8).unwrap());
+            let waker = ring::Waker::new().unwrap();
+            drop(ring::Ring::new(direct.file, 8, waker).unwrap());
         }
     }
 }

@@ -6,6 +6,7 @@ mod file_device;
 mod options;
 mod plan;
 mod pool;
+mod queue;
 
 pub use device::{DirectFile, PoolDevice};
 pub use error::PoolError;
@@ -13,3 +14,4 @@ pub use file_device::{FileDevice, FileDeviceError, IoMode};
 pub use options::{FormatOptions, OpenOptions};
 pub use plan::{Place, Plan, PlanGuard, Planned, Segment};
 pub use pool::{CheckReport, Maintenance, Pool, VersionHandle};
+pub use queue::{VolumeDevice, VolumeQueue, Workers};

@@ -90,11 +90,12 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Makes a ring for about `depth` operations at a time on a file. More are taken, at some cost.
+    /// Makes a ring for about `depth` operations at a time on a file. More are taken, at some cost. It watches
+    /// `waker`: each wake makes the ring readable once.
     ///
     /// # Errors
     /// When the operating system does not allow io_uring ([`probe`]) or refuses the resources.
-    pub fn new(file: &File, depth: u32) -> io::Result<Self> {
+    pub fn new(file: &File, depth: u32, waker: Waker) -> io::Result<Self> {
         let entries = depth
             .saturating_add(1)
             .next_power_of_two()
@@ -104,7 +105,6 @@ impl Ring {
             .clamp(entries * 2, 1 << 14)
             .next_power_of_two();
         let uring = setup::build(entries, completions)?;
-        let waker = Waker::new()?;
         uring
             .submitter()
             .register_files(&[file.as_raw_fd(), waker.as_fd().as_raw_fd()])?;
@@ -119,11 +119,6 @@ impl Ring {
         ring.watch_waker();
         ring.enter(0)?;
         Ok(ring)
-    }
-
-    /// Returns a handle that makes the ring's descriptor readable from any thread.
-    pub fn waker(&self) -> Waker {
-        self.waker.clone()
     }
 
     /// Tells whether anything is on its way.

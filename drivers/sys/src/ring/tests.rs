@@ -37,6 +37,10 @@ fn on_disk_and_tmpfs(test: impl Fn(&str)) {
     }
 }
 
+fn ring_on(file: &File, depth: u32) -> Ring {
+    Ring::new(file, depth, Waker::new().unwrap()).unwrap()
+}
+
 fn wait_readable(ring: &Ring) {
     let mut fds = [PollFd::new(ring.as_fd(), PollFlags::POLLIN)];
     let started = std::time::Instant::now();
@@ -78,7 +82,7 @@ fn segment(file_offset: u64, memory: Range<usize>) -> Segment {
 fn read_fills_the_named_ranges_and_gives_the_memory_back() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 1 << 20);
-        let mut ring = Ring::new(&file, 8).unwrap();
+        let mut ring = ring_on(&file, 8);
         let memory = vec![0xEE; 12288];
         let address = memory.as_ptr();
         let segments = [segment(8192, 4096..8192), segment(512_000, 0..4096)];
@@ -100,7 +104,7 @@ fn read_fills_the_named_ranges_and_gives_the_memory_back() {
 fn many_more_operations_than_entries_all_finish_once() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 1 << 20);
-        let mut ring = Ring::new(&file, 4).unwrap();
+        let mut ring = ring_on(&file, 4);
         for round in 0..3u64 {
             for number in 0..500u64 {
                 let memory = vec![(round + number) as u8; 4096];
@@ -134,7 +138,7 @@ fn many_more_operations_than_entries_all_finish_once() {
 fn durable_write_sync_and_allocate_do_what_they_say() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 1 << 20);
-        let mut ring = Ring::new(&file, 4).unwrap();
+        let mut ring = ring_on(&file, 4);
         ring.write(
             Token(1),
             vec![9; 4096],
@@ -163,7 +167,7 @@ fn durable_write_sync_and_allocate_do_what_they_say() {
 fn read_across_the_end_of_the_file_fails_and_gives_the_memory_back() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 6000);
-        let mut ring = Ring::new(&file, 4).unwrap();
+        let mut ring = ring_on(&file, 4);
         ring.read(Token(1), vec![0; 8192], &[segment(0, 0..8192)]);
         ring.kick();
         let end = reap_count(&mut ring, 1).pop().unwrap();
@@ -178,7 +182,7 @@ fn write_to_a_file_opened_for_reading_fails() {
         let named = tempfile::NamedTempFile::new_in(directory).unwrap();
         named.as_file().set_len(8192).unwrap();
         let file = File::open(named.path()).unwrap();
-        let mut ring = Ring::new(&file, 4).unwrap();
+        let mut ring = ring_on(&file, 4);
         ring.write(
             Token(1),
             vec![0; 4096],
@@ -195,9 +199,9 @@ fn write_to_a_file_opened_for_reading_fails() {
 fn wake_from_another_thread_makes_the_ring_readable_every_time() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 4096);
-        let mut ring = Ring::new(&file, 4).unwrap();
+        let mut ring = ring_on(&file, 4);
         for _ in 0..50 {
-            let waker = ring.waker();
+            let waker = ring.waker.clone();
             let thread = std::thread::spawn(move || waker.wake());
             wait_readable(&ring);
             thread.join().unwrap();
@@ -215,7 +219,7 @@ fn ring_goes_on_after_the_thread_that_made_and_used_it_has_exited() {
         let maker = std::thread::spawn({
             let file = file.try_clone().unwrap();
             move || {
-                let mut ring = Ring::new(&file, 4).unwrap();
+                let mut ring = ring_on(&file, 4);
                 ring.read(Token(1), vec![0; 1 << 20], &[segment(0, 0..1 << 20)]);
                 ring.kick();
                 ring
@@ -230,10 +234,10 @@ fn ring_goes_on_after_the_thread_that_made_and_used_it_has_exited() {
 fn ring_still_wakes_after_more_wakes_than_it_has_room_for() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 4096);
-        let mut ring = Ring::new(&file, 1).unwrap();
+        let mut ring = ring_on(&file, 1);
         for _ in 0..3 {
             for _ in 0..1000 {
-                ring.waker().wake();
+                ring.waker.clone().wake();
                 // The kernel posts one answer for each wake that it sees on its own.
                 wait_readable(&ring);
             }
@@ -241,7 +245,7 @@ fn ring_still_wakes_after_more_wakes_than_it_has_room_for() {
                 ring.reap(&mut Vec::new());
             }
         }
-        ring.waker().wake();
+        ring.waker.clone().wake();
         wait_readable(&ring);
     });
 }
@@ -251,7 +255,7 @@ fn dropping_the_ring_waits_for_writes_in_flight() {
     on_disk_and_tmpfs(|directory| {
         let file = patterned_file(directory, 1 << 20);
         for round in 1..20u8 {
-            let mut ring = Ring::new(&file, 16).unwrap();
+            let mut ring = ring_on(&file, 16);
             for at in 0..16u64 {
                 let part = segment(at * 65536, 0..65536);
                 ring.write(Token(at), vec![round; 65536], &[part], Persistence::Cached);

@@ -1,0 +1,72 @@
+//! One open volume or snapshot, shared by its queues.
+
+use std::io;
+use std::sync::Arc;
+
+use quarry_contract::{BlockDevice, DeviceLimits, IoQueue};
+
+use super::{VolumeQueue, Workers};
+use crate::VersionHandle;
+
+/// The unit of addressing. 512 bytes is what every initiator and boot loader understands.
+const LOGICAL_BLOCK_BYTES: u32 = 512;
+
+/// The unit the medium writes without tearing more than it must, and without a read before.
+const PHYSICAL_BLOCK_BYTES: u32 = 4096;
+
+/// The longest request. Long enough to stream, short enough to bound a session's memory.
+const MAX_TRANSFER_BYTES: u32 = 8 << 20;
+
+/// A [`BlockDevice`] over a version of a pool.
+pub struct VolumeDevice {
+    handle: Arc<VersionHandle>,
+    workers: Arc<Workers>,
+    limits: DeviceLimits,
+}
+
+impl VolumeDevice {
+    /// Makes a device over an open version, whose blocking work `workers` do. The version is closed when the
+    /// device and its queues are dropped.
+    pub fn new(handle: Arc<VersionHandle>, workers: Arc<Workers>) -> Arc<Self> {
+        let chunk_bytes = u32::try_from(handle.pool().status().chunk_bytes).unwrap_or(MAX_TRANSFER_BYTES);
+        let limits = DeviceLimits {
+            logical_block_bytes: LOGICAL_BLOCK_BYTES,
+            physical_block_bytes: PHYSICAL_BLOCK_BYTES,
+            optimal_io_bytes: chunk_bytes,
+            discard_granularity_bytes: chunk_bytes,
+            max_transfer_bytes: MAX_TRANSFER_BYTES,
+        };
+        Arc::new(Self {
+            handle,
+            workers,
+            limits,
+        })
+    }
+
+    /// Returns the version it is over.
+    pub fn handle(&self) -> &Arc<VersionHandle> {
+        &self.handle
+    }
+
+    pub(super) fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+}
+
+impl BlockDevice for VolumeDevice {
+    fn size_bytes(&self) -> u64 {
+        self.handle.size_bytes()
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        self.limits
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.handle.is_read_only()
+    }
+
+    fn open_queue(self: Arc<Self>, depth: u32) -> io::Result<Box<dyn IoQueue>> {
+        Ok(Box::new(VolumeQueue::new(self, depth)?))
+    }
+}

@@ -1,0 +1,165 @@
+//! Requests that the queue's own ring does.
+
+use std::io;
+use std::ops::Range;
+
+use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
+use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
+
+use crate::{Place, Plan, PlanGuard};
+
+/// Which way a direct request's bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Read,
+    Overwrite,
+}
+
+/// A ring, and the guards of what it is doing.
+pub(super) struct DirectIo {
+    // Declared, and so dropped, before the guards: its drop waits for the I/O they guard (Q2).
+    ring: Ring,
+    in_flight: Vec<Option<InFlight>>,
+    vacant: Vec<usize>,
+    alignment_bytes: usize,
+    // Kept for their capacity.
+    segments: Vec<ring::Segment>,
+    finished: Vec<Finished>,
+}
+
+struct InFlight {
+    tag: Tag,
+    shape: IoBufferShape,
+    _guard: PlanGuard,
+}
+
+impl DirectIo {
+    pub(super) fn new(ring: Ring, alignment_bytes: u32) -> Self {
+        Self {
+            ring,
+            in_flight: Vec::new(),
+            vacant: Vec::new(),
+            alignment_bytes: alignment_bytes as usize,
+            segments: Vec::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    /// Returns the ring, for its descriptor.
+    pub(super) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Tells whether the medium takes the plan's segments as they are.
+    pub(super) fn takes(&self, plan: &Plan) -> bool {
+        let aligned = |at: usize| at.is_multiple_of(self.alignment_bytes);
+        plan.segments.iter().all(|segment| match segment.place {
+            Place::Zeros => true,
+            Place::Device(offset) => {
+                aligned(segment.buffer.start) && aligned(segment.buffer.end) && aligned(offset as usize)
+            }
+        })
+    }
+
+    /// Hands a planned request to the ring. Answers its completion when there was nothing to read.
+    pub(super) fn start(
+        &mut self,
+        tag: Tag,
+        direction: Direction,
+        plan: Plan,
+        mut buffer: IoBuffer,
+    ) -> Option<Completion> {
+        debug_assert!(covers(&plan, buffer.len()), "a plan covers its request");
+        if direction == Direction::Read {
+            for segment in &plan.segments {
+                if segment.place == Place::Zeros {
+                    buffer[segment.buffer.clone()].fill(0);
+                }
+            }
+        }
+        let (storage, shape) = buffer.into_storage();
+        let visible_from = shape.visible().start;
+        self.segments.clear();
+        for segment in &plan.segments {
+            if let Place::Device(file_offset) = segment.place {
+                let Range { start, end } = segment.buffer;
+                self.segments.push(ring::Segment {
+                    file_offset,
+                    memory: visible_from + start..visible_from + end,
+                });
+            }
+        }
+        if self.segments.is_empty() {
+            return Some(Completion {
+                tag,
+                result: Ok(()),
+                buffer: Some(IoBuffer::from_storage(storage, shape)),
+            });
+        }
+        let token = self.keep(InFlight {
+            tag,
+            shape,
+            _guard: plan.guard,
+        });
+        match direction {
+            Direction::Read => self.ring.read(token, storage, &self.segments),
+            Direction::Overwrite => self
+                .ring
+                .write(token, storage, &self.segments, Persistence::Cached),
+        }
+        None
+    }
+
+    pub(super) fn kick(&mut self) {
+        self.ring.kick();
+    }
+
+    pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) {
+        self.ring.reap(&mut self.finished);
+        for finished in self.finished.drain(..) {
+            let slot = finished.token.0 as usize;
+            let InFlight { tag, shape, _guard } = self.in_flight[slot]
+                .take()
+                .expect("the ring reports an operation once");
+            self.vacant.push(slot);
+            completions.push(Completion {
+                tag,
+                result: finished.result.map_err(to_io_error),
+                buffer: finished
+                    .memory
+                    .map(|storage| IoBuffer::from_storage(storage, shape)),
+            });
+        }
+    }
+
+    fn keep(&mut self, in_flight: InFlight) -> Token {
+        let slot = match self.vacant.pop() {
+            Some(slot) => slot,
+            None => {
+                self.in_flight.push(None);
+                self.in_flight.len() - 1
+            }
+        };
+        self.in_flight[slot] = Some(in_flight);
+        Token(slot as u64)
+    }
+}
+
+/// Tells whether a plan's segments follow each other from the start of the request to its end.
+fn covers(plan: &Plan, length: usize) -> bool {
+    let mut end = 0;
+    plan.segments
+        .iter()
+        .all(|segment| std::mem::replace(&mut end, segment.buffer.end) == segment.buffer.start)
+        && end == length
+}
+
+fn to_io_error(error: io::Error) -> IoError {
+    match error.kind() {
+        // A sparse file whose host is full: punched under the pool, or never written.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => IoError::NoSpace,
+        _ => IoError::Medium {
+            detail: error.to_string(),
+        },
+    }
+}

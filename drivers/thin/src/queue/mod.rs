@@ -1,0 +1,27 @@
+//! The engine's volumes as the contract's block devices.
+//!
+//! A [`VolumeDevice`] is made by the backend for each open volume or snapshot; targets open a [`VolumeQueue`] on
+//! it for each of their threads. A request takes one of two ways:
+//!
+//! - **direct**: a read, or an overwrite that changes no mapping. The engine plans it without blocking, the
+//!   queue's own ring does the I/O, and no other thread is involved. The plan's guard keeps the chunks in place
+//!   until the I/O is reaped.
+//! - **indirect**: everything else (first writes, copies, flushes, discards, pages to load, errors) goes to the
+//!   [`Workers`] of the pool, who call the engine's blocking methods. Without io_uring all requests go this way.
+//!
+//! Invariants
+//! - Q1: a request completes exactly once, with its own buffer, whatever way it took.
+//! - Q2: a guard outlives its I/O: it is dropped after the ring has reported the operation.
+//! - Q3: after a kick, the wake descriptor is readable whenever a reap would find something.
+//! - Q4: a dropped queue has waited for what it started, and the workers hold no handle for it any more: when
+//!   device and queues are gone, the volume is closed.
+
+mod device;
+mod direct;
+mod inbox;
+mod volume_queue;
+mod workers;
+
+pub use device::VolumeDevice;
+pub use volume_queue::VolumeQueue;
+pub use workers::Workers;

@@ -1,0 +1,199 @@
+//! One thread's way into a volume.
+
+use std::cell::OnceCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use quarry_contract::{BlockDevice, Completion, Durability, IoBuffer, IoError, IoQueue, QueueFull};
+use quarry_contract::{Request, Tag, Verb};
+use quarry_sys::ring::{Ring, Waker};
+
+use super::VolumeDevice;
+use super::direct::{DirectIo, Direction};
+use super::inbox::Inbox;
+use super::workers::{self, Job};
+use crate::Planned;
+
+/// An [`IoQueue`] over a [`VolumeDevice`].
+pub struct VolumeQueue {
+    /// Made when first needed, so that a queue nobody uses costs a descriptor. `None` where there is no
+    /// io_uring.
+    direct: OnceCell<Option<DirectIo>>,
+    waker: Waker,
+    inbox: Arc<Inbox>,
+    /// Submitted, for the workers at the next kick.
+    staged: Vec<Job>,
+    /// Ended without I/O.
+    ended: Vec<Completion>,
+    depth: usize,
+    in_flight: usize,
+    device: Arc<VolumeDevice>,
+}
+
+/// Where a submitted request went.
+enum Way {
+    /// To the ring, or it has ended already.
+    Taken(Option<Completion>),
+    /// Back, for the workers.
+    Indirect(Verb),
+}
+
+impl VolumeQueue {
+    pub(super) fn new(device: Arc<VolumeDevice>, depth: u32) -> io::Result<Self> {
+        let waker = Waker::new()?;
+        Ok(Self {
+            direct: OnceCell::new(),
+            inbox: Arc::new(Inbox::new(waker.clone())),
+            waker,
+            staged: Vec::new(),
+            ended: Vec::new(),
+            depth: depth as usize,
+            in_flight: 0,
+            device,
+        })
+    }
+
+    fn direct(&self) -> Option<&DirectIo> {
+        self.direct.get_or_init(|| self.make_direct()).as_ref()
+    }
+
+    fn make_direct(&self) -> Option<DirectIo> {
+        let pool = self.device.handle().pool();
+        let direct_file = pool.device().direct_file()?;
+        let depth = u32::try_from(self.depth).unwrap_or(u32::MAX);
+        // Out of descriptors or locked memory: the workers do it all.
+        let ring = Ring::new(direct_file.file, depth, self.waker.clone()).ok()?;
+        Some(DirectIo::new(ring, direct_file.alignment_bytes))
+    }
+
+    /// Tries the way that involves no other thread.
+    fn try_direct(&mut self, tag: Tag, verb: Verb) -> Way {
+        match verb {
+            Verb::Read { offset, buffer } => self
+                .plan_and_start(tag, Direction::Read, offset, buffer)
+                .unwrap_or_else(|buffer| Way::Indirect(Verb::Read { offset, buffer })),
+            // A flushed write needs its mapping durable too, which only a commit tells.
+            Verb::Write {
+                offset,
+                buffer,
+                durability: Durability::Cached,
+            } => self
+                .plan_and_start(tag, Direction::Overwrite, offset, buffer)
+                .unwrap_or_else(|buffer| {
+                    Way::Indirect(Verb::Write {
+                        offset,
+                        buffer,
+                        durability: Durability::Cached,
+                    })
+                }),
+            other => Way::Indirect(other),
+        }
+    }
+
+    /// Gives the buffer back when the request needs the workers.
+    fn plan_and_start(
+        &mut self,
+        tag: Tag,
+        direction: Direction,
+        offset: u64,
+        buffer: IoBuffer,
+    ) -> Result<Way, IoBuffer> {
+        if buffer.is_empty() || self.direct().is_none() {
+            return Err(buffer);
+        }
+        let handle = self.device.handle();
+        let planned = match direction {
+            Direction::Read => handle.plan_read(offset, buffer.len()),
+            Direction::Overwrite => handle.plan_overwrite(offset, buffer.len()),
+        };
+        let direct = self.direct.get_mut().and_then(Option::as_mut);
+        match (planned, direct) {
+            (Planned::Direct(plan), Some(direct)) if direct.takes(&plan) => {
+                Ok(Way::Taken(direct.start(tag, direction, plan, buffer)))
+            }
+            _ => Err(buffer),
+        }
+    }
+
+    /// Refuses what is longer than the limit; the engine judges the rest.
+    fn check_length(&self, verb: &Verb) -> Result<(), IoError> {
+        let limits = self.device.limits();
+        match verb {
+            Verb::Read { offset, buffer } | Verb::Write { offset, buffer, .. }
+                if buffer.len() > limits.max_transfer_bytes as usize =>
+            {
+                Err(IoError::Misaligned {
+                    offset: *offset,
+                    length: buffer.len() as u64,
+                    block: limits.logical_block_bytes,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl IoQueue for VolumeQueue {
+    fn submit(&mut self, request: Request) -> Result<(), QueueFull> {
+        if self.in_flight == self.depth {
+            return Err(QueueFull(request));
+        }
+        self.in_flight += 1;
+        let Request { tag, verb } = request;
+        if let Err(error) = self.check_length(&verb) {
+            self.ended.push(workers::completion(tag, verb, Err(error)));
+            return Ok(());
+        }
+        match self.try_direct(tag, verb) {
+            Way::Taken(ended) => self.ended.extend(ended),
+            Way::Indirect(verb) => self.staged.push(Job {
+                handle: Arc::clone(self.device.handle()),
+                inbox: Arc::clone(&self.inbox),
+                request: Request { tag, verb },
+            }),
+        }
+        Ok(())
+    }
+
+    fn kick(&mut self) {
+        if !self.staged.is_empty() {
+            self.inbox.expect(self.staged.len());
+            self.device.workers().start(&mut self.staged);
+        }
+        if let Some(Some(direct)) = self.direct.get_mut() {
+            direct.kick();
+        }
+        if !self.ended.is_empty() {
+            self.inbox.announce();
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        let before = completions.len();
+        completions.append(&mut self.ended);
+        match self.direct.get_mut() {
+            Some(Some(direct)) => {
+                direct.reap(completions);
+                self.inbox.drain(completions, || {});
+            }
+            _ => self.inbox.drain(completions, || self.waker.clear()),
+        }
+        self.in_flight -= completions.len() - before;
+    }
+
+    fn wake_fd(&self) -> BorrowedFd<'_> {
+        match self.direct() {
+            Some(direct) => direct.ring().as_fd(),
+            None => self.waker.as_fd(),
+        }
+    }
+}
+
+impl Drop for VolumeQueue {
+    fn drop(&mut self) {
+        // First the ring: a worker may be waiting for a chunk that one of its guards holds (Q2, Q4).
+        self.direct.take();
+        self.inbox.wait_until_none_expected();
+    }
+}
