@@ -7,6 +7,7 @@ mod options;
 mod plan;
 mod pool;
 mod queue;
+pub mod sim;
 
 pub use device::{DirectFile, PoolDevice};
 pub use error::PoolError;
