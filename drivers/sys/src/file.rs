@@ -36,8 +36,10 @@ pub enum IoPath {
         /// What offsets, lengths and memory addresses must be multiples of, in bytes.
         alignment_bytes: u32,
     },
-    /// Through the page cache.
+    /// Through the page cache, to a device.
     Buffered,
+    /// The page cache is the medium (tmpfs): I/O is copying memory, and waits for nothing.
+    Memory,
 }
 
 /// The alignment of direct I/O where the kernel does not tell: enough for any device in the field.
@@ -108,6 +110,10 @@ pub fn size_bytes(file: &File) -> io::Result<u64> {
 /// # Errors
 /// What the operating system says, except that direct I/O does not work.
 pub fn enable_direct_io(file: &File, alignment_bytes_max: u32) -> io::Result<IoPath> {
+    // tmpfs takes the flag, and then uses its page cache all the same.
+    if fstatfs(file)?.filesystem_type() == TMPFS_MAGIC {
+        return Ok(IoPath::Memory);
+    }
     let alignment_bytes = match direct_alignment(file)? {
         Some(bytes) if bytes <= alignment_bytes_max => bytes,
         _ => return Ok(IoPath::Buffered),
@@ -125,11 +131,6 @@ pub fn enable_direct_io(file: &File, alignment_bytes_max: u32) -> io::Result<IoP
 
 /// Returns what direct I/O on the file must be aligned to, or `None` where it does not exist.
 fn direct_alignment(file: &File) -> io::Result<Option<u32>> {
-    // tmpfs takes the flag and then uses its page cache all the same, without asking for alignment: calling it
-    // buffered spares everybody the bouncing.
-    if fstatfs(file)?.filesystem_type() == TMPFS_MAGIC {
-        return Ok(None);
-    }
     let told = statx(file.as_raw_fd())?;
     // Without the bit in the mask (Linux before 6.1, or a file system that does not tell) it has to be tried.
     if told.stx_mask & libc::STATX_DIOALIGN == 0 {

@@ -59,6 +59,16 @@ pub trait PoolDevice: Send + Sync + 'static {
     fn direct_file(&self) -> Option<DirectFile<'_>>;
 }
 
+/// How a queue best gets I/O on a file done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submission {
+    /// Through an io_uring of its own.
+    Ring,
+    /// By reading and writing at once: the medium is memory, and handing a copy to another thread costs more
+    /// than the copy.
+    Inline,
+}
+
 /// A file that asynchronous I/O may use beside the [`PoolDevice`] it comes from.
 #[derive(Debug, Clone, Copy)]
 pub struct DirectFile<'a> {
@@ -66,4 +76,6 @@ pub struct DirectFile<'a> {
     pub file: &'a File,
     /// What offsets, lengths and memory addresses must be multiples of, in bytes; 1 for buffered files.
     pub alignment_bytes: u32,
+    /// How to get I/O done.
+    pub submission: Submission,
 }

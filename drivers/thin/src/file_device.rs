@@ -21,7 +21,7 @@ use quarry_contract::{DriverError, IoBuffer};
 use quarry_sys::file::{self, IoPath, LockError, Medium};
 use quarry_sys::ring;
 
-use crate::{DirectFile, PoolDevice};
+use crate::{DirectFile, PoolDevice, Submission};
 
 /// The engine's unit of I/O (D3): more alignment than this is not worth direct I/O.
 const ALIGNMENT_BYTES_MAX: u32 = 4096;
@@ -35,7 +35,8 @@ const DEAD_HOLDER_PATIENCE: Duration = Duration::from_secs(10);
 /// How the queues do I/O on the file.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum IoMode {
-    /// Through io_uring where the operating system allows it, else with threads.
+    /// As is best: at once where the medium is memory, through io_uring where the operating system allows it,
+    /// else with threads.
     #[default]
     Auto,
     /// Through io_uring, or not at all.
@@ -114,7 +115,8 @@ pub struct FileDevice {
     medium: Medium,
     io_path: IoPath,
     size_bytes: u64,
-    asynchronous: bool,
+    /// `None` where queues have to use threads.
+    submission: Option<Submission>,
 }
 
 impl FileDevice {
@@ -163,10 +165,14 @@ impl FileDevice {
             .map_err(|source| failed("setting up direct I/O on", path, source))?;
         let size_bytes =
             file::size_bytes(&file).map_err(|source| failed("asking for the size of", path, source))?;
-        let asynchronous = match (mode, ring::probe()) {
-            (IoMode::Threads, _) => false,
-            (IoMode::Uring, Err(error)) => return Err(FileDeviceError::NoUring(error)),
-            (IoMode::Uring | IoMode::Auto, probed) => probed.is_ok(),
+        let submission = match (mode, io_path) {
+            (IoMode::Threads, _) => None,
+            (IoMode::Auto, IoPath::Memory) => Some(Submission::Inline),
+            (IoMode::Auto, _) => ring::probe().ok().map(|()| Submission::Ring),
+            (IoMode::Uring, _) => {
+                ring::probe().map_err(FileDeviceError::NoUring)?;
+                Some(Submission::Ring)
+            }
         };
         Ok(Self {
             path: path.into(),
@@ -174,14 +180,14 @@ impl FileDevice {
             medium,
             io_path,
             size_bytes,
-            asynchronous,
+            submission,
         })
     }
 
     fn alignment_bytes(&self) -> u32 {
         match self.io_path {
             IoPath::Direct { alignment_bytes } => alignment_bytes,
-            IoPath::Buffered => 1,
+            IoPath::Buffered | IoPath::Memory => 1,
         }
     }
 
@@ -286,9 +292,10 @@ impl PoolDevice for FileDevice {
     }
 
     fn direct_file(&self) -> Option<DirectFile<'_>> {
-        self.asynchronous.then(|| DirectFile {
+        self.submission.map(|submission| DirectFile {
             file: &self.file,
             alignment_bytes: self.alignment_bytes(),
+            submission,
         })
     }
 }

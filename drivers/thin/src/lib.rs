@@ -9,7 +9,7 @@ mod pool;
 mod queue;
 pub mod sim;
 
-pub use device::{DirectFile, PoolDevice};
+pub use device::{DirectFile, PoolDevice, Submission};
 pub use error::PoolError;
 pub use file_device::{FileDevice, FileDeviceError, IoMode};
 pub use options::{FormatOptions, OpenOptions};

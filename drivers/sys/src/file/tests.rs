@@ -36,7 +36,7 @@ fn file_turned_to_direct_io_reads_the_same_and_keeps_its_lock() {
         let io_path = enable_direct_io(&file, 4096).unwrap();
         println!("{directory}: {io_path:?}");
         if directory == "/dev/shm" {
-            assert_eq!(io_path, IoPath::Buffered);
+            assert_eq!(io_path, IoPath::Memory);
         }
         let mut memory = vec![0u8; 8192];
         let start = memory.as_ptr().align_offset(4096);

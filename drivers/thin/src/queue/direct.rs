@@ -1,7 +1,9 @@
-//! Requests that the queue's own ring does.
+//! Requests that involve no other thread: the queue's own ring does them, or they are done at once.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
@@ -15,10 +17,10 @@ pub(super) enum Direction {
     Overwrite,
 }
 
-/// A ring, and the guards of what it is doing.
+/// A ring, or none where the medium is memory, and the guards of what it is doing.
 pub(super) struct DirectIo {
     // Declared, and so dropped, before the guards: its drop waits for the I/O they guard (Q2).
-    ring: Ring,
+    ring: Option<Ring>,
     in_flight: Vec<Option<InFlight>>,
     vacant: Vec<usize>,
     alignment_bytes: usize,
@@ -34,7 +36,7 @@ struct InFlight {
 }
 
 impl DirectIo {
-    pub(super) fn new(ring: Ring, alignment_bytes: u32) -> Self {
+    pub(super) fn new(ring: Option<Ring>, alignment_bytes: u32) -> Self {
         Self {
             ring,
             in_flight: Vec::new(),
@@ -46,8 +48,8 @@ impl DirectIo {
     }
 
     /// Returns the ring, for its descriptor.
-    pub(super) fn ring(&self) -> &Ring {
-        &self.ring
+    pub(super) fn ring(&self) -> Option<&Ring> {
+        self.ring.as_ref()
     }
 
     /// Tells whether the medium takes the plan's segments as they are.
@@ -61,9 +63,10 @@ impl DirectIo {
         })
     }
 
-    /// Hands a planned request to the ring. Answers its completion when there was nothing to read.
+    /// Hands a planned request on `file` to the ring. Answers its completion when it has ended already.
     pub(super) fn start(
         &mut self,
+        file: &File,
         tag: Tag,
         direction: Direction,
         plan: Plan,
@@ -77,6 +80,14 @@ impl DirectIo {
                 }
             }
         }
+        let Some(ring) = &mut self.ring else {
+            let result = at_once(file, direction, &plan, &mut buffer).map_err(to_io_error);
+            return Some(Completion {
+                tag,
+                result,
+                buffer: Some(buffer),
+            });
+        };
         let (storage, shape) = buffer.into_storage();
         let visible_from = shape.visible().start;
         self.segments.clear();
@@ -96,26 +107,33 @@ impl DirectIo {
                 buffer: Some(IoBuffer::from_storage(storage, shape)),
             });
         }
-        let token = self.keep(InFlight {
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.in_flight.push(None);
+            self.in_flight.len() - 1
+        });
+        self.in_flight[slot] = Some(InFlight {
             tag,
             shape,
             _guard: plan.guard,
         });
+        let token = Token(slot as u64);
         match direction {
-            Direction::Read => self.ring.read(token, storage, &self.segments),
-            Direction::Overwrite => self
-                .ring
-                .write(token, storage, &self.segments, Persistence::Cached),
+            Direction::Read => ring.read(token, storage, &self.segments),
+            Direction::Overwrite => ring.write(token, storage, &self.segments, Persistence::Cached),
         }
         None
     }
 
     pub(super) fn kick(&mut self) {
-        self.ring.kick();
+        if let Some(ring) = &mut self.ring {
+            ring.kick();
+        }
     }
 
     pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) {
-        self.ring.reap(&mut self.finished);
+        if let Some(ring) = &mut self.ring {
+            ring.reap(&mut self.finished);
+        }
         for finished in self.finished.drain(..) {
             let slot = finished.token.0 as usize;
             let InFlight { tag, shape, _guard } = self.in_flight[slot]
@@ -131,18 +149,21 @@ impl DirectIo {
             });
         }
     }
+}
 
-    fn keep(&mut self, in_flight: InFlight) -> Token {
-        let slot = match self.vacant.pop() {
-            Some(slot) => slot,
-            None => {
-                self.in_flight.push(None);
-                self.in_flight.len() - 1
-            }
+/// Carries a planned request out on a medium that is memory, its zeros aside.
+fn at_once(file: &File, direction: Direction, plan: &Plan, buffer: &mut IoBuffer) -> io::Result<()> {
+    for segment in &plan.segments {
+        let Place::Device(offset) = segment.place else {
+            continue;
         };
-        self.in_flight[slot] = Some(in_flight);
-        Token(slot as u64)
+        let part = &mut buffer[segment.buffer.clone()];
+        match direction {
+            Direction::Read => file.read_exact_at(part, offset)?,
+            Direction::Overwrite => file.write_all_at(part, offset)?,
+        }
     }
+    Ok(())
 }
 
 /// Tells whether a plan's segments follow each other from the start of the request to its end.

@@ -4,8 +4,8 @@
 //! it for each of their threads. A request takes one of two ways:
 //!
 //! - **direct**: a read, or an overwrite that changes no mapping. The engine plans it without blocking, the
-//!   queue's own ring does the I/O, and no other thread is involved. The plan's guard keeps the chunks in place
-//!   until the I/O is reaped.
+//!   queue's own ring does the I/O, and no other thread is involved; where the medium is memory it is done at
+//!   once. The plan's guard keeps the chunks in place until the I/O has ended.
 //! - **indirect**: everything else (first writes, copies, flushes, discards, pages to load, errors) goes to the
 //!   [`Workers`] of the pool, who call the engine's blocking methods. Without io_uring all requests go this way.
 //!

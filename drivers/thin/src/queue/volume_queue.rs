@@ -13,12 +13,12 @@ use super::VolumeDevice;
 use super::direct::{DirectIo, Direction};
 use super::inbox::Inbox;
 use super::workers::{self, Job};
-use crate::Planned;
+use crate::{DirectFile, Planned, Submission};
 
 /// An [`IoQueue`] over a [`VolumeDevice`].
 pub struct VolumeQueue {
-    /// Made when first needed, so that a queue nobody uses costs a descriptor. `None` where there is no
-    /// io_uring.
+    /// Made when first needed, so that a queue nobody uses costs a descriptor. `None` where the workers have to
+    /// do it all.
     direct: OnceCell<Option<DirectIo>>,
     waker: Waker,
     inbox: Arc<Inbox>,
@@ -62,8 +62,11 @@ impl VolumeQueue {
         let pool = self.device.handle().pool();
         let direct_file = pool.device().direct_file()?;
         let depth = u32::try_from(self.depth).unwrap_or(u32::MAX);
-        // Out of descriptors or locked memory: the workers do it all.
-        let ring = Ring::new(direct_file.file, depth, self.waker.clone()).ok()?;
+        let ring = match direct_file.submission {
+            Submission::Inline => None,
+            // Out of descriptors or locked memory: the workers do it all.
+            Submission::Ring => Some(Ring::new(direct_file.file, depth, self.waker.clone()).ok()?),
+        };
         Some(DirectIo::new(ring, direct_file.alignment_bytes))
     }
 
@@ -108,9 +111,10 @@ impl VolumeQueue {
             Direction::Overwrite => handle.plan_overwrite(offset, buffer.len()),
         };
         let direct = self.direct.get_mut().and_then(Option::as_mut);
-        match (planned, direct) {
-            (Planned::Direct(plan), Some(direct)) if direct.takes(&plan) => {
-                Ok(Way::Taken(direct.start(tag, direction, plan, buffer)))
+        let direct_file = handle.pool().device().direct_file();
+        match (planned, direct, direct_file) {
+            (Planned::Direct(plan), Some(direct), Some(DirectFile { file, .. })) if direct.takes(&plan) => {
+                Ok(Way::Taken(direct.start(file, tag, direction, plan, buffer)))
             }
             _ => Err(buffer),
         }
@@ -172,19 +176,22 @@ impl IoQueue for VolumeQueue {
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         let before = completions.len();
         completions.append(&mut self.ended);
-        match self.direct.get_mut() {
-            Some(Some(direct)) => {
-                direct.reap(completions);
-                self.inbox.drain(completions, || {});
-            }
-            _ => self.inbox.drain(completions, || self.waker.clear()),
+        let mut ring_watches_waker = false;
+        if let Some(Some(direct)) = self.direct.get_mut() {
+            direct.reap(completions);
+            ring_watches_waker = direct.ring().is_some();
         }
+        self.inbox.drain(completions, || {
+            if !ring_watches_waker {
+                self.waker.clear();
+            }
+        });
         self.in_flight -= completions.len() - before;
     }
 
     fn wake_fd(&self) -> BorrowedFd<'_> {
-        match self.direct() {
-            Some(direct) => direct.ring().as_fd(),
+        match self.direct().and_then(DirectIo::ring) {
+            Some(ring) => ring.as_fd(),
             None => self.waker.as_fd(),
         }
     }
