@@ -4,6 +4,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use quarry_proto::v1::Reason;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -70,9 +71,6 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The metadata key of `google.rpc.ErrorInfo` that carries the next step.
-const NEXT_STEP: &str = "next_step";
-
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let exit = match status.code() {
@@ -87,15 +85,19 @@ impl From<tonic::Status> for Failure {
         };
         let mut failure = Failure::new(exit, message);
         let details = status.get_error_details();
+        let reason = details
+            .error_info()
+            .and_then(|info| Reason::from_error_info(&info.reason))
+            .unwrap_or_default();
+        failure.next_steps.extend(next_step(reason).map(str::to_owned));
         if let Some(precondition) = details.precondition_failure() {
-            failure.blockers = precondition
-                .violations
-                .iter()
-                .map(|violation| match violation.description.as_str() {
-                    "" => violation.subject.clone(),
-                    description => format!("{}: {description}", violation.subject),
-                })
-                .collect();
+            for violation in &precondition.violations {
+                failure.blockers.push(violation.subject.clone());
+                // The agent does not know the command line's words; its own are for reasons that have none here.
+                if next_step(reason).is_none() && !failure.next_steps.contains(&violation.description) {
+                    failure.next_steps.push(violation.description.clone());
+                }
+            }
         }
         // A field's problem is mostly the message itself; shown only when it adds something.
         if let Some(bad_request) = details.bad_request() {
@@ -107,10 +109,42 @@ impl From<tonic::Status> for Failure {
                 }
             }
         }
-        if let Some(step) = details.error_info().and_then(|info| info.metadata.get(NEXT_STEP)) {
-            failure.next_steps.push(step.clone());
-        }
         failure
+    }
+}
+
+/// What to type next, where one thing is likely to be right.
+fn next_step(reason: Reason) -> Option<&'static str> {
+    match reason {
+        Reason::HasAttachments => Some("quarry attachment delete ID, for each of them"),
+        Reason::HasSnapshots => {
+            Some("quarry snapshot delete ID, for each of them, or repeat the command with --cascade")
+        }
+        Reason::SpecMismatch => Some("choose another --id, or ask for what exists"),
+        Reason::StaleGeneration => {
+            Some("look at it again (show), and repeat with its generation if it is still right")
+        }
+        Reason::RequestIdReused => Some("choose another --request-id"),
+        Reason::PoolFull => {
+            Some("delete volumes or snapshots that nobody needs (quarry pool list shows the space)")
+        }
+        Reason::InUseByOperation => Some("repeat the command in a moment"),
+        Reason::Unavailable | Reason::ShuttingDown | Reason::Timeout => {
+            Some("see how the agent is (quarry node show, and its log), then repeat the command")
+        }
+        Reason::DataDamaged => Some("do not write to the pool; keep a copy of it and of the agent's log"),
+        Reason::Internal => Some("this is a bug; please report it with the agent's log"),
+        Reason::Unspecified
+        | Reason::InvalidField
+        | Reason::NotFound
+        | Reason::InUse
+        | Reason::SizeShrink
+        | Reason::SizeUnaligned
+        | Reason::SizeTooLarge
+        | Reason::LimitReached
+        | Reason::CapabilityMissing
+        | Reason::ConnectorIncomplete
+        | Reason::Denied => None,
     }
 }
 
@@ -141,19 +175,41 @@ mod tests {
     }
 
     #[test]
-    fn details_become_lines_under_the_error() {
+    fn what_blocks_and_what_to_do_are_lines_under_the_error() {
+        let blocked = |reason: Reason, subject: &str, description: &str| {
+            let mut details = ErrorDetails::new();
+            details
+                .set_error_info(reason.as_error_info(), "quarry", HashMap::new())
+                .add_precondition_failure_violation(reason.as_error_info(), subject, description);
+            let status = Status::with_error_details(Code::FailedPrecondition, "volume 1 is in use", details);
+            Failure::from(status).to_string()
+        };
+        assert_eq!(
+            blocked(
+                Reason::HasAttachments,
+                "attachment 7",
+                "delete the attachment first"
+            ),
+            "error: volume 1 is in use\n  in the way: attachment 7\n  \
+             next step: quarry attachment delete ID, for each of them"
+        );
+        assert_eq!(
+            blocked(Reason::InUse, "a backup", "end this use first"),
+            "error: volume 1 is in use\n  in the way: a backup\n  next step: end this use first"
+        );
+    }
+
+    #[test]
+    fn a_field_that_the_message_does_not_tell_of_is_a_line_of_its_own() {
         let mut details = ErrorDetails::new();
         details
-            .set_error_info(
-                "HAS_ATTACHMENTS",
-                "quarry",
-                HashMap::from([("next_step".to_owned(), "delete its attachments first".to_owned())]),
-            )
-            .add_precondition_failure_violation("HAS_ATTACHMENTS", "attachment 7", "");
-        let status = Status::with_error_details(Code::FailedPrecondition, "volume 1 is attached", details);
+            .add_bad_request_violation("size_bytes", "is 1, not 2")
+            .add_bad_request_violation("pool", "told already");
+        let status =
+            Status::with_error_details(Code::AlreadyExists, "volume 1 exists: told already", details);
         assert_eq!(
             Failure::from(status).to_string(),
-            "error: volume 1 is attached\n  in the way: attachment 7\n  next step: delete its attachments first"
+            "error: volume 1 exists: told already\n  in the way: size_bytes: is 1, not 2"
         );
     }
 
