@@ -200,6 +200,46 @@ mod tests {
     }
 
     #[test]
+    fn every_json_key_is_documented() {
+        fn keys(value: &serde_json::Value, found: &mut std::collections::BTreeSet<String>) {
+            match value {
+                serde_json::Value::Array(items) => items.iter().for_each(|item| keys(item, found)),
+                serde_json::Value::Object(members) => {
+                    for (key, member) in members {
+                        found.insert(key.clone());
+                        // What is in these is the caller's and Cinder's.
+                        if key != "labels" && key != "connection_info" {
+                            keys(member, found);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(root.join("docs/operations/command-line.md")).unwrap();
+        let mut found = std::collections::BTreeSet::new();
+        for entry in std::fs::read_dir(root.join("src/cli/golden")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                keys(
+                    &serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap(),
+                    &mut found,
+                );
+            }
+        }
+        assert!(found.len() > 50, "{found:?}");
+        let missing: Vec<&String> = found
+            .iter()
+            .filter(|key| !page.contains(&format!("`{key}`")) && !page.contains(&format!("\"{key}\"")))
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "not in docs/operations/command-line.md: {missing:?}"
+        );
+    }
+
+    #[test]
     fn wrong_usage_is_refused_with_what_would_be_right() {
         let id = uuid::Uuid::from_u128(1).to_string();
         let wrong: [(&[&str], &str); 7] = [
