@@ -81,6 +81,18 @@ pub enum PoolError {
 }
 
 impl PoolError {
+    pub(crate) fn device(action: impl Into<String>) -> impl FnOnce(io::Error) -> PoolError {
+        let action = action.into();
+        move |source| PoolError::Device { action, source }
+    }
+
+    pub(crate) fn damaged(structure: impl Into<String>, detail: impl Into<String>) -> PoolError {
+        PoolError::Damaged {
+            structure: structure.into(),
+            detail: detail.into(),
+        }
+    }
+
     /// Converts for a control call on the pool called `pool`.
     pub fn into_driver_error(self, pool: &str) -> DriverError {
         let object = format!("pool {pool}");

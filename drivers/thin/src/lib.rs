@@ -1,18 +1,57 @@
 //! Quarry's native copy-on-write thin pool engine.
+//!
+//! | to learn | read |
+//! |---|---|
+//! | what the engine asks of the medium | [`PoolDevice`] |
+//! | the bytes on the medium | docs/formats/pool.md, `format` |
+//! | what all metadata is a function of | `state`, `record`, `version`, `map` |
+//! | how a change becomes durable | `commit`, then `checkpoint` |
+//! | what happens after a crash | `recovery` |
+//! | where space comes from and goes to | `space`, `page_space`, `garbage` |
+//! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
+//! | reads and writes | `data_path`; without blocking, `plan` |
+//! | volumes and snapshots | `control`, `handle` |
+//! | what runs in the background | `maintenance` |
+//! | the proof that a pool is sound | `check` |
 
+mod check;
+mod checkpoint;
+mod commit;
+mod control;
+mod data_path;
 mod device;
 mod error;
 mod file_device;
+mod format;
+mod garbage;
+mod handle;
+mod latch;
+mod locks;
+mod log;
+mod maintenance;
+mod map;
 mod options;
+mod page_io;
+mod page_space;
 mod plan;
 mod pool;
 mod queue;
+mod record;
+mod recovery;
 pub mod sim;
+mod space;
+mod state;
+mod version;
+mod write_epoch;
 
+pub use check::CheckReport;
 pub use device::{DirectFile, PoolDevice, Submission};
 pub use error::PoolError;
 pub use file_device::{FileDevice, FileDeviceError, IoMode};
+pub use handle::VersionHandle;
+pub use maintenance::Maintenance;
 pub use options::{FormatOptions, OpenOptions};
 pub use plan::{Place, Plan, PlanGuard, Planned, Segment};
-pub use pool::{CheckReport, Maintenance, Pool, VersionHandle};
+pub use pool::Pool;
 pub use queue::{VolumeDevice, VolumeQueue, Workers};
+pub use recovery::identify;

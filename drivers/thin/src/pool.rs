@@ -1,296 +1,292 @@
-//! An open pool: the blocking, thread-safe face of the engine.
+//! An open pool: what its parts share, and how a change gets into state and log.
+//!
+//! Locks, in the order in which they are taken: `control` (one control call at a time) · `checkpointing` ·
+//! `committing` · `state` · slots of map pages. Latches are taken before `state` and may be held while a checkpoint
+//! or commit runs. No I/O happens under `state`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
-use quarry_contract::{
-    DriverError, Durability, IoError, OpenMode, Outcome, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec,
-    VersionId, VolumeId, VolumeInfo, VolumeSpec, ZeroMode,
-};
+use smallvec::SmallVec;
+use uuid::Uuid;
 
-use crate::plan::Planned;
-use crate::{FormatOptions, OpenOptions, PoolDevice, PoolError};
+use crate::commit::Rounds;
+use crate::format::Geometry;
+use crate::handle::Openings;
+use crate::latch::LatchTable;
+use crate::locks::{read, write};
+use crate::log::Room;
+use crate::map::{INNER_LEVELS, Node, install};
+use crate::page_io::read_page;
+use crate::record::{MAX_RECORD_BYTES, Record};
+use crate::state::{Origin, State, Wanted};
+use crate::version::NodeId;
+use crate::{OpenOptions, PoolDevice, PoolError};
 
-/// An open pool. All calls may be made from any thread; none needs an async runtime.
+/// An open pool. All calls may be made from any thread and block; none needs an async runtime or a thread of the
+/// pool's own.
 pub struct Pool {
-    options: OpenOptions,
+    pub(crate) device: Arc<dyn PoolDevice>,
+    pub(crate) options: OpenOptions,
+    pub(crate) uuid: Uuid,
+    pub(crate) geometry: Geometry,
+    pub(crate) state: RwLock<State>,
+    pub(crate) latches: LatchTable,
+    pub(crate) control: Mutex<()>,
+    pub(crate) checkpointing: Mutex<()>,
+    pub(crate) committing: Mutex<()>,
+    pub(crate) rounds: Mutex<Rounds>,
+    pub(crate) openings: Mutex<HashMap<NodeId, Openings>>,
+    stopped: OnceLock<String>,
+    closed: AtomicBool,
 }
 
-/// What a maintenance step left to do.
+/// What a change consists of, decided under the state lock.
+pub(crate) enum Decision {
+    /// These records, applied together; none at all is fine.
+    Apply(SmallVec<[Record; 2]>),
+    /// A map page has to be loaded before it can be decided.
+    Load(Wanted),
+}
+
+/// How much of the reserve a change may use, so that what frees space works in a full pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Maintenance {
-    /// Another step would find work now.
-    pub more: bool,
+pub(crate) enum Priority {
+    /// Leaves half of the reserve.
+    Normal,
+    /// May use all of it: it gives space back.
+    Freeing,
 }
 
-/// What a check found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// One sentence for each violation; empty when the pool is sound.
-    pub problems: Vec<String>,
-    /// Chunks that hold data.
-    pub data_chunks: u64,
-    /// Chunks that hold map pages.
-    pub metadata_chunks: u64,
-    /// Map pages in use on the medium, both copies counted.
-    pub metadata_pages: u64,
-}
-
-/// A volume or snapshot, open for I/O. Dropping the last reference closes it.
-pub struct VersionHandle {
-    pool: Arc<Pool>,
-}
-
-const NOT_BUILT: &str = "the engine core is not merged yet";
-
-fn stopped() -> DriverError {
-    DriverError::Internal {
-        detail: NOT_BUILT.into(),
-    }
-}
-
-fn io_stopped() -> IoError {
-    IoError::Stopped {
-        reason: NOT_BUILT.into(),
-    }
+/// What stands in the way of applying records.
+enum Obstacle {
+    Page(Wanted),
+    OpenBatch,
+    Log,
+    Space,
+    TooMany,
 }
 
 impl Pool {
-    /// Writes an empty pool onto a device that holds none.
-    ///
-    /// # Errors
-    /// `InvalidOption` for a bad geometry or a device too small; `AlreadyAPool`; `Device`.
-    pub fn format(device: &dyn PoolDevice, options: &FormatOptions) -> Result<(), PoolError> {
-        let _ = (device, options);
-        Err(PoolError::Stopped {
-            reason: NOT_BUILT.into(),
-        })
-    }
-
-    /// Opens a pool and recovers it.
-    ///
-    /// # Errors
-    /// `NotAPool`, `Truncated`, `NewerFormat`, `Damaged`, `Device`.
-    pub fn open(device: Arc<dyn PoolDevice>, options: OpenOptions) -> Result<Arc<Pool>, PoolError> {
-        let _ = device;
-        Ok(Arc::new(Pool { options }))
+    pub(crate) fn new(device: Arc<dyn PoolDevice>, options: OpenOptions, uuid: Uuid, state: State) -> Self {
+        Self {
+            device,
+            options,
+            uuid,
+            geometry: state.geometry,
+            state: RwLock::new(state),
+            latches: LatchTable::new(),
+            control: Mutex::default(),
+            checkpointing: Mutex::default(),
+            committing: Mutex::default(),
+            rounds: Mutex::default(),
+            openings: Mutex::default(),
+            stopped: OnceLock::new(),
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// Returns the medium.
     pub fn device(&self) -> &Arc<dyn PoolDevice> {
-        unreachable!("{NOT_BUILT}: {}", self.options.name)
+        &self.device
     }
 
-    /// Returns the pool's state and capacity.
-    pub fn status(&self) -> PoolStatus {
-        unreachable!("{NOT_BUILT}")
+    /// Returns the pool's identity on disk.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
     }
 
-    /// Creates a volume (contract V1, V2).
-    ///
-    /// # Errors
-    /// As [`VolumeBackend::create_volume`](quarry_contract::VolumeBackend::create_volume).
-    pub fn create_volume(&self, spec: &VolumeSpec) -> Result<Outcome<VolumeInfo>, DriverError> {
-        let _ = spec;
-        Err(stopped())
+    /// Returns the unit of allocation, in bytes.
+    pub fn chunk_bytes(&self) -> u64 {
+        self.geometry.chunk_bytes
     }
 
-    /// Returns one volume.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError> {
-        let _ = id;
-        Err(stopped())
+    /// Returns why the pool has stopped taking writes, if it has.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.get().map(String::as_str)
     }
 
-    /// Returns all volumes, ordered by id.
-    pub fn volumes(&self) -> Vec<VolumeInfo> {
-        Vec::new()
-    }
-
-    /// Grows a volume.
-    ///
-    /// # Errors
-    /// As [`VolumeBackend::extend_volume`](quarry_contract::VolumeBackend::extend_volume).
-    pub fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
-        let _ = (id, size_bytes);
-        Err(stopped())
-    }
-
-    /// Makes a volume's contents equal to one of its snapshots'.
-    ///
-    /// # Errors
-    /// As [`VolumeBackend::revert_volume`](quarry_contract::VolumeBackend::revert_volume).
-    pub fn revert_volume(
-        &self,
-        id: VolumeId,
-        snapshot: SnapshotId,
-    ) -> Result<Outcome<VolumeInfo>, DriverError> {
-        let _ = (id, snapshot);
-        Err(stopped())
-    }
-
-    /// Deletes a volume; its space comes back by [`maintain`](Self::maintain).
-    ///
-    /// # Errors
-    /// `Busy` when it is open.
-    pub fn delete_volume(&self, id: VolumeId) -> Result<Outcome<()>, DriverError> {
-        let _ = id;
-        Err(stopped())
-    }
-
-    /// Takes snapshots at one point in time.
-    ///
-    /// # Errors
-    /// As [`VolumeBackend::create_snapshots`](quarry_contract::VolumeBackend::create_snapshots).
-    pub fn create_snapshots(
-        &self,
-        group: &[SnapshotSpec],
-    ) -> Result<Outcome<Vec<SnapshotInfo>>, DriverError> {
-        let _ = group;
-        Err(stopped())
-    }
-
-    /// Returns one snapshot.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn snapshot(&self, id: SnapshotId) -> Result<SnapshotInfo, DriverError> {
-        let _ = id;
-        Err(stopped())
-    }
-
-    /// Returns all snapshots, ordered by id.
-    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
-        Vec::new()
-    }
-
-    /// Deletes a snapshot; its space comes back by [`maintain`](Self::maintain).
-    ///
-    /// # Errors
-    /// `Busy` when it is open.
-    pub fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError> {
-        let _ = id;
-        Err(stopped())
-    }
-
-    /// Opens a volume or snapshot for I/O: at most one read-write handle of a volume.
-    ///
-    /// # Errors
-    /// `NotFound`, `Busy`, `InvalidArgument` for a writable snapshot.
-    pub fn open_version(
-        self: &Arc<Self>,
-        id: VersionId,
-        mode: OpenMode,
-    ) -> Result<Arc<VersionHandle>, DriverError> {
-        let _ = (id, mode);
-        Err(stopped())
-    }
-
-    /// Does one bounded step of background work: a checkpoint when one is due, a part of a deleted version's
-    /// reclaim, a discard of freed chunks, eviction of clean map pages.
-    ///
-    /// # Errors
-    /// What a commit or checkpoint hit; the pool has then stopped.
-    pub fn maintain(&self) -> Result<Maintenance, PoolError> {
-        Ok(Maintenance { more: false })
-    }
-
-    /// Makes everything durable in its place, so that the log is empty.
-    ///
-    /// # Errors
-    /// What it hit; the pool has then stopped.
-    pub fn checkpoint(&self) -> Result<(), PoolError> {
-        Ok(())
-    }
-
-    /// Verifies exactly-once ownership of every chunk and map page, the chunk bitmap and all checksums.
-    ///
-    /// # Errors
-    /// When the medium cannot be read.
-    pub fn check(&self) -> Result<CheckReport, PoolError> {
-        Ok(CheckReport::default())
-    }
-
-    /// Commits, checkpoints and refuses everything afterwards.
+    /// Commits, checkpoints and refuses everything afterwards. Does nothing the second time.
     ///
     /// # Errors
     /// What the checkpoint hit.
     pub fn close(&self) -> Result<(), PoolError> {
+        if self.is_closed() {
+            return Ok(());
+        }
+        let result = self.checkpoint();
+        self.closed.store(true, Ordering::SeqCst);
+        result
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Stops the pool for writing after a failure that leaves unknown what is durable, and returns the error.
+    pub(crate) fn stop(&self, what: &str, error: PoolError) -> PoolError {
+        if !matches!(error, PoolError::Stopped { .. }) {
+            let reason = match &error {
+                PoolError::Device { action, source } => format!("{what}: {action}: {source}"),
+                other => format!("{what}: {other}"),
+            };
+            tracing::error!(pool = %self.options.name, reason, "pool stopped; reopen it once the medium is sound");
+            self.stop_because(format!("{reason}; reopen the pool once the medium is sound"));
+        }
+        error
+    }
+
+    pub(crate) fn stop_because(&self, reason: String) {
+        self.stopped.get_or_init(|| reason);
+    }
+
+    pub(crate) fn check_running(&self) -> Result<(), PoolError> {
+        match self.stopped() {
+            None => Ok(()),
+            Some(reason) => Err(PoolError::Stopped {
+                reason: reason.to_owned(),
+            }),
+        }
+    }
+
+    /// Applies what `decide` decides and appends it to the open batch, in one critical section (S2). `decide` is
+    /// called again whenever a page had to be loaded or room had to be made first.
+    pub(crate) fn change<E: From<PoolError>>(
+        &self,
+        priority: Priority,
+        mut decide: impl FnMut(&State) -> Result<Decision, E>,
+    ) -> Result<(), E> {
+        let mut made_space = false;
+        loop {
+            self.check_running()?;
+            let obstacle = {
+                let mut state = write(&self.state);
+                match decide(&state)? {
+                    Decision::Load(wanted) => Obstacle::Page(wanted),
+                    Decision::Apply(records) => match state.obstacle(&records, priority) {
+                        Some(obstacle) => obstacle,
+                        None => {
+                            return Ok(state
+                                .apply_and_log(&records)
+                                .map_err(|bug| self.stop_for_bug(bug))?);
+                        }
+                    },
+                }
+            };
+            match obstacle {
+                Obstacle::Page(wanted) => self.load(&wanted)?,
+                Obstacle::OpenBatch => self.commit()?,
+                Obstacle::Log => self.checkpoint()?,
+                Obstacle::Space if !made_space => {
+                    made_space = true;
+                    self.checkpoint()?;
+                }
+                Obstacle::Space => return Err(self.full(1).into()),
+                Obstacle::TooMany => {
+                    return Err(PoolError::InvalidOption {
+                        option: "group",
+                        problem: "it is larger than the pool's log can take at once; split it".into(),
+                    }
+                    .into());
+                }
+            }
+        }
+    }
+
+    fn stop_for_bug(&self, bug: String) -> PoolError {
+        self.stop(
+            "a change was impossible",
+            PoolError::damaged("metadata in memory", bug),
+        )
+    }
+
+    pub(crate) fn full(&self, chunks: u64) -> PoolError {
+        PoolError::Full {
+            needed_bytes: chunks * self.geometry.chunk_bytes,
+            free_bytes: read(&self.state).space.free() * self.geometry.chunk_bytes,
+        }
+    }
+
+    /// Brings a map page into memory. Whoever changed the map meanwhile makes it try again from the start.
+    pub(crate) fn load(&self, wanted: &Wanted) -> Result<(), PoolError> {
+        let missing = &wanted.missing;
+        let what = if missing.level == 0 {
+            "map leaf"
+        } else {
+            "inner map page"
+        };
+        let page = match read_page(&*self.device, missing.pointer, what) {
+            Ok(page) => page,
+            // The page may have been replaced, freed and reused while it was read: then the look-up finds another.
+            Err(_) if !self.is_still_wanted(wanted) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut state = write(&self.state);
+        let node = Arc::new(Node::load(missing.level, missing.pointer, &page, &state.gauge));
+        if let Some(root) = state.versions.root_mut(wanted.node) {
+            install(root, missing, &node);
+        }
+        drop(state);
+        self.evict_if_far_over_budget();
         Ok(())
+    }
+
+    fn is_still_wanted(&self, wanted: &Wanted) -> bool {
+        debug_assert!(wanted.missing.level <= INNER_LEVELS);
+        read(&self.state).wanted_leaf(wanted.node, wanted.missing.first_leaf) == Some(*wanted)
     }
 }
 
-impl VersionHandle {
-    /// Returns the pool.
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+impl State {
+    fn obstacle(&self, records: &[Record], priority: Priority) -> Option<Obstacle> {
+        if records.is_empty() {
+            return None;
+        }
+        match self.log.room(records.len() * MAX_RECORD_BYTES) {
+            Room::Enough => {}
+            Room::AfterCommit => return Some(Obstacle::OpenBatch),
+            Room::AfterCheckpoint => return Some(Obstacle::Log),
+            Room::Never => return Some(Obstacle::TooMany),
+        }
+        let extra_nodes: u64 = records.iter().map(dirtied_pages).sum();
+        let floor = match priority {
+            Priority::Normal => self.reserve_chunks() / 2,
+            Priority::Freeing => 0,
+        };
+        if self.spare_chunks(extra_nodes).is_none_or(|spare| spare < floor) {
+            return Some(Obstacle::Space);
+        }
+        records
+            .iter()
+            .find_map(|record| self.wanted(record))
+            .map(Obstacle::Page)
     }
 
-    /// Returns the size in bytes, as of now.
-    pub fn size_bytes(&self) -> u64 {
-        0
+    fn apply_and_log(&mut self, records: &[Record]) -> Result<(), String> {
+        for record in records {
+            self.apply(record, self.log.next_batch, Origin::Live)?;
+            self.log.append(record);
+        }
+        Ok(())
     }
 
-    /// Tells whether writes are refused.
-    pub fn is_read_only(&self) -> bool {
-        true
+    /// Returns how many chunks data may not use, so that checkpoints, discards and deletes work in a full pool.
+    pub(crate) fn reserve_chunks(&self) -> u64 {
+        let chunks = self.geometry.chunk_count;
+        (chunks / 64).clamp(4, (1 << 30) / self.geometry.chunk_bytes)
     }
+}
 
-    /// Looks up a read without blocking. The range must be inside the volume; else `NeedsSlowPath`, which then
-    /// says what is wrong.
-    pub fn plan_read(&self, offset: u64, length: usize) -> Planned {
-        let _ = (offset, length);
-        Planned::NeedsSlowPath
-    }
-
-    /// Looks up a write that changes no mapping, without blocking.
-    pub fn plan_overwrite(&self, offset: u64, length: usize) -> Planned {
-        let _ = (offset, length);
-        Planned::NeedsSlowPath
-    }
-
-    /// Reads. Blocks.
-    ///
-    /// # Errors
-    /// `OutOfRange`, `Misaligned`, `Medium`, `Closed`.
-    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), IoError> {
-        let _ = (offset, buffer);
-        Err(io_stopped())
-    }
-
-    /// Writes. Blocks.
-    ///
-    /// # Errors
-    /// `OutOfRange`, `Misaligned`, `ReadOnly`, `NoSpace`, `Medium`, `Stopped`, `Closed`.
-    pub fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), IoError> {
-        let _ = (offset, data, durability);
-        Err(io_stopped())
-    }
-
-    /// Makes completed writes durable, in one commit shared with all who wait. Blocks.
-    ///
-    /// # Errors
-    /// `Stopped`, `Closed`.
-    pub fn flush(&self) -> Result<(), IoError> {
-        Err(io_stopped())
-    }
-
-    /// Gives the space of a range back. Blocks.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn discard(&self, offset: u64, length: u64) -> Result<(), IoError> {
-        let _ = (offset, length);
-        Err(io_stopped())
-    }
-
-    /// Makes a range read zero. Blocks.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), IoError> {
-        let _ = (offset, length, mode);
-        Err(io_stopped())
+/// How many map pages a record makes dirty at most.
+fn dirtied_pages(record: &Record) -> u64 {
+    match record {
+        Record::Map { .. } | Record::Unmap { .. } | Record::Reap { .. } => u64::from(INNER_LEVELS) + 1,
+        Record::CreateVolume { .. }
+        | Record::Snapshot { .. }
+        | Record::Clone { .. }
+        | Record::Extend { .. }
+        | Record::Delete { .. }
+        | Record::Revert { .. } => 0,
     }
 }

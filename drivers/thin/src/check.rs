@@ -1,0 +1,310 @@
+//! The check: every chunk and every map page is owned exactly once, and every checksum is right.
+//!
+//! It looks at the state as of one moment, while I/O goes on. Checkpoints wait for it, so that no page that it is
+//! going to read is freed. Each version is walked where it owns: a shared page is looked at once.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::PoolError;
+use crate::format::{BITS_PER_BLOCK, BLOCK_BYTES, PagePointer, SUPERBLOCK_COPIES, Superblock};
+use crate::locks::{lock, read};
+use crate::map::{Child, INNER_LEVELS, Node, Ownership, Slot, leaves_covered};
+use crate::page_io::{read_block, read_copy};
+use crate::page_space::{CopyClass, PageSpace};
+use crate::pool::Pool;
+use crate::recovery::read_bitmap_block;
+use crate::state::StoredIndex;
+use crate::version::NodeId;
+use zerocopy::FromBytes;
+
+/// What a check found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// One sentence for each violation; empty when the pool is sound.
+    pub problems: Vec<String>,
+    /// Chunks that hold data.
+    pub data_chunks: u64,
+    /// Chunks that hold map pages.
+    pub metadata_chunks: u64,
+    /// Map pages in use on the medium, both copies counted.
+    pub metadata_pages: u64,
+}
+
+/// One version as of the check's moment.
+struct Subject {
+    node: NodeId,
+    root: Slot,
+    owns: Ownership,
+    mapped_chunks: u64,
+    own_chunks: i64,
+}
+
+/// The state as of the check's moment.
+struct Picture {
+    subjects: Vec<Subject>,
+    data: Vec<bool>,
+    pages: PageSpace,
+    stored: StoredIndex,
+    garbage: Vec<PagePointer>,
+    reclaim_in_progress: bool,
+}
+
+struct Check<'a> {
+    pool: &'a Pool,
+    report: CheckReport,
+    seen_chunks: HashSet<u64>,
+    seen_pages: HashSet<u64>,
+    mapped_below: HashMap<PageIdentity, u64>,
+}
+
+/// Names a page for counting what is mapped below it once.
+#[derive(PartialEq, Eq, Hash)]
+enum PageIdentity {
+    Stored(u64),
+    InMemory(*const Node),
+}
+
+impl Pool {
+    /// Verifies exactly-once ownership of every chunk and map page, the chunk bitmap, the counters and all checksums.
+    ///
+    /// # Errors
+    /// When the check cannot be made at all; what it finds is in the report.
+    pub fn check(&self) -> Result<CheckReport, PoolError> {
+        let _no_checkpoint = lock(&self.checkpointing);
+        let picture = self.picture();
+        let mut check = Check {
+            pool: self,
+            report: CheckReport {
+                data_chunks: picture.data.iter().filter(|data| **data).count() as u64,
+                metadata_chunks: picture.pages.chunk_count(),
+                metadata_pages: picture.pages.used_pages(),
+                ..CheckReport::default()
+            },
+            seen_chunks: HashSet::new(),
+            seen_pages: HashSet::new(),
+            mapped_below: HashMap::new(),
+        };
+        check.superblocks(&picture.stored);
+        check.bitmap_blocks(&picture.stored);
+        for subject in &picture.subjects {
+            check.version(subject, &picture);
+        }
+        check.totals(&picture);
+        Ok(check.report)
+    }
+
+    fn picture(&self) -> Picture {
+        let state = read(&self.state);
+        let subject = |version: &crate::version::Version| Subject {
+            node: version.node,
+            root: version.root.clone(),
+            owns: state.versions.ownership(version),
+            mapped_chunks: version.mapped_chunks,
+            own_chunks: version.own_chunks,
+        };
+        Picture {
+            subjects: state.versions.iter().map(subject).collect(),
+            data: (0..self.geometry.chunk_count)
+                .map(|chunk| state.space.is_data(chunk))
+                .collect(),
+            pages: state.pages.clone(),
+            stored: state.stored.clone(),
+            garbage: state.garbage.pointers(),
+            reclaim_in_progress: state.versions.iter().any(|version| version.reap_cursor > 0),
+        }
+    }
+}
+
+impl Check<'_> {
+    fn problem(&mut self, problem: String) {
+        self.report.problems.push(problem);
+    }
+
+    fn superblocks(&mut self, stored: &StoredIndex) {
+        for copy in 0..SUPERBLOCK_COPIES {
+            let offset = self.pool.geometry.superblock_offset(copy);
+            let fields = read_block(&*self.pool.device, offset, "a superblock").and_then(|block| {
+                Superblock::read_from_bytes(&block)
+                    .expect("a superblock is one block")
+                    .decode()
+            });
+            match fields {
+                Ok(fields) if fields.generation == stored.generation => {}
+                Ok(fields) => self.problem(format!(
+                    "superblock copy {copy} has generation {}, not {}",
+                    fields.generation, stored.generation
+                )),
+                Err(error) => self.problem(format!("superblock copy {copy}: {error}")),
+            }
+        }
+    }
+
+    fn bitmap_blocks(&mut self, stored: &StoredIndex) {
+        for block in 0..self.pool.geometry.chunk_count.div_ceil(BITS_PER_BLOCK) {
+            let entry = stored.directory[block as usize];
+            if let Err(error) = read_bitmap_block(&*self.pool.device, &self.pool.geometry, block, entry) {
+                self.problem(error.to_string());
+            }
+        }
+    }
+
+    fn version(&mut self, subject: &Subject, picture: &Picture) {
+        let node = subject.node.0;
+        let mut owned = 0;
+        self.walk_owned(subject, &subject.root, INNER_LEVELS, 0, picture, &mut owned);
+        if owned != subject.own_chunks && !picture.reclaim_in_progress {
+            self.problem(format!(
+                "version {node} owns {owned} chunks, its counter says {}",
+                subject.own_chunks
+            ));
+        }
+        if subject.owns.cursor == 0 && !picture.reclaim_in_progress {
+            let mapped = self.count_mapped(&subject.root, INNER_LEVELS);
+            if mapped != subject.mapped_chunks {
+                self.problem(format!(
+                    "version {node} maps {mapped} chunks, its counter says {}",
+                    subject.mapped_chunks
+                ));
+            }
+        }
+    }
+
+    fn walk_owned(
+        &mut self,
+        subject: &Subject,
+        slot: &Slot,
+        level: u32,
+        first: u64,
+        picture: &Picture,
+        owned: &mut i64,
+    ) {
+        let end = first + leaves_covered(level);
+        if slot.is_empty() || !subject.owns.owns(slot.birth(), end) {
+            return;
+        }
+        let node = subject.node.0;
+        let pointer = slot.pointer();
+        if !pointer.is_none() {
+            self.own_page(pointer, picture, &format!("level {level} page of version {node}"));
+        }
+        let Some(page) = self.page(slot, level) else {
+            return;
+        };
+        match page.child() {
+            Child::Leaf(entries) => {
+                for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.is_mapped()) {
+                    if !subject.owns.owns(entry.birth(), end) {
+                        continue;
+                    }
+                    *owned += 1;
+                    let chunk = entry.chunk();
+                    let index = first * entries.len() as u64 + i as u64;
+                    if !self.seen_chunks.insert(chunk) {
+                        self.problem(format!(
+                            "chunk {chunk} is owned twice, by version {node} at {index} too"
+                        ));
+                    }
+                    if !picture.data.get(chunk as usize).copied().unwrap_or(false) {
+                        self.problem(format!(
+                            "chunk {chunk} of version {node} at {index} is free in the bitmap"
+                        ));
+                    }
+                }
+            }
+            Child::Inner(slots) => {
+                let slots = read(slots).clone();
+                for (i, slot) in slots.iter().enumerate() {
+                    let child_first = first + i as u64 * leaves_covered(level - 1);
+                    self.walk_owned(subject, slot, level - 1, child_first, picture, owned);
+                }
+            }
+        }
+    }
+
+    /// Notes the owner of a stored page and verifies both copies.
+    fn own_page(&mut self, pointer: PagePointer, picture: &Picture, what: &str) {
+        let copies = [
+            (pointer.first, CopyClass::First),
+            (pointer.second, CopyClass::Second),
+        ];
+        for (number, class) in copies {
+            if !self.seen_pages.insert(number) {
+                self.problem(format!("page {number} is owned twice, as {what} too"));
+            }
+            if !picture.pages.is_used(&self.pool.geometry, number, class) {
+                self.problem(format!("page {number}, a {what}, is free"));
+            }
+            if let Err(problem) = read_copy(&*self.pool.device, number, pointer.crc32c, what) {
+                self.problem(format!("{what}: {problem}"));
+            }
+        }
+    }
+
+    /// Returns the page, from memory or read for this walk only.
+    fn page(&mut self, slot: &Slot, level: u32) -> Option<Arc<Node>> {
+        if let Some(node) = slot.node() {
+            return Some(Arc::clone(node));
+        }
+        let pointer = slot.pointer();
+        // Both copies have been verified, and a bad one been reported, by the owner's walk.
+        let page = [pointer.first, pointer.second]
+            .iter()
+            .find_map(|number| read_copy(&*self.pool.device, *number, pointer.crc32c, "map page").ok())?;
+        let gauge = Arc::clone(&read(&self.pool.state).gauge);
+        Some(Arc::new(Node::load(level, pointer, &page, &gauge)))
+    }
+
+    fn count_mapped(&mut self, slot: &Slot, level: u32) -> u64 {
+        if slot.is_empty() {
+            return 0;
+        }
+        let identity = match slot.node() {
+            _ if !slot.pointer().is_none() => PageIdentity::Stored(slot.pointer().first),
+            Some(node) => PageIdentity::InMemory(Arc::as_ptr(node)),
+            None => return 0,
+        };
+        if let Some(count) = self.mapped_below.get(&identity) {
+            return *count;
+        }
+        let count = match self.page(slot, level).as_deref().map(Node::child) {
+            Some(Child::Leaf(entries)) => entries.iter().filter(|entry| entry.is_mapped()).count() as u64,
+            Some(Child::Inner(slots)) => {
+                let slots = read(slots).clone();
+                slots.iter().map(|slot| self.count_mapped(slot, level - 1)).sum()
+            }
+            None => 0,
+        };
+        self.mapped_below.insert(identity, count);
+        count
+    }
+
+    fn totals(&mut self, picture: &Picture) {
+        for (chunk, _) in picture.data.iter().enumerate().filter(|(_, data)| **data) {
+            if !self.seen_chunks.contains(&(chunk as u64)) {
+                self.problem(format!("chunk {chunk} is allocated, but no version owns it"));
+            }
+        }
+        for pointer in &picture.stored.row_pages {
+            if !pointer.is_none() {
+                self.own_page(*pointer, picture, "version table page");
+            }
+        }
+        for pointer in &picture.stored.index_pages {
+            self.own_page(*pointer, picture, "index stream page");
+        }
+        for pointer in &picture.garbage {
+            self.own_page(*pointer, picture, "replaced page");
+        }
+        for (chunk, page_chunk) in picture.pages.chunks() {
+            if picture.data.get(chunk as usize).copied().unwrap_or(false) {
+                self.problem(format!("chunk {chunk} holds data and map pages"));
+            }
+            debug_assert!(page_chunk.used.count() as usize <= BLOCK_BYTES);
+        }
+        let (used, seen) = (picture.pages.used_pages(), self.seen_pages.len() as u64);
+        if used != seen {
+            self.problem(format!("{used} map pages are in use, but {seen} are owned"));
+        }
+    }
+}

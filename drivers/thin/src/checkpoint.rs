@@ -1,0 +1,410 @@
+//! Checkpoints: the state written in its place, so that the log before it is not needed any more.
+//!
+//! The state is frozen under its lock, in memory only: roots are cloned, changed rows and bitmap blocks copied, pages
+//! reserved. Everything is then written without a lock, to places that no superblock names.
+//!
+//! Order: commit of what is frozen · pages, bitmap blocks, directory · flush · superblock copies 0 and 2 · flush ·
+//! copies 1 and 3 · the replaced pages are free.
+//!
+//! Invariants
+//! - K1: nothing that the previous superblock needs is overwritten before the new one is durable: pages come from
+//!   a reservation, bitmap blocks and directory go to their other side, log blocks are kept until then.
+//! - K2: the frozen state is exactly the records of the batches before its log position.
+//! - K3: two superblock copies stay untouched until the two others are durable.
+//! - K4: a node counts as stored only after its page has been written, so eviction never loses it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+use zerocopy::IntoBytes;
+
+use crate::format::{
+    BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE,
+    SuperblockFields,
+};
+use crate::garbage::Garbage;
+use crate::locks::{lock, read, write};
+use crate::map::{Child, Node, Slot};
+use crate::page_io::PageWriter;
+use crate::page_space::{PageSpace, Reservation};
+use crate::pool::Pool;
+use crate::state::{State, StoredIndex};
+use crate::version::FrozenRows;
+use crate::{PoolDevice, PoolError};
+
+/// The state as of one log position, ready to be written.
+pub(crate) struct Frozen {
+    rows: Vec<FrozenRows>,
+    bitmap: Vec<(u64, Box<[u8; BLOCK_BYTES]>)>,
+    garbage: Garbage,
+    pages: PageSpace,
+    reservation: Reservation,
+    previous: StoredIndex,
+    version_rows: usize,
+    next_node: u64,
+    log_batch: u64,
+    log_block: u64,
+}
+
+/// What has been written.
+pub(crate) struct Stored {
+    index: StoredIndex,
+    pages: PageSpace,
+    log_batch: u64,
+    log_block: u64,
+}
+
+impl State {
+    /// Returns how many page pairs a checkpoint may need when `extra_nodes` further map pages become dirty.
+    pub fn checkpoint_pages(&self, extra_nodes: u64) -> u64 {
+        let row_pages = self.versions.dirty_row_pages() as u64 + extra_nodes.min(1);
+        let nodes = self.gauge.dirty() + extra_nodes;
+        // Every further page may open a chunk of its own in each class.
+        let new_chunks = 2 * ((nodes + row_pages) / self.geometry.pages_per_chunk() + 2);
+        nodes + row_pages + self.index_pages(new_chunks)
+    }
+
+    fn index_pages(&self, new_chunks: u64) -> u64 {
+        let row_pages = (self.versions.row_count() / ROWS_PER_PAGE + 2) as u64;
+        let chunks = self.pages.chunk_count() + new_chunks;
+        let bytes = 16 + row_pages * 24 + chunks * (16 + 8 * mask_words(&self.geometry) as u64);
+        bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
+    }
+
+    /// Returns how many free chunks are left when everything dirty has been written.
+    pub fn spare_chunks(&self, extra_nodes: u64) -> Option<u64> {
+        let needed = self
+            .pages
+            .chunks_needed(&self.geometry, self.checkpoint_pages(extra_nodes));
+        self.space.free().checked_sub(needed)
+    }
+
+    /// Freezes the state at the log's present end; `None`, and nothing changes, when the free space does not
+    /// suffice. The caller has sealed the open batch in the same critical section (K2).
+    pub fn freeze(&mut self) -> Option<Frozen> {
+        let needed = self.checkpoint_pages(0);
+        let reservation = self.pages.reserve(&self.geometry, &mut self.space, needed)?;
+        let rows = self.versions.take_dirty_rows();
+        let mut garbage = std::mem::take(&mut self.garbage);
+        for page in &rows {
+            let replaced = self.stored.row_pages.get(page.page).copied();
+            garbage.push_pointer(replaced.unwrap_or(PagePointer::NONE));
+        }
+        for page in &self.stored.index_pages {
+            garbage.push_pointer(*page);
+        }
+        Some(Frozen {
+            rows,
+            bitmap: self.space.take_dirty_blocks(),
+            garbage,
+            pages: self.pages.clone(),
+            reservation,
+            previous: self.stored.clone(),
+            version_rows: self.versions.row_count(),
+            next_node: self.next_node,
+            log_batch: self.log.next_batch,
+            log_block: self.log.next_block,
+        })
+    }
+
+    /// Goes over to a durable checkpoint: its predecessor's pages and log are free (K1).
+    pub fn settle(&mut self, stored: Stored, discard: bool) {
+        self.pages.settle(stored.pages, &mut self.space, discard);
+        self.log.advance_head(stored.log_batch, stored.log_block);
+        self.stored = stored.index;
+    }
+}
+
+impl Pool {
+    /// Makes everything durable in its place, so that recovery has nothing to replay.
+    ///
+    /// # Errors
+    /// `Full` when not even the reserve suffices; what the medium hit, and then the pool has stopped.
+    pub fn checkpoint(&self) -> Result<(), PoolError> {
+        let _one = lock(&self.checkpointing);
+        // Ends the quarantine first, which may free the space that the checkpoint needs.
+        self.commit()?;
+        {
+            let state = read(&self.state);
+            if !state.log.has_anything() && state.garbage.is_empty() && state.versions.dirty_row_pages() == 0
+            {
+                return Ok(());
+            }
+        }
+        let mut frozen = None;
+        let turn = self.commit_turn();
+        self.commit_round(&turn, || {
+            let mut state = write(&self.state);
+            let sealed = state.log.seal();
+            frozen = state.freeze();
+            sealed
+        })?;
+        drop(turn);
+        let Some(frozen) = frozen else {
+            let state = read(&self.state);
+            return Err(PoolError::Full {
+                needed_bytes: state.checkpoint_pages(0) * 2 * crate::format::BLOCK,
+                free_bytes: state.space.free() * self.geometry.chunk_bytes,
+            });
+        };
+        let stored = frozen
+            .store(&*self.device, self.uuid, &self.geometry)
+            .map_err(|error| self.stop("a checkpoint failed", error))?;
+        write(&self.state).settle(stored, self.options.discard_freed);
+        Ok(())
+    }
+}
+
+impl Frozen {
+    /// Writes the frozen state and then the superblock that names it.
+    pub fn store(
+        mut self,
+        device: &dyn PoolDevice,
+        uuid: Uuid,
+        geometry: &Geometry,
+    ) -> Result<Stored, PoolError> {
+        let mut trees = TreeWriter {
+            writer: PageWriter::new(device),
+            reservation: &mut self.reservation,
+            written: Vec::new(),
+            places: HashMap::new(),
+        };
+        for root in self.rows.iter().flat_map(FrozenRows::roots) {
+            trees.store(root)?;
+        }
+        let row_pages = trees.store_rows(&self.rows, std::mem::take(&mut self.previous.row_pages))?;
+        let TreeWriter { writer, written, .. } = trees;
+        writer.finish()?;
+        for (node, pointer) in written {
+            node.set_stored(pointer);
+        }
+
+        let freed = std::mem::take(&mut self.garbage).into_pointers();
+        let (index, pages) = self.index_stream(geometry, &row_pages, &freed);
+        let index_bytes = index.len() as u64;
+        let index_pages = self.store_index(device, &index)?;
+        let (directory, directory_side, directory_crc32c) = self.store_bitmap(device, geometry)?;
+        device
+            .flush()
+            .map_err(PoolError::device("flushing a checkpoint"))?;
+
+        let generation = self.previous.generation + 1;
+        let superblock = SuperblockFields {
+            uuid,
+            generation,
+            compat: 0,
+            ro_compat: 0,
+            geometry: *geometry,
+            directory_crc32c,
+            directory_side,
+            log_batch: self.log_batch,
+            log_block: self.log_block,
+            index: index_pages[0],
+            index_bytes,
+            next_node: self.next_node,
+            version_rows: self.version_rows as u64,
+        };
+        store_superblock(device, &superblock)?;
+        Ok(Stored {
+            index: StoredIndex {
+                generation,
+                directory_side,
+                directory,
+                row_pages,
+                index_pages,
+            },
+            pages,
+            log_batch: self.log_batch,
+            log_block: self.log_block,
+        })
+    }
+
+    /// Encodes the index stream and returns it with the page chunks that it lists: those that are left once this
+    /// checkpoint is durable, with the pages that the stream itself is going to take.
+    fn index_stream(
+        &self,
+        geometry: &Geometry,
+        row_pages: &[PagePointer],
+        freed: &[PagePointer],
+    ) -> (Vec<u8>, PageSpace) {
+        let mut own_pages = 1;
+        loop {
+            let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
+            let stream = encode_index(geometry, row_pages, &pages);
+            let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
+            if needed <= own_pages {
+                debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
+                return (stream, pages);
+            }
+            own_pages = needed;
+        }
+    }
+
+    /// Writes the index stream, the last page first because each page points to the next.
+    fn store_index(&mut self, device: &dyn PoolDevice, stream: &[u8]) -> Result<Vec<PagePointer>, PoolError> {
+        let payloads: Vec<&[u8]> = stream.chunks(INDEX_PAYLOAD_BYTES).collect();
+        let mut writer = PageWriter::new(device);
+        let mut pointers = vec![PagePointer::NONE; payloads.len()];
+        let mut next = PagePointer::NONE;
+        for (pointer, payload) in pointers.iter_mut().zip(payloads).rev() {
+            let mut page = [0; BLOCK_BYTES];
+            let header = IndexPageHeader {
+                next: next.into(),
+                used: (payload.len() as u32).into(),
+                magic: IndexPageHeader::MAGIC,
+            };
+            let (head, body) = page.split_at_mut(size_of::<IndexPageHeader>());
+            head.copy_from_slice(header.as_bytes());
+            body[..payload.len()].copy_from_slice(payload);
+            next = writer.write(reserved(&mut self.reservation), 0, &page)?;
+            *pointer = next;
+        }
+        writer.finish()?;
+        Ok(pointers)
+    }
+
+    /// Writes changed bitmap blocks to their other side and the directory to its other side (K1).
+    fn store_bitmap(
+        &self,
+        device: &dyn PoolDevice,
+        geometry: &Geometry,
+    ) -> Result<(Vec<DirectoryEntry>, u32, u32), PoolError> {
+        let mut directory = self.previous.directory.clone();
+        for (block, bytes) in &self.bitmap {
+            let entry = &mut directory[*block as usize];
+            entry.side ^= 1;
+            entry.crc32c = crc32c::crc32c(&**bytes);
+            let offset = geometry.bitmap_offset(*block, entry.side);
+            device
+                .write_at(offset, &quarry_contract::IoBuffer::from_slice(&**bytes))
+                .map_err(PoolError::device(format!("writing the bitmap at byte {offset}")))?;
+        }
+        let mut bytes = quarry_contract::IoBuffer::zeroed(geometry.directory_blocks as usize * BLOCK_BYTES);
+        for (slot, entry) in bytes.chunks_exact_mut(8).zip(&directory) {
+            slot.copy_from_slice(&entry.to_bytes());
+        }
+        let side = self.previous.directory_side ^ 1;
+        let offset = geometry.directory_offset(side);
+        device
+            .write_at(offset, &bytes)
+            .map_err(PoolError::device(format!(
+                "writing the bitmap directory at byte {offset}"
+            )))?;
+        Ok((directory, side, crc32c::crc32c(&bytes)))
+    }
+}
+
+/// Writes a superblock in two rounds (K3). The second needs no flush of its own: the next checkpoint flushes before
+/// it touches the first two copies again.
+fn store_superblock(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<(), PoolError> {
+    let block = quarry_contract::IoBuffer::from_slice(superblock.encode().as_bytes());
+    let store = |copy: usize| {
+        device
+            .write_at(superblock.geometry.superblock_offset(copy), &block)
+            .map_err(PoolError::device(format!("writing superblock copy {copy}")))
+    };
+    store(0)?;
+    store(2)?;
+    device
+        .flush()
+        .map_err(PoolError::device("flushing the superblock"))?;
+    store(1)?;
+    store(3)
+}
+
+fn mask_words(geometry: &Geometry) -> usize {
+    geometry.pages_per_chunk().div_ceil(64) as usize
+}
+
+fn encode_index(geometry: &Geometry, row_pages: &[PagePointer], pages: &PageSpace) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let mut word = |word: u64| stream.extend_from_slice(&word.to_le_bytes());
+    word(row_pages.len() as u64);
+    for pointer in row_pages {
+        word(pointer.first);
+        word(pointer.second);
+        word(u64::from(pointer.birth) | u64::from(pointer.crc32c) << 32);
+    }
+    word(pages.chunk_count());
+    for (chunk, page_chunk) in pages.chunks() {
+        word(chunk);
+        word(page_chunk.class as u64);
+        page_chunk.used.0[..mask_words(geometry)]
+            .iter()
+            .copied()
+            .for_each(&mut word);
+    }
+    stream
+}
+
+fn reserved(reservation: &mut Reservation) -> (u64, u64) {
+    reservation
+        .next()
+        .expect("the freeze reserved a page for everything that can be dirty")
+}
+
+/// Writes the dirty parts of trees bottom-up.
+struct TreeWriter<'a> {
+    writer: PageWriter<'a>,
+    reservation: &'a mut Reservation,
+    written: Vec<(Arc<Node>, PagePointer)>,
+    /// Where nodes are that are not marked stored yet (K4), by their address in memory.
+    places: HashMap<*const Node, PagePointer>,
+}
+
+impl TreeWriter<'_> {
+    fn store(&mut self, slot: &Slot) -> Result<(), PoolError> {
+        let Some(node) = slot.node().filter(|node| self.is_unwritten(node)) else {
+            return Ok(());
+        };
+        if let Child::Inner(slots) = node.child() {
+            // The lock is not held while writing: readers load pages into these slots meanwhile.
+            let dirty: Vec<Slot> = read(slots)
+                .iter()
+                .filter(|slot| slot.node().is_some_and(|node| self.is_unwritten(node)))
+                .cloned()
+                .collect();
+            for child in &dirty {
+                self.store(child)?;
+            }
+        }
+        let page = node.encode(|slot| self.place_of(slot));
+        let pointer = self
+            .writer
+            .write(reserved(self.reservation), node.birth(), &page)?;
+        self.places.insert(Arc::as_ptr(node), pointer);
+        self.written.push((Arc::clone(node), pointer));
+        Ok(())
+    }
+
+    fn is_unwritten(&self, node: &Arc<Node>) -> bool {
+        node.stored().is_none() && !self.places.contains_key(&Arc::as_ptr(node))
+    }
+
+    fn place_of(&self, slot: &Slot) -> PagePointer {
+        slot.node()
+            .and_then(|node| self.places.get(&Arc::as_ptr(node)).copied())
+            .unwrap_or_else(|| slot.pointer())
+    }
+
+    /// Writes the changed row pages and returns the places of all.
+    fn store_rows(
+        &mut self,
+        rows: &[FrozenRows],
+        mut row_pages: Vec<PagePointer>,
+    ) -> Result<Vec<PagePointer>, PoolError> {
+        for frozen in rows {
+            if row_pages.len() <= frozen.page {
+                row_pages.resize(frozen.page + 1, PagePointer::NONE);
+            }
+            row_pages[frozen.page] = if frozen.is_empty() {
+                PagePointer::NONE
+            } else {
+                let page = frozen.encode(|root| self.place_of(root));
+                self.writer.write(reserved(self.reservation), 0, &page)?
+            };
+        }
+        Ok(row_pages)
+    }
+}

@@ -1,0 +1,101 @@
+//! The commit protocol: what makes applied records, and the data they name, survive a power cut.
+//!
+//! Many callers share one round. A round: flush (all data written before it) · write the open batch to the log ·
+//! flush. Without records it is a single flush. A later protocol with one flush replaces this file only.
+//!
+//! Invariants
+//! - C1: a batch is written only after the data that its records map has been flushed, so a mapping that survives
+//!   leads to its data.
+//! - C2: rounds run one after the other, so at most the last batch of the log can be torn.
+//! - C3: a caller returns `Ok` only after a round that began after its call.
+//! - C4: after a failed flush or log write nothing is retried: the pool stops.
+
+use std::sync::MutexGuard;
+
+use crate::format::{BLOCK, BLOCK_BYTES};
+use crate::locks::{lock, write};
+use crate::log::SealedBatch;
+use crate::pool::Pool;
+use crate::{PoolDevice, PoolError};
+
+/// Numbers the rounds.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    started: u64,
+    completed: u64,
+}
+
+/// The right to run rounds.
+pub(crate) struct CommitTurn<'a>(#[expect(dead_code, reason = "held, not read")] MutexGuard<'a, ()>);
+
+impl Pool {
+    /// Makes everything durable that was written and applied before the call (C3).
+    pub(crate) fn commit(&self) -> Result<(), PoolError> {
+        self.check_running()?;
+        let wanted = lock(&self.rounds).started + 1;
+        let turn = self.commit_turn();
+        if lock(&self.rounds).completed >= wanted {
+            return Ok(());
+        }
+        self.commit_round(&turn, || write(&self.state).log.seal())
+    }
+
+    /// Waits for the right to run rounds (C2).
+    pub(crate) fn commit_turn(&self) -> CommitTurn<'_> {
+        CommitTurn(lock(&self.committing))
+    }
+
+    /// Runs one round; `seal` closes the open batch once the round has begun.
+    pub(crate) fn commit_round(
+        &self,
+        _turn: &CommitTurn<'_>,
+        seal: impl FnOnce() -> Option<SealedBatch>,
+    ) -> Result<(), PoolError> {
+        self.check_running()?;
+        let round = {
+            let mut rounds = lock(&self.rounds);
+            rounds.started += 1;
+            rounds.started
+        };
+        let sealed = seal();
+        self.write_round(sealed.as_ref())
+            .map_err(|error| self.stop("a commit failed", error))?;
+        if let Some(sealed) = sealed {
+            let mut state = write(&self.state);
+            state.log.durable_batch = sealed.batch;
+            state.space.release(sealed.batch, self.options.discard_freed);
+        }
+        lock(&self.rounds).completed = round;
+        Ok(())
+    }
+
+    fn write_round(&self, sealed: Option<&SealedBatch>) -> Result<(), PoolError> {
+        self.device
+            .flush()
+            .map_err(PoolError::device("flushing data before a commit"))?;
+        let Some(sealed) = sealed else { return Ok(()) };
+        let frame = sealed.frame(self.uuid, sealed.batch - 1);
+        write_log(&*self.device, &self.geometry, sealed.block, &frame)?;
+        self.device.flush().map_err(PoolError::device("flushing the log"))
+    }
+}
+
+/// Writes blocks into the ring, in two parts where they wrap.
+fn write_log(
+    device: &dyn PoolDevice,
+    geometry: &crate::format::Geometry,
+    block: u64,
+    frame: &[u8],
+) -> Result<(), PoolError> {
+    let to_end = (geometry.log_blocks - block % geometry.log_blocks) as usize * BLOCK_BYTES;
+    let (head, tail) = frame.split_at(to_end.min(frame.len()));
+    for (part, block) in [(head, block), (tail, block + (head.len() as u64 / BLOCK))] {
+        if !part.is_empty() {
+            let offset = geometry.log_offset(block);
+            device
+                .write_at(offset, &quarry_contract::IoBuffer::from_slice(part))
+                .map_err(PoolError::device(format!("writing the log at byte {offset}")))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,512 @@
+//! Reading and writing where something may have to be loaded, allocated, copied or waited for.
+//!
+//! Whole chunks are copied on write. The order of every write that changes a mapping: take a free chunk · write its
+//! whole content · apply and log the mapping. A failure on the way gives the chunk back and leaves no trace.
+//!
+//! Invariants
+//! - W1: a chunk is written as a whole before it is mapped, so nothing of its previous owner is ever read.
+//! - W2: bytes beyond a volume's end are zero in its last chunk, so an extend shows zeros.
+
+use std::ops::Range;
+
+use quarry_contract::{Durability, IoBuffer, IoError, ZeroMode};
+use smallvec::{SmallVec, smallvec};
+
+use crate::PoolError;
+use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
+use crate::handle::VersionHandle;
+use crate::latch::LatchTable;
+use crate::locks::{read, write};
+use crate::map::{LeafView, find_leaf};
+use crate::plan::{Place, Plan, Planned};
+use crate::pool::{Decision, Pool, Priority};
+use crate::record::Record;
+use crate::space::SearchFrom;
+use crate::write_epoch::EpochGuard;
+
+/// The unit of addressing of volumes, in bytes.
+pub(crate) const LOGICAL_BLOCK_BYTES: u32 = 512;
+/// Chunks whose latches a discard holds at once.
+const UNMAP_BATCH: u64 = 128;
+
+/// What a chunk is to hold in a range.
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    Data(&'a [u8]),
+    Zeros,
+}
+
+/// Where a chunk of a version is.
+struct Located {
+    entry: LeafEntry,
+    owned: bool,
+    /// Held while the chunk is written in place.
+    _epoch: Option<EpochGuard>,
+}
+
+impl VersionHandle {
+    /// Reads. Blocks.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Misaligned`, `Medium`, `Closed`.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), IoError> {
+        self.check_range(offset, buffer.len() as u64)?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        if let Planned::Direct(plan) = self.plan_read(offset, buffer.len()) {
+            return self.read_planned(&plan, buffer);
+        }
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        for (index, within, part) in chunk_parts(offset, buffer.len() as u64, chunk_bytes) {
+            let target = &mut buffer[part];
+            let _latch = self.pool.latches.shared(LatchTable::stripe(self.node, index));
+            let located = self.locate(index).map_err(PoolError::into_io_error)?;
+            if located.entry.is_mapped() {
+                let at = self.pool.geometry.chunk_offset(located.entry.chunk()) + within.start;
+                self.pool.read_bytes(at, target).map_err(medium("reading", at))?;
+            } else {
+                target.fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_planned(&self, plan: &Plan, buffer: &mut [u8]) -> Result<(), IoError> {
+        for segment in &plan.segments {
+            let target = &mut buffer[segment.buffer.clone()];
+            match segment.place {
+                Place::Zeros => target.fill(0),
+                Place::Device(at) => self.pool.read_bytes(at, target).map_err(medium("reading", at))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes. Blocks.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Misaligned`, `ReadOnly`, `NoSpace`, `Medium`, `Stopped`, `Closed`.
+    pub fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), IoError> {
+        self.check_write(offset, data.len() as u64)?;
+        match self.plan_overwrite(offset, data.len()) {
+            Planned::Direct(plan) => {
+                for segment in &plan.segments {
+                    if let Place::Device(at) = segment.place {
+                        let part = &data[segment.buffer.clone()];
+                        self.pool
+                            .device
+                            .write_at(at, part)
+                            .map_err(medium("writing", at))?;
+                    }
+                }
+            }
+            Planned::NeedsSlowPath => {
+                let chunk_bytes = self.pool.geometry.chunk_bytes;
+                for (index, within, part) in chunk_parts(offset, data.len() as u64, chunk_bytes) {
+                    self.fill_chunk(index, within, Content::Data(&data[part]))?;
+                }
+            }
+        }
+        match durability {
+            Durability::Cached => Ok(()),
+            Durability::Flushed => self.flush(),
+        }
+    }
+
+    /// Makes completed writes durable, in one commit shared with all who wait. Blocks.
+    ///
+    /// # Errors
+    /// `Stopped`, `Closed`.
+    pub fn flush(&self) -> Result<(), IoError> {
+        if self.pool.is_closed() {
+            return Err(IoError::Closed);
+        }
+        self.pool.commit().map_err(|error| match error {
+            PoolError::Stopped { reason } => IoError::Stopped { reason },
+            other => IoError::Stopped {
+                reason: describe(&other),
+            },
+        })
+    }
+
+    /// Gives the space of a range back; parts of chunks are zeroed in place. Blocks.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn discard(&self, offset: u64, length: u64) -> Result<(), IoError> {
+        self.check_write(offset, length)?;
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        let end = offset + length;
+        // The last chunk of a volume counts as whole although the volume may end inside of it.
+        let whole_end = if end == self.size_bytes() {
+            end.div_ceil(chunk_bytes)
+        } else {
+            end / chunk_bytes
+        };
+        let whole = offset.div_ceil(chunk_bytes)..whole_end;
+        if whole.is_empty() {
+            return self.zero_parts(offset, length);
+        }
+        self.zero_parts(offset, (whole.start * chunk_bytes).min(end) - offset)?;
+        let tail = (whole.end * chunk_bytes).min(end);
+        self.zero_parts(tail, end - tail)?;
+        self.unmap(whole, end)
+    }
+
+    /// Makes a range read zero. Blocks.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), IoError> {
+        match mode {
+            ZeroMode::MayUnmap => self.discard(offset, length),
+            ZeroMode::KeepMapped => {
+                self.check_write(offset, length)?;
+                self.zero_parts(offset, length)
+            }
+        }
+    }
+
+    fn check_range(&self, offset: u64, length: u64) -> Result<(), IoError> {
+        if self.pool.is_closed() {
+            return Err(IoError::Closed);
+        }
+        let block = u64::from(LOGICAL_BLOCK_BYTES);
+        if !offset.is_multiple_of(block) || !length.is_multiple_of(block) {
+            return Err(IoError::Misaligned {
+                offset,
+                length,
+                block: LOGICAL_BLOCK_BYTES,
+            });
+        }
+        let size = self.size_bytes();
+        if offset.checked_add(length).is_none_or(|end| end > size) {
+            return Err(IoError::OutOfRange { offset, length, size });
+        }
+        Ok(())
+    }
+
+    fn check_write(&self, offset: u64, length: u64) -> Result<(), IoError> {
+        if self.is_read_only() {
+            return Err(IoError::ReadOnly);
+        }
+        self.check_range(offset, length)?;
+        self.pool.check_running().map_err(PoolError::into_io_error)
+    }
+
+    /// Looks a chunk up, loading map pages as needed. The caller holds its latch.
+    fn locate(&self, index: u64) -> Result<Located, PoolError> {
+        let leaf = index / LEAF_ENTRIES as u64;
+        loop {
+            let wanted = {
+                let state = read(&self.pool.state);
+                let Some(version) = state.versions.at_row(self.row, self.node) else {
+                    return Err(PoolError::Stopped {
+                        reason: "the version is gone while it is open".into(),
+                    });
+                };
+                let entry = find_leaf(&version.root, leaf, |view| match view {
+                    LeafView::Leaf(entries) => Some(entries[index as usize % LEAF_ENTRIES]),
+                    LeafView::Empty => Some(LeafEntry::UNMAPPED),
+                    LeafView::Missing(_) => None,
+                });
+                if let Some(entry) = entry {
+                    let owns = state.versions.ownership(version);
+                    let owned = entry.is_mapped() && owns.owns(entry.birth(), leaf + 1);
+                    return Ok(Located {
+                        entry,
+                        owned,
+                        _epoch: (owned && !self.is_read_only()).then(|| version.epoch.enter()),
+                    });
+                }
+                state.wanted_leaf(self.node, leaf)
+            };
+            if let Some(wanted) = wanted {
+                self.pool.load(&wanted)?;
+            }
+        }
+    }
+
+    /// Puts content into a range of a chunk, in place or by mapping another chunk.
+    fn fill_chunk(&self, index: u64, within: Range<u64>, content: Content<'_>) -> Result<(), IoError> {
+        let _latch = self.pool.latches.exclusive(self.node, index, 1);
+        let located = self.locate(index).map_err(PoolError::into_io_error)?;
+        let geometry = &self.pool.geometry;
+        if located.owned {
+            let at = geometry.chunk_offset(located.entry.chunk()) + within.start;
+            let length = within.end - within.start;
+            let written = match content {
+                Content::Data(data) => self.pool.write_bytes(at, data),
+                Content::Zeros => self.pool.zero_bytes(at, length),
+            };
+            return written.map_err(medium("writing", at));
+        }
+        if !located.entry.is_mapped() && matches!(content, Content::Zeros) {
+            return Ok(());
+        }
+        let mut chunk = IoBuffer::zeroed(geometry.chunk_bytes as usize);
+        if located.entry.is_mapped() {
+            let at = geometry.chunk_offset(located.entry.chunk());
+            self.pool
+                .device
+                .read_at(at, &mut chunk)
+                .map_err(medium("reading", at))?;
+        }
+        let target = &mut chunk[within.start as usize..within.end as usize];
+        match content {
+            Content::Data(data) => target.copy_from_slice(data),
+            Content::Zeros => target.fill(0),
+        }
+        self.map_chunk(index, &chunk)
+    }
+
+    /// Maps a chunk index to a new chunk with this content (W1). The caller holds its latch exclusively.
+    fn map_chunk(&self, index: u64, content: &[u8]) -> Result<(), IoError> {
+        let chunk = self.pool.take_chunk().map_err(PoolError::into_io_error)?;
+        let at = self.pool.geometry.chunk_offset(chunk);
+        let written = self
+            .pool
+            .device
+            .write_at(at, content)
+            .map_err(medium("writing", at));
+        let mapped = written.and_then(|()| {
+            let map = Record::Map {
+                node: self.node,
+                index,
+                chunk,
+            };
+            self.pool
+                .change(Priority::Normal, |_| Ok(Decision::Apply(smallvec![map])))
+                .map_err(PoolError::into_io_error)
+        });
+        if mapped.is_err() {
+            let mut state = write(&self.pool.state);
+            // A failed change may have been applied by a pool that then stopped; then the chunk is not ours.
+            if !state.space.is_data(chunk) {
+                state.space.give_back(chunk);
+            }
+        }
+        mapped
+    }
+
+    /// Zeroes a range chunk by chunk, without mapping what is not mapped.
+    fn zero_parts(&self, offset: u64, length: u64) -> Result<(), IoError> {
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        for (index, within, _) in chunk_parts(offset, length, chunk_bytes) {
+            if self.leaf_is_empty(index / LEAF_ENTRIES as u64) {
+                continue;
+            }
+            self.fill_chunk(index, within, Content::Zeros)?;
+        }
+        Ok(())
+    }
+
+    fn leaf_is_empty(&self, leaf: u64) -> bool {
+        let state = read(&self.pool.state);
+        state
+            .versions
+            .at_row(self.row, self.node)
+            .is_some_and(|version| find_leaf(&version.root, leaf, |view| matches!(view, LeafView::Empty)))
+    }
+
+    /// Unmaps chunks that a discard up to byte `end` covers as a whole, or up to the volume's end.
+    fn unmap(&self, chunks: Range<u64>, end: u64) -> Result<(), IoError> {
+        let mut first = chunks.start;
+        while first < chunks.end {
+            let leaf = first / LEAF_ENTRIES as u64;
+            let leaf_end = (leaf + 1) * LEAF_ENTRIES as u64;
+            if self.leaf_is_empty(leaf) {
+                first = leaf_end;
+                continue;
+            }
+            let count = UNMAP_BATCH.min(leaf_end - first).min(chunks.end - first);
+            let batch_end = (first + count) * self.pool.geometry.chunk_bytes;
+            let mut grown = false;
+            let latches = self.pool.latches.exclusive(self.node, first, count);
+            self.pool
+                .change(Priority::Freeing, |state| {
+                    if let Some(wanted) = state.wanted_leaf(self.node, leaf) {
+                        return Ok(Decision::Load(wanted));
+                    }
+                    // An extend since the range was cut may have made the last chunk's tail part of the volume.
+                    grown = batch_end > end && self.size_bytes() > end;
+                    if grown {
+                        return Ok(Decision::Apply(SmallVec::new()));
+                    }
+                    let root = state
+                        .versions
+                        .at_row(self.row, self.node)
+                        .map(|version| &version.root);
+                    let mapped = root.is_some_and(|root| {
+                        find_leaf(root, leaf, |view| match view {
+                            LeafView::Leaf(entries) => {
+                                let begin = first as usize % LEAF_ENTRIES;
+                                entries[begin..begin + count as usize]
+                                    .iter()
+                                    .any(|entry| entry.is_mapped())
+                            }
+                            LeafView::Empty | LeafView::Missing(_) => false,
+                        })
+                    });
+                    let unmap = Record::Unmap {
+                        node: self.node,
+                        first,
+                        count,
+                    };
+                    Ok(Decision::Apply(
+                        mapped.then_some(unmap).into_iter().collect::<SmallVec<_>>(),
+                    ))
+                })
+                .map_err(PoolError::into_io_error)?;
+            drop(latches);
+            if grown {
+                self.unmap(first..first + count - 1, end)?;
+                let tail = (first + count - 1) * self.pool.geometry.chunk_bytes;
+                self.zero_parts(tail, end - tail)?;
+            }
+            first += count;
+        }
+        Ok(())
+    }
+}
+
+impl Pool {
+    /// Takes a free chunk for data, leaving the reserve; may commit and checkpoint to end quarantines first.
+    fn take_chunk(&self) -> Result<u64, PoolError> {
+        for attempt in 0..2 {
+            {
+                let mut state = write(&self.state);
+                if let Some(chunk) = state.take_data_chunk() {
+                    return Ok(chunk);
+                }
+                if attempt > 0 || !state.has_space_to_recover() {
+                    break;
+                }
+            }
+            match self.checkpoint() {
+                Ok(()) | Err(PoolError::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.full(1))
+    }
+
+    /// Reads bytes at any 512-byte boundary.
+    fn read_bytes(&self, at: u64, target: &mut [u8]) -> std::io::Result<()> {
+        let length = target.len() as u64;
+        if at.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK) {
+            return self.device.read_at(at, target);
+        }
+        let (start, cover) = self.read_cover(at, length)?;
+        target.copy_from_slice(&cover[(at - start) as usize..][..target.len()]);
+        Ok(())
+    }
+
+    /// Writes bytes at any 512-byte boundary; the caller keeps others away from the blocks.
+    fn write_bytes(&self, at: u64, data: &[u8]) -> std::io::Result<()> {
+        let length = data.len() as u64;
+        if at.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK) {
+            return self.device.write_at(at, data);
+        }
+        let (start, mut cover) = self.read_cover(at, length)?;
+        cover[(at - start) as usize..][..data.len()].copy_from_slice(data);
+        self.device.write_at(start, &cover)
+    }
+
+    fn zero_bytes(&self, at: u64, length: u64) -> std::io::Result<()> {
+        if at.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK) {
+            return self.device.write_zeroes(at, length);
+        }
+        let (start, mut cover) = self.read_cover(at, length)?;
+        cover[(at - start) as usize..][..length as usize].fill(0);
+        self.device.write_at(start, &cover)
+    }
+
+    /// Reads the whole blocks that cover a range.
+    fn read_cover(&self, at: u64, length: u64) -> std::io::Result<(u64, IoBuffer)> {
+        let start = at / BLOCK * BLOCK;
+        let mut cover = IoBuffer::zeroed(((at + length).next_multiple_of(BLOCK) - start) as usize);
+        debug_assert_eq!(cover.len() % BLOCK_BYTES, 0);
+        self.device.read_at(start, &mut cover)?;
+        Ok((start, cover))
+    }
+}
+
+impl crate::state::State {
+    /// Hands out a chunk for data unless only the reserve is left.
+    fn take_data_chunk(&mut self) -> Option<u64> {
+        let enough = |state: &Self| {
+            state
+                .spare_chunks(4)
+                .is_some_and(|spare| spare > state.reserve_chunks())
+        };
+        if !enough(self) {
+            self.space.abandon_discards();
+        }
+        enough(self)
+            .then(|| self.space.take(SearchFrom::Cursor))
+            .flatten()
+    }
+
+    fn has_space_to_recover(&self) -> bool {
+        self.space.quarantined() > 0 || !self.garbage.is_empty() || self.gauge.dirty() > 0
+    }
+}
+
+/// Cuts a range into chunks: chunk index, range within the chunk, range within the request.
+fn chunk_parts(
+    offset: u64,
+    length: u64,
+    chunk_bytes: u64,
+) -> impl Iterator<Item = (u64, Range<u64>, Range<usize>)> {
+    let end = offset + length;
+    let indices = if length == 0 {
+        0..0
+    } else {
+        offset / chunk_bytes..(end - 1) / chunk_bytes + 1
+    };
+    indices.map(move |index| {
+        let base = index * chunk_bytes;
+        let from = offset.max(base);
+        let upto = end.min(base + chunk_bytes);
+        let part = (from - offset) as usize..(upto - offset) as usize;
+        (index, from - base..upto - base, part)
+    })
+}
+
+/// Turns a failed data I/O into what the initiator is told. A sparse file that its host cannot grow is a full pool.
+fn medium(action: &'static str, at: u64) -> impl FnOnce(std::io::Error) -> IoError {
+    move |error| match error.kind() {
+        std::io::ErrorKind::StorageFull => IoError::NoSpace,
+        _ => IoError::Medium {
+            detail: format!("{action} at byte {at} of the pool: {error}"),
+        },
+    }
+}
+
+fn describe(error: &PoolError) -> String {
+    match error {
+        PoolError::Device { action, source } => format!("{action}: {source}"),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_parts_cover_a_range_exactly() {
+        let parts: Vec<_> = chunk_parts(100, 250, 128).collect();
+        assert_eq!(
+            parts,
+            [(0, 100..128, 0..28), (1, 0..128, 28..156), (2, 0..94, 156..250)]
+        );
+        assert_eq!(
+            chunk_parts(128, 128, 128).collect::<Vec<_>>(),
+            [(1, 0..128, 0..128)]
+        );
+        assert_eq!(chunk_parts(128, 0, 128).count(), 0);
+    }
+}

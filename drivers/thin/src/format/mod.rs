@@ -1,0 +1,24 @@
+//! The on-disk structures, byte for byte as in docs/formats/pool.md.
+//!
+//! Everything here is plain data and its checksums; when what is written, and in which order, is decided by the
+//! [`commit`](crate::commit), [`checkpoint`](crate::checkpoint) and [`recovery`](crate::recovery) modules.
+
+mod batch;
+mod geometry;
+mod map_page;
+mod superblock;
+mod table;
+
+pub(crate) use batch::{BATCH_HEADER_BYTES, BatchHeader};
+pub(crate) use geometry::{BITS_PER_BLOCK, Geometry, SUPERBLOCK_COPIES};
+pub(crate) use map_page::{
+    INNER_ENTRIES, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer, decode_inner, decode_leaf, encode_inner,
+    encode_leaf,
+};
+pub(crate) use superblock::{Superblock, SuperblockFields};
+pub(crate) use table::{DirectoryEntry, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row};
+
+/// The unit of metadata I/O, in bytes: a block of the log and a page of the map.
+pub(crate) const BLOCK_BYTES: usize = 4096;
+/// [`BLOCK_BYTES`] for offsets.
+pub(crate) const BLOCK: u64 = BLOCK_BYTES as u64;

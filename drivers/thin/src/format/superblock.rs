@@ -1,0 +1,291 @@
+//! The superblock.
+
+use uuid::Uuid;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::PoolError;
+use crate::format::map_page::RawPointer;
+use crate::format::{BLOCK, BLOCK_BYTES, Geometry, PagePointer};
+
+const MAGIC: [u8; 8] = *b"QRYTHIN\0";
+const VERSION: u32 = 1;
+const KNOWN_INCOMPAT: u64 = 0;
+const KNOWN_RO_COMPAT: u64 = 0;
+
+/// The block as it lies on the device.
+#[derive(Debug, Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(crate) struct Superblock {
+    magic: [u8; 8],
+    version: U32,
+    crc32c: U32,
+    uuid: [u8; 16],
+    generation: U64,
+    compat: U64,
+    ro_compat: U64,
+    incompat: U64,
+    device_bytes: U64,
+    chunk_bytes: U32,
+    page_bytes: U32,
+    log_start: U64,
+    log_blocks: U64,
+    directory_start: U64,
+    directory_blocks: U64,
+    bitmap_start: U64,
+    bitmap_blocks: U64,
+    data_start: U64,
+    chunk_count: U64,
+    directory_crc32c: U32,
+    directory_side: U32,
+    log_batch: U64,
+    log_block: U64,
+    index: RawPointer,
+    index_bytes: U64,
+    next_node: U64,
+    version_rows: U64,
+    reserved: [u8; 3880],
+}
+
+/// What a superblock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SuperblockFields {
+    pub uuid: Uuid,
+    pub generation: u64,
+    pub compat: u64,
+    pub ro_compat: u64,
+    pub geometry: Geometry,
+    pub directory_crc32c: u32,
+    pub directory_side: u32,
+    pub log_batch: u64,
+    pub log_block: u64,
+    pub index: PagePointer,
+    pub index_bytes: u64,
+    pub next_node: u64,
+    pub version_rows: u64,
+}
+
+impl SuperblockFields {
+    /// Encodes the block with its checksum.
+    pub fn encode(&self) -> Superblock {
+        let g = &self.geometry;
+        let mut block = Superblock::new_zeroed();
+        block.magic = MAGIC;
+        block.version = VERSION.into();
+        block.uuid = *self.uuid.as_bytes();
+        block.generation = self.generation.into();
+        block.compat = self.compat.into();
+        block.ro_compat = self.ro_compat.into();
+        block.device_bytes = g.device_bytes.into();
+        block.chunk_bytes = (g.chunk_bytes as u32).into();
+        block.page_bytes = (BLOCK_BYTES as u32).into();
+        block.log_start = g.log_start.into();
+        block.log_blocks = g.log_blocks.into();
+        block.directory_start = g.directory_start.into();
+        block.directory_blocks = g.directory_blocks.into();
+        block.bitmap_start = g.bitmap_start.into();
+        block.bitmap_blocks = g.bitmap_blocks.into();
+        block.data_start = g.data_start.into();
+        block.chunk_count = g.chunk_count.into();
+        block.directory_crc32c = self.directory_crc32c.into();
+        block.directory_side = self.directory_side.into();
+        block.log_batch = self.log_batch.into();
+        block.log_block = self.log_block.into();
+        block.index = self.index.into();
+        block.index_bytes = self.index_bytes.into();
+        block.next_node = self.next_node.into();
+        block.version_rows = self.version_rows.into();
+        block.crc32c = block.computed_crc32c().into();
+        block
+    }
+}
+
+impl Superblock {
+    /// Tells whether the block begins with the magic.
+    pub fn has_magic(&self) -> bool {
+        self.magic == MAGIC
+    }
+
+    fn computed_crc32c(&self) -> u32 {
+        let bytes = self.as_bytes();
+        let crc = crc32c::crc32c(&bytes[..12]);
+        let crc = crc32c::crc32c_append(crc, &[0; 4]);
+        crc32c::crc32c_append(crc, &bytes[16..])
+    }
+
+    /// Verifies and decodes the block.
+    ///
+    /// # Errors
+    /// `NotAPool` without the magic, `Damaged` when the checksum or a field is wrong, `NewerFormat`.
+    pub fn decode(&self) -> Result<SuperblockFields, PoolError> {
+        if !self.has_magic() {
+            return Err(PoolError::NotAPool);
+        }
+        let (found, computed) = (self.crc32c.get(), self.computed_crc32c());
+        if found != computed {
+            return Err(PoolError::damaged(
+                "superblock",
+                format!("crc32c is {found:08x}, the block has {computed:08x}"),
+            ));
+        }
+        if self.version.get() != VERSION {
+            return Err(PoolError::NewerFormat {
+                what: format!("version {}, this Quarry knows {VERSION}", self.version),
+            });
+        }
+        let unknown = self.incompat.get() & !KNOWN_INCOMPAT;
+        if unknown != 0 {
+            return Err(PoolError::NewerFormat {
+                what: format!("incompatible feature bits {unknown:#x}"),
+            });
+        }
+        let fields = SuperblockFields {
+            uuid: Uuid::from_bytes(self.uuid),
+            generation: self.generation.get(),
+            compat: self.compat.get(),
+            ro_compat: self.ro_compat.get(),
+            geometry: Geometry {
+                device_bytes: self.device_bytes.get(),
+                chunk_bytes: u64::from(self.chunk_bytes.get()),
+                log_start: self.log_start.get(),
+                log_blocks: self.log_blocks.get(),
+                directory_start: self.directory_start.get(),
+                directory_blocks: self.directory_blocks.get(),
+                bitmap_start: self.bitmap_start.get(),
+                bitmap_blocks: self.bitmap_blocks.get(),
+                data_start: self.data_start.get(),
+                chunk_count: self.chunk_count.get(),
+            },
+            directory_crc32c: self.directory_crc32c.get(),
+            directory_side: self.directory_side.get(),
+            log_batch: self.log_batch.get(),
+            log_block: self.log_block.get(),
+            index: self.index.into(),
+            index_bytes: self.index_bytes.get(),
+            next_node: self.next_node.get(),
+            version_rows: self.version_rows.get(),
+        };
+        match fields.inconsistency() {
+            None => Ok(fields),
+            Some(detail) => Err(PoolError::damaged("superblock", detail)),
+        }
+    }
+}
+
+impl SuperblockFields {
+    /// Returns feature bits that allow only reading, or 0.
+    pub fn unknown_ro_compat(&self) -> u64 {
+        self.ro_compat & !KNOWN_RO_COMPAT
+    }
+
+    /// A checksum only proves that the block is what was written; arithmetic below relies on these.
+    fn inconsistency(&self) -> Option<String> {
+        let g = &self.geometry;
+        let fits = |start: u64, length: Option<u64>, end: u64| {
+            length
+                .and_then(|length| start.checked_add(length))
+                .is_some_and(|sum| sum <= end)
+        };
+        let problem = if !g.chunk_bytes.is_power_of_two() || !(16 << 10..=1 << 20).contains(&g.chunk_bytes) {
+            "chunk_bytes"
+        } else if g.log_blocks == 0 || !fits(g.log_start, g.log_blocks.checked_mul(BLOCK), g.directory_start)
+        {
+            "log"
+        } else if !fits(
+            g.directory_start,
+            g.directory_blocks.checked_mul(2 * BLOCK),
+            g.bitmap_start,
+        ) || g.directory_blocks.saturating_mul(BLOCK / 8) < g.bitmap_blocks
+            || self.directory_side > 1
+        {
+            "directory"
+        } else if !fits(
+            g.bitmap_start,
+            g.bitmap_blocks.checked_mul(2 * BLOCK),
+            g.data_start,
+        ) || g.bitmap_blocks.saturating_mul(BLOCK * 8) < g.chunk_count
+        {
+            "bitmap"
+        } else if g.chunk_count == 0
+            || g.device_bytes < 4 * BLOCK
+            || !fits(
+                g.data_start,
+                g.chunk_count.checked_mul(g.chunk_bytes),
+                g.device_bytes - 2 * BLOCK,
+            )
+        {
+            "chunks"
+        } else {
+            return None;
+        };
+        Some(format!("the geometry of the {problem} is impossible"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FormatOptions;
+
+    fn fields() -> SuperblockFields {
+        SuperblockFields {
+            uuid: Uuid::from_u128(7),
+            generation: 3,
+            compat: 0,
+            ro_compat: 0,
+            geometry: Geometry::new(1 << 30, &FormatOptions::default()).unwrap(),
+            directory_crc32c: 5,
+            directory_side: 1,
+            log_batch: 9,
+            log_block: 11,
+            index: PagePointer {
+                first: 1,
+                second: 2,
+                birth: 0,
+                crc32c: 4,
+            },
+            index_bytes: 16,
+            next_node: 1,
+            version_rows: 0,
+        }
+    }
+
+    #[test]
+    fn superblock_is_one_block_with_fields_where_the_document_says() {
+        assert_eq!(size_of::<Superblock>(), BLOCK_BYTES);
+        assert_eq!(std::mem::offset_of!(Superblock, generation), 32);
+        assert_eq!(std::mem::offset_of!(Superblock, device_bytes), 64);
+        assert_eq!(std::mem::offset_of!(Superblock, chunk_count), 136);
+        assert_eq!(std::mem::offset_of!(Superblock, log_batch), 152);
+        assert_eq!(std::mem::offset_of!(Superblock, index), 168);
+        assert_eq!(std::mem::offset_of!(Superblock, version_rows), 208);
+    }
+
+    #[test]
+    fn superblock_round_trips_and_finds_every_flipped_bit() {
+        let block = fields().encode();
+        assert_eq!(block.decode().unwrap(), fields());
+        for bit in 64..BLOCK_BYTES * 8 {
+            let mut bytes = block.as_bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let flipped = Superblock::read_from_bytes(&bytes).unwrap();
+            assert!(
+                matches!(flipped.decode(), Err(PoolError::Damaged { .. })),
+                "bit {bit}"
+            );
+        }
+    }
+
+    #[test]
+    fn newer_versions_and_features_are_refused_by_name() {
+        let mut newer = fields().encode();
+        newer.version = 2.into();
+        newer.crc32c = newer.computed_crc32c().into();
+        assert!(matches!(newer.decode(), Err(PoolError::NewerFormat { .. })));
+        let mut features = fields().encode();
+        features.incompat = 0x10.into();
+        features.crc32c = features.computed_crc32c().into();
+        let message = features.decode().unwrap_err().to_string();
+        assert!(message.contains("0x10"), "{message}");
+    }
+}

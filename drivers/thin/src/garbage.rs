@@ -1,0 +1,55 @@
+//! Map pages that were replaced and wait for the superblock that no longer needs them.
+
+use std::sync::Arc;
+
+use crate::format::PagePointer;
+use crate::map::{Node, Slot};
+
+/// Replaced pages. The page of a node that is being stored at this moment gets its place only when the checkpoint
+/// has written it, so such nodes are kept until then.
+#[derive(Debug, Default)]
+pub(crate) struct Garbage {
+    pointers: Vec<PagePointer>,
+    nodes: Vec<Arc<Node>>,
+}
+
+impl Garbage {
+    /// Adds a replaced page.
+    pub fn push(&mut self, node: Arc<Node>) {
+        match node.stored() {
+            Some(pointer) => self.pointers.push(pointer),
+            None => self.nodes.push(node),
+        }
+    }
+
+    /// Adds a page taken out of its slot.
+    pub fn push_slot(&mut self, mut slot: Slot) {
+        match slot.node_mut() {
+            Some(node) => self.push(Arc::clone(node)),
+            None => self.push_pointer(slot.pointer()),
+        }
+    }
+
+    /// Adds a stored page.
+    pub fn push_pointer(&mut self, pointer: PagePointer) {
+        if !pointer.is_none() {
+            self.pointers.push(pointer);
+        }
+    }
+
+    /// Tells whether there is nothing to free.
+    pub fn is_empty(&self) -> bool {
+        self.pointers.is_empty() && self.nodes.is_empty()
+    }
+
+    /// Returns where the garbage is stored so far.
+    pub fn pointers(&self) -> Vec<PagePointer> {
+        let stored = self.nodes.iter().filter_map(|node| node.stored());
+        self.pointers.iter().copied().chain(stored).collect()
+    }
+
+    /// Returns where the garbage is stored. What was never stored needs no freeing.
+    pub fn into_pointers(self) -> Vec<PagePointer> {
+        self.pointers()
+    }
+}

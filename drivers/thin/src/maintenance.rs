@@ -1,0 +1,202 @@
+//! Background work, in bounded steps: discards of freed chunks, checkpoints, reclaim of deleted versions, eviction
+//! of map pages. Correctness needs none of it; space and memory do.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use smallvec::{SmallVec, smallvec};
+
+use crate::PoolError;
+use crate::format::BLOCK;
+use crate::locks::{read, write};
+use crate::map::{Child, MAX_LEAVES, Node};
+use crate::pool::{Decision, Pool, Priority};
+use crate::record::Record;
+use crate::version::NodeId;
+
+/// Differing leaves that a reclaim step goes past.
+const REAP_LEAVES: usize = 64;
+/// Freed chunks that a step discards on the medium.
+const DISCARD_CHUNKS: usize = 256;
+
+/// What a maintenance step left to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Maintenance {
+    /// Another step would find work now.
+    pub more: bool,
+}
+
+impl Pool {
+    /// Does one bounded step of background work.
+    ///
+    /// # Errors
+    /// What a commit, checkpoint or page load hit.
+    pub fn maintain(&self) -> Result<Maintenance, PoolError> {
+        self.check_running()?;
+        self.evict_if_over_budget();
+        let worked = self.discard_freed()?
+            || self.checkpoint_if_due()?
+            || self.reap_step()?
+            || self.end_quarantine()?;
+        Ok(Maintenance { more: worked })
+    }
+
+    /// Discards some freed chunks on the medium and only then frees them (A2).
+    fn discard_freed(&self) -> Result<bool, PoolError> {
+        let chunks = write(&self.state).space.take_discards(DISCARD_CHUNKS);
+        if chunks.is_empty() {
+            return Ok(false);
+        }
+        for run in runs(&chunks) {
+            let offset = self.geometry.chunk_offset(run.start);
+            let length = (run.end - run.start) * self.geometry.chunk_bytes;
+            if let Err(error) = self.device.discard(offset, length) {
+                // A hint that failed costs space on the host, nothing else.
+                tracing::warn!(pool = %self.options.name, offset, length, %error, "discard failed");
+            }
+        }
+        let mut state = write(&self.state);
+        chunks.into_iter().for_each(|chunk| state.space.give_back(chunk));
+        Ok(true)
+    }
+
+    fn checkpoint_if_due(&self) -> Result<bool, PoolError> {
+        let due = {
+            let state = read(&self.state);
+            state.log.is_half_full() || state.gauge.dirty() >= self.options.checkpoint_dirty_pages
+        };
+        if due {
+            self.checkpoint()?;
+        }
+        Ok(due)
+    }
+
+    /// Reclaims a part of one deleted version.
+    fn reap_step(&self) -> Result<bool, PoolError> {
+        let mut found = false;
+        self.change(Priority::Freeing, |state| {
+            let Some(node) = state.versions.reapable() else {
+                return Ok::<_, PoolError>(Decision::Apply(SmallVec::new()));
+            };
+            found = true;
+            Ok(match self.next_reap(state, node) {
+                Ok(upto_leaf) => Decision::Apply(smallvec![Record::Reap { node, upto_leaf }]),
+                Err(wanted) => Decision::Load(wanted),
+            })
+        })?;
+        Ok(found)
+    }
+
+    fn next_reap(&self, state: &crate::state::State, node: NodeId) -> Result<u64, crate::state::Wanted> {
+        let Some(scan) = state.scan_reap(node, MAX_LEAVES, REAP_LEAVES) else {
+            return Ok(MAX_LEAVES);
+        };
+        let from = state.versions.find(node).map_or(0, |version| version.reap_cursor);
+        match scan.blocked {
+            Some((side, missing)) if scan.reached == from => Err(state.wanted_by_reap(node, side, missing)),
+            _ => Ok(scan.reached),
+        }
+    }
+
+    /// Commits when that frees chunks and nobody else is going to.
+    fn end_quarantine(&self) -> Result<bool, PoolError> {
+        let waiting = read(&self.state).space.quarantined() > 0;
+        if waiting {
+            self.commit()?;
+        }
+        Ok(waiting)
+    }
+
+    fn evict_if_over_budget(&self) {
+        if self.clean_bytes() > self.options.cache_bytes {
+            self.evict();
+        }
+    }
+
+    pub(crate) fn evict_if_far_over_budget(&self) {
+        if self.clean_bytes() > self.options.cache_bytes + self.options.cache_bytes / 8 + 64 * BLOCK {
+            self.evict();
+        }
+    }
+
+    fn clean_bytes(&self) -> u64 {
+        let state = read(&self.state);
+        state.gauge.resident().saturating_sub(state.gauge.dirty()) * BLOCK
+    }
+
+    /// Drops stored map pages from memory, not recently used ones first, until three quarters of the budget are
+    /// left.
+    fn evict(&self) {
+        let target = self.options.cache_bytes / 4 * 3;
+        for _pass in 0..2 {
+            let nodes: Vec<NodeId> = read(&self.state)
+                .versions
+                .iter()
+                .map(|version| version.node)
+                .collect();
+            let mut seen = HashSet::new();
+            for node in nodes {
+                if self.clean_bytes() <= target {
+                    return;
+                }
+                let root = {
+                    let state = read(&self.state);
+                    state
+                        .versions
+                        .find(node)
+                        .and_then(|version| version.root.node().cloned())
+                };
+                let Some(root) = root else { continue };
+                evict_below(&root, &mut seen);
+                let idle = root.stored().is_some() && !root.take_recently_used();
+                drop(root);
+                if idle && let Some(slot) = write(&self.state).versions.root_mut(node) {
+                    slot.evict();
+                }
+            }
+        }
+    }
+}
+
+/// Drops what is stored and not recently used below a page.
+fn evict_below(node: &Arc<Node>, seen: &mut HashSet<*const Node>) {
+    let Child::Inner(slots) = node.child() else { return };
+    if !seen.insert(Arc::as_ptr(node)) {
+        return;
+    }
+    let children: Vec<(usize, Arc<Node>)> = read(slots)
+        .iter()
+        .enumerate()
+        .filter_map(|(i, slot)| slot.node().cloned().map(|child| (i, child)))
+        .collect();
+    for (i, child) in children {
+        evict_below(&child, seen);
+        if child.stored().is_some() && !child.take_recently_used() {
+            write(slots)[i].evict();
+        }
+    }
+}
+
+/// Joins neighbours of an ordered list.
+fn runs(chunks: &[u64]) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for chunk in chunks {
+        match runs.last_mut() {
+            Some(run) if run.end == *chunk => run.end += 1,
+            _ => runs.push(*chunk..*chunk + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_chunks_are_one_run() {
+        assert_eq!(runs(&[1, 2, 3, 7, 9, 10]), [1..4, 7..8, 9..11]);
+        assert!(runs(&[]).is_empty());
+    }
+}

@@ -1,0 +1,270 @@
+//! What the redo log says: one record for each change of the pool's metadata.
+//!
+//! Records are logical. Which chunks are allocated and freed, every birth and every counter follow from applying
+//! them in order ([`State::apply`](crate::state::State::apply)), the same way live and in recovery.
+//! Format: docs/formats/pool.md, "Redo log".
+
+use uuid::Uuid;
+
+use crate::version::{NodeId, Source, VersionKind};
+
+/// One change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Record {
+    /// A blank volume.
+    CreateVolume {
+        node: NodeId,
+        uuid: Uuid,
+        size_bytes: u64,
+    },
+    /// `node` takes the place of `head` in the tree, with its contents so far.
+    Snapshot {
+        head: NodeId,
+        node: NodeId,
+        uuid: Uuid,
+        kind: VersionKind,
+    },
+    /// A volume that begins with the contents of `parent`.
+    Clone {
+        parent: NodeId,
+        node: NodeId,
+        uuid: Uuid,
+        size_bytes: u64,
+        source: Source,
+    },
+    /// A volume grows.
+    Extend { node: NodeId, size_bytes: u64 },
+    /// A version dies; its space comes back by `Reap`.
+    Delete { node: NodeId },
+    /// The volume of `head` goes on as `node`, with the contents of the snapshot `parent`; `head` dies.
+    Revert {
+        head: NodeId,
+        parent: NodeId,
+        node: NodeId,
+    },
+    /// A chunk index is mapped to a chunk that holds its data already.
+    Map { node: NodeId, index: u64, chunk: u64 },
+    /// Chunk indices of one leaf are unmapped.
+    Unmap { node: NodeId, first: u64, count: u64 },
+    /// Leaves up to `upto_leaf` of a dead version are reclaimed; at the last leaf the version goes.
+    Reap { node: NodeId, upto_leaf: u64 },
+}
+
+/// The longest encoded record, in bytes.
+pub(crate) const MAX_RECORD_BYTES: usize = 1 + 8 + 8 + 16 + 8 + 1 + 16;
+
+impl Record {
+    /// Appends the encoded record.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let mut fields = Fields(out);
+        match *self {
+            Record::CreateVolume {
+                node,
+                uuid,
+                size_bytes,
+            } => fields.byte(1).word(node.0).uuid(uuid).word(size_bytes),
+            Record::Snapshot {
+                head,
+                node,
+                uuid,
+                kind,
+            } => fields
+                .byte(2)
+                .word(head.0)
+                .word(node.0)
+                .uuid(uuid)
+                .byte(kind.code()),
+            Record::Clone {
+                parent,
+                node,
+                uuid,
+                size_bytes,
+                source,
+            } => {
+                let (source_kind, source_uuid) = source.code();
+                fields
+                    .byte(3)
+                    .word(parent.0)
+                    .word(node.0)
+                    .uuid(uuid)
+                    .word(size_bytes)
+                    .byte(source_kind)
+                    .uuid(source_uuid)
+            }
+            Record::Extend { node, size_bytes } => fields.byte(4).word(node.0).word(size_bytes),
+            Record::Delete { node } => fields.byte(5).word(node.0),
+            Record::Revert { head, parent, node } => fields.byte(6).word(head.0).word(parent.0).word(node.0),
+            Record::Map { node, index, chunk } => fields.byte(7).word(node.0).word(index).word(chunk),
+            Record::Unmap { node, first, count } => fields.byte(8).word(node.0).word(first).word(count),
+            Record::Reap { node, upto_leaf } => fields.byte(9).word(node.0).word(upto_leaf),
+        };
+    }
+
+    /// Takes one record off the front of `bytes`; `None` when it is cut short or of no known kind.
+    pub fn decode(bytes: &mut &[u8]) -> Option<Record> {
+        let record = match byte(bytes)? {
+            1 => Record::CreateVolume {
+                node: node(bytes)?,
+                uuid: uuid(bytes)?,
+                size_bytes: word(bytes)?,
+            },
+            2 => Record::Snapshot {
+                head: node(bytes)?,
+                node: node(bytes)?,
+                uuid: uuid(bytes)?,
+                kind: VersionKind::from_code(byte(bytes)?)?,
+            },
+            3 => Record::Clone {
+                parent: node(bytes)?,
+                node: node(bytes)?,
+                uuid: uuid(bytes)?,
+                size_bytes: word(bytes)?,
+                source: Source::from_code(byte(bytes)?, uuid(bytes)?)?,
+            },
+            4 => Record::Extend {
+                node: node(bytes)?,
+                size_bytes: word(bytes)?,
+            },
+            5 => Record::Delete { node: node(bytes)? },
+            6 => Record::Revert {
+                head: node(bytes)?,
+                parent: node(bytes)?,
+                node: node(bytes)?,
+            },
+            7 => Record::Map {
+                node: node(bytes)?,
+                index: word(bytes)?,
+                chunk: word(bytes)?,
+            },
+            8 => Record::Unmap {
+                node: node(bytes)?,
+                first: word(bytes)?,
+                count: word(bytes)?,
+            },
+            9 => Record::Reap {
+                node: node(bytes)?,
+                upto_leaf: word(bytes)?,
+            },
+            _ => return None,
+        };
+        Some(record)
+    }
+}
+
+/// Appends fields.
+struct Fields<'a>(&'a mut Vec<u8>);
+
+impl Fields<'_> {
+    fn byte(&mut self, byte: u8) -> &mut Self {
+        self.0.push(byte);
+        self
+    }
+
+    fn word(&mut self, word: u64) -> &mut Self {
+        self.0.extend_from_slice(&word.to_le_bytes());
+        self
+    }
+
+    fn uuid(&mut self, uuid: Uuid) -> &mut Self {
+        self.0.extend_from_slice(uuid.as_bytes());
+        self
+    }
+}
+
+fn byte(bytes: &mut &[u8]) -> Option<u8> {
+    let (first, rest) = bytes.split_first()?;
+    *bytes = rest;
+    Some(*first)
+}
+
+fn word(bytes: &mut &[u8]) -> Option<u64> {
+    let (word, rest) = bytes.split_first_chunk::<8>()?;
+    *bytes = rest;
+    Some(u64::from_le_bytes(*word))
+}
+
+fn node(bytes: &mut &[u8]) -> Option<NodeId> {
+    word(bytes).map(NodeId)
+}
+
+fn uuid(bytes: &mut &[u8]) -> Option<Uuid> {
+    let (uuid, rest) = bytes.split_first_chunk::<16>()?;
+    *bytes = rest;
+    Some(Uuid::from_bytes(*uuid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_record_round_trips_and_no_prefix_of_it_decodes() {
+        let uuid = Uuid::from_u128(0x1234_5678);
+        let [a, b, c] = [NodeId(1), NodeId(2), NodeId(u64::MAX)];
+        let records = [
+            Record::CreateVolume {
+                node: a,
+                uuid,
+                size_bytes: 4096,
+            },
+            Record::Snapshot {
+                head: a,
+                node: b,
+                uuid,
+                kind: VersionKind::Internal,
+            },
+            Record::Clone {
+                parent: a,
+                node: b,
+                uuid,
+                size_bytes: 1 << 40,
+                source: Source::Volume(uuid),
+            },
+            Record::Extend {
+                node: a,
+                size_bytes: 512,
+            },
+            Record::Delete { node: c },
+            Record::Revert {
+                head: a,
+                parent: b,
+                node: c,
+            },
+            Record::Map {
+                node: a,
+                index: 5,
+                chunk: 6,
+            },
+            Record::Unmap {
+                node: a,
+                first: 5,
+                count: 6,
+            },
+            Record::Reap {
+                node: a,
+                upto_leaf: 9,
+            },
+        ];
+        let mut all = Vec::new();
+        for record in records {
+            let mut bytes = Vec::new();
+            record.encode(&mut bytes);
+            assert!(bytes.len() <= MAX_RECORD_BYTES);
+            assert_eq!(Record::decode(&mut &bytes[..]), Some(record));
+            for cut in 0..bytes.len() {
+                assert_eq!(
+                    Record::decode(&mut &bytes[..cut]),
+                    None,
+                    "{record:?} cut at {cut}"
+                );
+            }
+            all.extend_from_slice(&bytes);
+        }
+        let mut rest = &all[..];
+        for record in records {
+            assert_eq!(Record::decode(&mut rest), Some(record));
+        }
+        assert!(rest.is_empty());
+        assert_eq!(Record::decode(&mut &[0u8, 1, 2][..]), None);
+    }
+}

@@ -1,0 +1,510 @@
+//! Formatting a pool, and opening one whatever happened to it before.
+//!
+//! Order of an open: choose the superblock · make all its copies equal, flush · read bitmap, index and version
+//! table · read the log · flush · apply the log. The flush before the first record is applied makes durable what a
+//! killed process left in the operating system's cache: nothing may be built on a batch that a power cut could
+//! still take away.
+//!
+//! Format: docs/formats/pool.md, "Recovery".
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::format::{
+    BATCH_HEADER_BYTES, BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, BatchHeader, DirectoryEntry, Geometry,
+    INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock,
+    SuperblockFields,
+};
+use crate::garbage::Garbage;
+use crate::log::LogRing;
+use crate::map::{Node, PageGauge, install};
+use crate::page_io::{read_block, read_page};
+use crate::page_space::{CopyClass, PageChunk, PageMask, PageSpace};
+use crate::pool::Pool;
+use crate::record::Record;
+use crate::space::Space;
+use crate::state::{Origin, State, StoredIndex};
+use crate::version::VersionTree;
+use crate::{FormatOptions, OpenOptions, PoolDevice, PoolError};
+
+impl Pool {
+    /// Writes an empty pool onto a device that holds none.
+    ///
+    /// # Errors
+    /// `InvalidOption` for a bad geometry or a device too small; `AlreadyAPool`; `Device`.
+    pub fn format(device: &dyn PoolDevice, options: &FormatOptions) -> Result<(), PoolError> {
+        let size = device
+            .size_bytes()
+            .map_err(PoolError::device("asking for the size"))?;
+        let geometry = Geometry::new(size, options)?;
+        for copy in 0..2 {
+            if let Ok(found) = read_superblock(device, copy * BLOCK)?.decode() {
+                return Err(PoolError::AlreadyAPool { uuid: found.uuid });
+            }
+        }
+        let mut state = State::empty(geometry);
+        state.space.dirty_everything();
+        let needed = || PoolError::InvalidOption {
+            option: "device",
+            problem: "it is too small for the first checkpoint".into(),
+        };
+        let frozen = state.freeze().ok_or_else(needed)?;
+        frozen.store(device, options.uuid, &geometry)?;
+        device
+            .flush()
+            .map_err(PoolError::device("flushing the last superblock copies"))
+    }
+
+    /// Opens a pool and recovers it.
+    ///
+    /// # Errors
+    /// `NotAPool`, `Truncated`, `NewerFormat`, `Damaged`, `Device`.
+    pub fn open(device: Arc<dyn PoolDevice>, options: OpenOptions) -> Result<Arc<Pool>, PoolError> {
+        let superblock = choose_superblock(&*device)?;
+        let writable = superblock.unknown_ro_compat() == 0;
+        if writable {
+            heal_superblocks(&*device, &superblock)?;
+        }
+        let mut state = load_checkpoint(&*device, &superblock)?;
+        let batches = read_log(&*device, &superblock)?;
+        if writable {
+            device
+                .flush()
+                .map_err(PoolError::device("flushing before the log is applied"))?;
+        }
+        for batch in &batches {
+            replay(&*device, &mut state, batch)?;
+        }
+        tracing::info!(
+            pool = %options.name,
+            uuid = %superblock.uuid,
+            generation = superblock.generation,
+            batches = batches.len(),
+            "pool opened"
+        );
+        let pool = Pool::new(device, options, superblock.uuid, state);
+        if !writable {
+            pool.stop_because(format!(
+                "it has features ({:#x}) with which this Quarry can only read it; use a newer version",
+                superblock.unknown_ro_compat()
+            ));
+        }
+        Ok(Arc::new(pool))
+    }
+}
+
+impl State {
+    fn empty(geometry: Geometry) -> Self {
+        Self {
+            geometry,
+            versions: VersionTree::default(),
+            space: Space::new(geometry.chunk_count),
+            pages: PageSpace::default(),
+            garbage: Garbage::default(),
+            gauge: Arc::new(PageGauge::default()),
+            log: LogRing::new(geometry.log_blocks, 1, 0),
+            next_node: 1,
+            stored: StoredIndex {
+                directory: vec![DirectoryEntry::default(); geometry.bitmap_blocks as usize],
+                ..StoredIndex::default()
+            },
+        }
+    }
+}
+
+fn read_superblock(device: &dyn PoolDevice, offset: u64) -> Result<Superblock, PoolError> {
+    let block = read_block(device, offset, "a superblock")?;
+    Ok(Superblock::read_from_bytes(&block).expect("a superblock is one block"))
+}
+
+/// Returns the newest valid copy.
+fn choose_superblock(device: &dyn PoolDevice) -> Result<SuperblockFields, PoolError> {
+    let size = device
+        .size_bytes()
+        .map_err(PoolError::device("asking for the size"))?
+        / BLOCK
+        * BLOCK;
+    if size < 4 * BLOCK {
+        return Err(PoolError::NotAPool);
+    }
+    let heads = [0, BLOCK].map(|offset| read_superblock(device, offset).and_then(|block| block.decode()));
+    // The head copies know where the tail copies are; without them, they are at the present end.
+    let end = heads
+        .iter()
+        .flatten()
+        .map(|fields| fields.geometry.device_bytes)
+        .next()
+        .unwrap_or(size);
+    if end > size {
+        return Err(PoolError::Truncated {
+            expected_bytes: end,
+            actual_bytes: size,
+        });
+    }
+    let tails = [end - 2 * BLOCK, end - BLOCK]
+        .map(|offset| read_superblock(device, offset).and_then(|block| block.decode()));
+    let mut best: Option<SuperblockFields> = None;
+    let mut problem = PoolError::NotAPool;
+    for copy in heads.into_iter().chain(tails) {
+        match copy {
+            Ok(fields) if best.is_none_or(|best| best.generation < fields.generation) => best = Some(fields),
+            Ok(_) => {}
+            // The most telling problem is reported when no copy is good.
+            Err(error) => {
+                let rank = |error: &PoolError| match error {
+                    PoolError::NotAPool => 0,
+                    PoolError::Device { .. } => 1,
+                    PoolError::Damaged { .. } => 2,
+                    _ => 3,
+                };
+                if rank(&error) > rank(&problem) {
+                    problem = error;
+                }
+            }
+        }
+    }
+    let best = match best {
+        // A newer Quarry's copies beside an old one of ours: it has been here.
+        Some(_) if matches!(problem, PoolError::NewerFormat { .. }) => return Err(problem),
+        Some(best) => best,
+        None => return Err(problem),
+    };
+    if best.geometry.device_bytes > size {
+        return Err(PoolError::Truncated {
+            expected_bytes: best.geometry.device_bytes,
+            actual_bytes: size,
+        });
+    }
+    Ok(best)
+}
+
+/// Rewrites copies that differ from the chosen one. The good ones are not touched (K3).
+fn heal_superblocks(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<(), PoolError> {
+    let good = superblock.encode();
+    let block = quarry_contract::IoBuffer::from_slice(good.as_bytes());
+    let mut healed = false;
+    for copy in 0..SUPERBLOCK_COPIES {
+        let offset = superblock.geometry.superblock_offset(copy);
+        let same = read_superblock(device, offset).is_ok_and(|found| found.as_bytes() == good.as_bytes());
+        if !same {
+            device
+                .write_at(offset, &block)
+                .map_err(PoolError::device(format!("rewriting superblock copy {copy}")))?;
+            healed = true;
+        }
+    }
+    if healed {
+        device
+            .flush()
+            .map_err(PoolError::device("flushing rewritten superblock copies"))?;
+    }
+    Ok(())
+}
+
+/// Reads everything that the superblock names, except for the maps.
+fn load_checkpoint(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<State, PoolError> {
+    let geometry = superblock.geometry;
+    let mut state = State::empty(geometry);
+    state.log = LogRing::new(geometry.log_blocks, superblock.log_batch, superblock.log_block);
+    state.next_node = superblock.next_node;
+    state.stored.generation = superblock.generation;
+    state.stored.directory_side = superblock.directory_side;
+    state.stored.directory = load_directory(device, superblock)?;
+    load_bitmap(device, &mut state)?;
+
+    let (stream, index_pages) = load_index(device, superblock)?;
+    state.stored.index_pages = index_pages;
+    let damaged = |detail: &str| PoolError::damaged("index stream", detail);
+    let mut reader = WordReader(&stream);
+    let row_pages = reader.word().ok_or_else(|| damaged("no row page count"))?;
+    for page in 0..row_pages {
+        let pointer = reader
+            .pointer()
+            .ok_or_else(|| damaged("cut short in the row pages"))?;
+        state.stored.row_pages.push(pointer);
+        if !pointer.is_none() {
+            let bytes = read_page(device, pointer, "version table page")?;
+            state
+                .versions
+                .load_rows(page as usize, &bytes)
+                .map_err(|detail| PoolError::damaged("version table", detail))?;
+        }
+    }
+    if superblock.version_rows > (row_pages + 1) * ROWS_PER_PAGE as u64 {
+        return Err(PoolError::damaged(
+            "superblock",
+            "version_rows exceeds the row pages",
+        ));
+    }
+    state
+        .versions
+        .finish_loading(superblock.version_rows as usize)
+        .map_err(|detail| PoolError::damaged("version table", detail))?;
+
+    let words = geometry.pages_per_chunk().div_ceil(64) as usize;
+    let chunks = reader.word().ok_or_else(|| damaged("no page chunk count"))?;
+    for _ in 0..chunks {
+        let (chunk, page_chunk) = reader
+            .page_chunk(words)
+            .ok_or_else(|| damaged("cut short in the page chunks"))?;
+        if !state.space.claim(chunk) {
+            return Err(damaged(&format!(
+                "chunk {chunk} holds map pages and something else"
+            )));
+        }
+        state.pages.load(chunk, page_chunk);
+    }
+    Ok(state)
+}
+
+fn load_directory(
+    device: &dyn PoolDevice,
+    superblock: &SuperblockFields,
+) -> Result<Vec<DirectoryEntry>, PoolError> {
+    let geometry = &superblock.geometry;
+    let mut bytes = quarry_contract::IoBuffer::zeroed(geometry.directory_blocks as usize * BLOCK_BYTES);
+    let offset = geometry.directory_offset(superblock.directory_side);
+    device
+        .read_at(offset, &mut bytes)
+        .map_err(PoolError::device(format!(
+            "reading the bitmap directory at byte {offset}"
+        )))?;
+    let found = crc32c::crc32c(&bytes);
+    if found != superblock.directory_crc32c {
+        return Err(PoolError::damaged(
+            "bitmap directory",
+            format!(
+                "crc32c at byte {offset} is {found:08x}, not {:08x}",
+                superblock.directory_crc32c
+            ),
+        ));
+    }
+    let entries = bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|bytes| DirectoryEntry::from_bytes(*bytes));
+    let entries: Vec<_> = entries.take(geometry.bitmap_blocks as usize).collect();
+    match entries.iter().position(|entry| entry.side > 1) {
+        Some(block) => Err(PoolError::damaged(
+            "bitmap directory",
+            format!("entry {block} has no side"),
+        )),
+        None => Ok(entries),
+    }
+}
+
+fn load_bitmap(device: &dyn PoolDevice, state: &mut State) -> Result<(), PoolError> {
+    let used_blocks = state.geometry.chunk_count.div_ceil(BITS_PER_BLOCK);
+    for block in 0..used_blocks {
+        let entry = state.stored.directory[block as usize];
+        let bytes = read_bitmap_block(device, &state.geometry, block, entry)?;
+        if !state.space.load_block(block, &bytes) {
+            return Err(PoolError::damaged(
+                "chunk bitmap",
+                format!("block {block} names chunks beyond the end"),
+            ));
+        }
+    }
+    if state.space.finish_loading() {
+        Ok(())
+    } else {
+        Err(PoolError::damaged(
+            "chunk bitmap",
+            "it names chunks beyond the end",
+        ))
+    }
+}
+
+/// Reads the current side of a bitmap block and verifies it.
+pub(crate) fn read_bitmap_block(
+    device: &dyn PoolDevice,
+    geometry: &Geometry,
+    block: u64,
+    entry: DirectoryEntry,
+) -> Result<[u8; BLOCK_BYTES], PoolError> {
+    let offset = geometry.bitmap_offset(block, entry.side);
+    let bytes = read_block(device, offset, "a chunk bitmap block")?;
+    let found = crc32c::crc32c(&bytes);
+    if found == entry.crc32c {
+        return Ok(bytes);
+    }
+    Err(PoolError::damaged(
+        "chunk bitmap",
+        format!(
+            "block {block} at byte {offset} has crc32c {found:08x}, not {:08x}",
+            entry.crc32c
+        ),
+    ))
+}
+
+fn load_index(
+    device: &dyn PoolDevice,
+    superblock: &SuperblockFields,
+) -> Result<(Vec<u8>, Vec<PagePointer>), PoolError> {
+    let damaged = |detail: &str| PoolError::damaged("index stream", detail);
+    let mut stream = Vec::new();
+    let mut pages = Vec::new();
+    let mut next = superblock.index;
+    while !next.is_none() {
+        let page = read_page(device, next, "index stream page")?;
+        let (header, payload) =
+            IndexPageHeader::read_from_prefix(&page).map_err(|_| damaged("a page is cut short"))?;
+        let used = header.used.get() as usize;
+        if header.magic != IndexPageHeader::MAGIC || used == 0 || used > INDEX_PAYLOAD_BYTES {
+            return Err(damaged("a page is not of the stream"));
+        }
+        stream.extend_from_slice(&payload[..used]);
+        pages.push(next);
+        if stream.len() as u64 > superblock.index_bytes {
+            return Err(damaged("it is longer than the superblock says"));
+        }
+        next = header.next.into();
+    }
+    if stream.len() as u64 != superblock.index_bytes {
+        return Err(damaged("it is shorter than the superblock says"));
+    }
+    Ok((stream, pages))
+}
+
+struct WordReader<'a>(&'a [u8]);
+
+impl WordReader<'_> {
+    fn word(&mut self) -> Option<u64> {
+        let (word, rest) = self.0.split_first_chunk::<8>()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*word))
+    }
+
+    fn pointer(&mut self) -> Option<PagePointer> {
+        let (first, second, rest) = (self.word()?, self.word()?, self.word()?);
+        Some(PagePointer {
+            first,
+            second,
+            birth: rest as u32,
+            crc32c: (rest >> 32) as u32,
+        })
+    }
+
+    fn page_chunk(&mut self, words: usize) -> Option<(u64, PageChunk)> {
+        let chunk = self.word()?;
+        let class = match self.word()? {
+            0 => CopyClass::First,
+            1 => CopyClass::Second,
+            _ => return None,
+        };
+        let mut used = PageMask::default();
+        for word in used.0.iter_mut().take(words) {
+            *word = self.word()?;
+        }
+        Some((chunk, PageChunk { class, used }))
+    }
+}
+
+/// A batch read from the log.
+struct LoggedBatch {
+    number: u64,
+    blocks: u64,
+    record_count: u32,
+    records: Vec<u8>,
+}
+
+/// Reads the log from its head to the first batch that is not valid.
+fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Vec<LoggedBatch>, PoolError> {
+    let geometry = &superblock.geometry;
+    let end = superblock.log_block + geometry.log_blocks;
+    let (mut number, mut block) = (superblock.log_batch, superblock.log_block);
+    let mut batches = Vec::new();
+    while block < end {
+        let Some(batch) = read_batch(device, superblock, number, block, end)? else {
+            break;
+        };
+        block += batch.blocks;
+        number += 1;
+        batches.push(batch);
+    }
+    // A batch is written only when the one before it is durable (C2): a valid later one means damage, not a tear.
+    let window = end.min(block + LogRing::max_batch_blocks(geometry.log_blocks));
+    for later in block..window {
+        let bytes = read_block(device, geometry.log_offset(later), "the log")?;
+        let header = BatchHeader::read(superblock.uuid, &bytes);
+        if let Some(header) =
+            header.filter(|header| header.block.get() == later && header.batch.get() > number)
+            && read_batch(device, superblock, header.batch.get(), later, end)?.is_some()
+        {
+            return Err(PoolError::damaged(
+                "redo log",
+                format!(
+                    "batch {number} at block {block} is not valid, but batch {} after it is",
+                    header.batch
+                ),
+            ));
+        }
+    }
+    Ok(batches)
+}
+
+fn read_batch(
+    device: &dyn PoolDevice,
+    superblock: &SuperblockFields,
+    number: u64,
+    block: u64,
+    end: u64,
+) -> Result<Option<LoggedBatch>, PoolError> {
+    let geometry = &superblock.geometry;
+    let mut bytes = read_block(device, geometry.log_offset(block), "the log")?.to_vec();
+    let Some(header) = BatchHeader::read(superblock.uuid, &bytes) else {
+        return Ok(None);
+    };
+    let record_bytes = header.record_bytes.get() as usize;
+    let blocks = BatchHeader::blocks_for(record_bytes);
+    if header.batch.get() != number || header.block.get() != block || blocks > end - block {
+        return Ok(None);
+    }
+    for next in block + 1..block + blocks {
+        bytes.extend_from_slice(&read_block(device, geometry.log_offset(next), "the log")?);
+    }
+    let records = &bytes[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + record_bytes];
+    Ok(header.matches(records).then(|| LoggedBatch {
+        number,
+        blocks,
+        record_count: header.record_count.get(),
+        records: records.to_vec(),
+    }))
+}
+
+/// Applies a batch.
+fn replay(device: &dyn PoolDevice, state: &mut State, batch: &LoggedBatch) -> Result<(), PoolError> {
+    let damaged = |detail: String| PoolError::damaged(format!("redo log batch {}", batch.number), detail);
+    let mut rest = &batch.records[..];
+    for _ in 0..batch.record_count {
+        let record = Record::decode(&mut rest).ok_or_else(|| damaged("a record is not one".into()))?;
+        while let Some(wanted) = state.wanted(&record) {
+            let missing = &wanted.missing;
+            let page = read_page(device, missing.pointer, "map page")?;
+            let node = Arc::new(Node::load(missing.level, missing.pointer, &page, &state.gauge));
+            if let Some(root) = state.versions.root_mut(wanted.node) {
+                install(root, missing, &node);
+            }
+        }
+        state
+            .apply(&record, batch.number, Origin::Replay)
+            .map_err(|detail| damaged(format!("{record:?} {detail}")))?;
+    }
+    if !rest.is_empty() {
+        return Err(damaged("it holds more than its records".into()));
+    }
+    state.log.replayed(batch.blocks);
+    state.space.release(batch.number, false);
+    Ok(())
+}
+
+/// The superblock's identity, for tools that only want to know whose device this is.
+///
+/// # Errors
+/// As [`Pool::open`].
+pub fn identify(device: &dyn PoolDevice) -> Result<Uuid, PoolError> {
+    choose_superblock(device).map(|superblock| superblock.uuid)
+}

@@ -1,0 +1,373 @@
+//! All metadata of a pool: a function of a checkpoint and the records logged since.
+//!
+//! [`State::apply`] is the only thing that changes what a checkpoint stores, live and in recovery alike. It does no
+//! I/O: [`State::wanted`] says first which map pages a record needs in memory.
+//!
+//! Invariants
+//! - S1: the same records applied to the same checkpoint give the same versions, mappings, ownership and data
+//!   bitmap.
+//! - S2: a record is appended to the open batch in the same critical section in which it is applied, so the order of
+//!   the log is the order of application.
+
+use std::sync::Arc;
+
+use crate::format::{DirectoryEntry, Geometry, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer};
+use crate::garbage::Garbage;
+use crate::log::LogRing;
+use crate::map::{
+    LeafView, MAX_CHUNKS, MAX_LEAVES, Missing, PageGauge, ReapScan, ReapSide, Walk, find_leaf, missing_leaf,
+    reap_range, scan_reap, update_leaf,
+};
+use crate::page_space::PageSpace;
+use crate::record::Record;
+use crate::space::Space;
+use crate::version::{NodeId, Source, Version, VersionKind, VersionTree};
+
+/// The metadata of a pool in memory.
+pub(crate) struct State {
+    pub geometry: Geometry,
+    pub versions: VersionTree,
+    pub space: Space,
+    pub pages: PageSpace,
+    pub garbage: Garbage,
+    pub gauge: Arc<PageGauge>,
+    pub log: LogRing,
+    pub next_node: u64,
+    pub stored: StoredIndex,
+}
+
+/// Where the last durable checkpoint is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StoredIndex {
+    pub generation: u64,
+    pub directory_side: u32,
+    pub directory: Vec<DirectoryEntry>,
+    pub row_pages: Vec<PagePointer>,
+    pub index_pages: Vec<PagePointer>,
+}
+
+/// Whether a record is new or read from the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// New: its chunk was handed out by the allocator.
+    Live,
+    /// From the log.
+    Replay,
+}
+
+/// A page that a record needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// In whose map.
+    pub node: NodeId,
+    /// Which page.
+    pub missing: Missing,
+}
+
+impl State {
+    /// Returns a page that has to be in memory before `record` can be applied, if one is not.
+    pub fn wanted(&self, record: &Record) -> Option<Wanted> {
+        match *record {
+            Record::Map { node, index, .. }
+            | Record::Unmap {
+                node, first: index, ..
+            } => self.wanted_leaf(node, index / LEAF_ENTRIES as u64),
+            Record::Reap { node, upto_leaf } => {
+                let scan = self.scan_reap(node, upto_leaf, usize::MAX)?;
+                let (side, missing) = scan.blocked.filter(|_| scan.reached < upto_leaf)?;
+                Some(self.wanted_by_reap(node, side, missing))
+            }
+            Record::CreateVolume { .. }
+            | Record::Snapshot { .. }
+            | Record::Clone { .. }
+            | Record::Extend { .. }
+            | Record::Delete { .. }
+            | Record::Revert { .. } => None,
+        }
+    }
+
+    /// Returns a page on the way to a leaf that is not in memory, if there is one.
+    pub fn wanted_leaf(&self, node: NodeId, leaf: u64) -> Option<Wanted> {
+        let missing = missing_leaf(&self.versions.find(node)?.root, leaf)?;
+        Some(Wanted { node, missing })
+    }
+
+    /// Finds how far the next reclaim step of a version can go.
+    pub fn scan_reap(&self, node: NodeId, upto: u64, leaf_budget: usize) -> Option<ReapScan> {
+        let dead = self.versions.find(node)?;
+        let heir = dead.children.first().and_then(|heir| self.versions.find(*heir));
+        Some(scan_reap(
+            &dead.root,
+            heir.map(|heir| &heir.root),
+            &self.versions.ownership(dead),
+            dead.reap_cursor,
+            upto,
+            leaf_budget,
+        ))
+    }
+
+    /// Says in whose map the page is that stopped a reclaim.
+    pub fn wanted_by_reap(&self, node: NodeId, side: ReapSide, missing: Missing) -> Wanted {
+        let heir = self
+            .versions
+            .find(node)
+            .and_then(|dead| dead.children.first().copied());
+        let node = match side {
+            ReapSide::Dead => node,
+            ReapSide::Heir => heir.unwrap_or(node),
+        };
+        Wanted { node, missing }
+    }
+
+    /// Applies a record of batch `batch` (S1). The pages that it needs are in memory.
+    ///
+    /// # Errors
+    /// Says what makes the record impossible in this state: live a bug, in recovery damage.
+    pub fn apply(&mut self, record: &Record, batch: u64, origin: Origin) -> Result<(), String> {
+        match *record {
+            Record::CreateVolume {
+                node,
+                uuid,
+                size_bytes,
+            } => {
+                self.claim_node(node)?;
+                let volume = Version::new(node, uuid, VersionKind::Volume, Source::Blank, size_bytes);
+                self.versions.insert(volume);
+                Ok(())
+            }
+            Record::Snapshot {
+                head,
+                node,
+                uuid,
+                kind,
+            } => self.apply_snapshot(head, node, uuid, kind),
+            Record::Clone {
+                parent,
+                node,
+                uuid,
+                size_bytes,
+                source,
+            } => {
+                self.claim_node(node)?;
+                let mut volume = self.child_of(parent, node, uuid, source, size_bytes)?;
+                volume.kind = VersionKind::Volume;
+                self.versions.insert(volume);
+                Ok(())
+            }
+            Record::Extend { node, size_bytes } => {
+                let version = self.versions.find_mut(node).ok_or("extends no version")?;
+                version
+                    .size_bytes
+                    .store(size_bytes, std::sync::atomic::Ordering::SeqCst);
+                Ok(())
+            }
+            Record::Delete { node } => {
+                let version = self.versions.find(node).ok_or("deletes no version")?;
+                if version.dead {
+                    return Err("deletes a dead version".into());
+                }
+                self.versions.kill(node);
+                Ok(())
+            }
+            Record::Revert { head, parent, node } => self.apply_revert(head, parent, node),
+            Record::Map { node, index, chunk } => self.apply_map(node, index, chunk, batch, origin),
+            Record::Unmap { node, first, count } => self.apply_unmap(node, first, count, batch),
+            Record::Reap { node, upto_leaf } => self.apply_reap(node, upto_leaf, batch),
+        }
+    }
+
+    fn claim_node(&mut self, node: NodeId) -> Result<(), String> {
+        if self.versions.find(node).is_some() {
+            return Err(format!("node {} exists already", node.0));
+        }
+        self.next_node = self.next_node.max(node.0 + 1);
+        Ok(())
+    }
+
+    fn child_of(
+        &self,
+        parent: NodeId,
+        node: NodeId,
+        uuid: uuid::Uuid,
+        source: Source,
+        size_bytes: u64,
+    ) -> Result<Version, String> {
+        let parent = self.versions.find(parent).ok_or("descends from no version")?;
+        if parent.depth >= MAX_DEPTH {
+            return Err("descends deeper than births reach".into());
+        }
+        let mut child = Version::new(node, uuid, VersionKind::Volume, source, size_bytes);
+        child.parent = Some(parent.node);
+        child.depth = parent.depth + 1;
+        child.root = parent.root.clone();
+        child.mapped_chunks = parent.mapped_chunks;
+        Ok(child)
+    }
+
+    fn apply_snapshot(
+        &mut self,
+        head: NodeId,
+        node: NodeId,
+        uuid: uuid::Uuid,
+        kind: VersionKind,
+    ) -> Result<(), String> {
+        self.claim_node(node)?;
+        let head_version = self.versions.find_mut(head).ok_or("snapshots no version")?;
+        if head_version.kind != VersionKind::Volume || head_version.depth >= MAX_DEPTH {
+            return Err("snapshots what cannot be".into());
+        }
+        let source = Source::Volume(head_version.uuid);
+        let mut snapshot = Version::new(node, uuid, kind, source, head_version.size());
+        snapshot.dead = kind == VersionKind::Internal;
+        snapshot.root = head_version.root.clone();
+        snapshot.mapped_chunks = head_version.mapped_chunks;
+        snapshot.own_chunks = std::mem::take(&mut head_version.own_chunks);
+        // Writes in flight belong to the snapshot; whoever acknowledges it waits for their epoch.
+        head_version.epoch = Arc::default();
+        self.versions.insert_above(head, snapshot);
+        Ok(())
+    }
+
+    fn apply_revert(&mut self, head: NodeId, parent: NodeId, node: NodeId) -> Result<(), String> {
+        self.claim_node(node)?;
+        let old = self.versions.find(head).ok_or("reverts no version")?;
+        if old.dead || old.kind != VersionKind::Volume {
+            return Err("reverts what is not a volume".into());
+        }
+        let mut volume = self.child_of(parent, node, old.uuid, old.source, old.size())?;
+        volume.size_bytes = Arc::clone(&old.size_bytes);
+        self.versions.kill(head);
+        self.versions.insert(volume);
+        Ok(())
+    }
+
+    fn apply_map(
+        &mut self,
+        node: NodeId,
+        index: u64,
+        chunk: u64,
+        batch: u64,
+        origin: Origin,
+    ) -> Result<(), String> {
+        let version = self.versions.find(node).ok_or("maps in no version")?;
+        if index >= MAX_CHUNKS {
+            return Err(format!("maps chunk index {index}, which no map has"));
+        }
+        let owns = self.versions.ownership(version);
+        if !self.space.record_mapped(chunk, origin == Origin::Replay) {
+            return Err(format!("maps to chunk {chunk}, which is not free for it"));
+        }
+        let version = self.versions.find_mut(node).ok_or("maps in no version")?;
+        let leaf = index / LEAF_ENTRIES as u64;
+        let mut walk = Walk {
+            owns,
+            depth: version.depth,
+            garbage: &mut self.garbage,
+            gauge: &self.gauge,
+        };
+        let entry = LeafEntry::mapped(chunk, version.depth);
+        let replaced = update_leaf(&mut version.root, leaf, &mut walk, |entries| {
+            std::mem::replace(&mut entries[index as usize % LEAF_ENTRIES], entry)
+        });
+        version.own_chunks += 1;
+        if !replaced.is_mapped() {
+            version.mapped_chunks += 1;
+        } else if owns.owns(replaced.birth(), leaf + 1) {
+            version.own_chunks -= 1;
+            return self.free_chunk(replaced.chunk(), batch);
+        }
+        Ok(())
+    }
+
+    fn apply_unmap(&mut self, node: NodeId, first: u64, count: u64, batch: u64) -> Result<(), String> {
+        let version = self.versions.find(node).ok_or("unmaps in no version")?;
+        let leaf = first / LEAF_ENTRIES as u64;
+        let begin = first as usize % LEAF_ENTRIES;
+        if first >= MAX_CHUNKS || count == 0 || count > (LEAF_ENTRIES - begin) as u64 {
+            return Err(format!(
+                "unmaps {count} chunks from {first}, which is not in one leaf"
+            ));
+        }
+        let range = begin..begin + count as usize;
+        let anything = find_leaf(&version.root, leaf, |view| match view {
+            LeafView::Leaf(entries) => entries[range.clone()].iter().any(|entry| entry.is_mapped()),
+            LeafView::Empty | LeafView::Missing(_) => false,
+        });
+        if !anything {
+            return Ok(());
+        }
+        let owns = self.versions.ownership(version);
+        let version = self.versions.find_mut(node).ok_or("unmaps in no version")?;
+        let mut walk = Walk {
+            owns,
+            depth: version.depth,
+            garbage: &mut self.garbage,
+            gauge: &self.gauge,
+        };
+        let mut freed = Vec::new();
+        let mut unmapped = 0;
+        update_leaf(&mut version.root, leaf, &mut walk, |entries| {
+            for entry in entries[range].iter_mut().filter(|entry| entry.is_mapped()) {
+                unmapped += 1;
+                if owns.owns(entry.birth(), leaf + 1) {
+                    freed.push(entry.chunk());
+                }
+                *entry = LeafEntry::UNMAPPED;
+            }
+        });
+        version.mapped_chunks -= unmapped;
+        version.own_chunks -= freed.len() as i64;
+        freed
+            .into_iter()
+            .try_for_each(|chunk| self.free_chunk(chunk, batch))
+    }
+
+    fn apply_reap(&mut self, node: NodeId, upto: u64, batch: u64) -> Result<(), String> {
+        if !self.versions.may_reap(node) || upto > MAX_LEAVES {
+            return Err(format!("reclaims node {}, which cannot be", node.0));
+        }
+        let dead = self.versions.find(node).ok_or("reclaims no version")?;
+        let owns = self.versions.ownership(dead);
+        let heir = dead.children.first().and_then(|heir| self.versions.find(*heir));
+        let heir_root = heir.map(|heir| heir.root.clone());
+        let dead = self.versions.find_mut(node).ok_or("reclaims no version")?;
+        let mut freed = Vec::new();
+        let mut walk = Walk {
+            owns,
+            depth: dead.depth,
+            garbage: &mut self.garbage,
+            gauge: &self.gauge,
+        };
+        let from = dead.reap_cursor;
+        reap_range(
+            &mut dead.root,
+            heir_root.as_ref(),
+            &mut walk,
+            from,
+            upto,
+            &mut |chunk| {
+                freed.push(chunk);
+            },
+        );
+        dead.own_chunks -= freed.len() as i64;
+        if upto == MAX_LEAVES {
+            self.versions.retire(node);
+        } else {
+            self.versions.set_reap_cursor(node, upto);
+        }
+        freed
+            .into_iter()
+            .try_for_each(|chunk| self.free_chunk(chunk, batch))
+    }
+
+    fn free_chunk(&mut self, chunk: u64, batch: u64) -> Result<(), String> {
+        if self.space.record_freed(chunk, batch) {
+            Ok(())
+        } else {
+            Err(format!("frees chunk {chunk}, which holds no data"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
