@@ -1,0 +1,34 @@
+//! The SCSI side: commands parsed from their CDBs, and the answers that need no I/O (SPC-4, SBC-3).
+//!
+//! The logical unit is LUN 0, the only one of its target. SAM does not ask for more, every initiator accepts it,
+//! and INQUIRY to any other LUN says that nothing can be there.
+
+mod cdb;
+mod inquiry;
+mod mode;
+mod opcodes;
+mod sense;
+mod unit;
+
+pub use cdb::{BlockRange, ByteCheck, Command};
+pub use sense::Sense;
+pub use unit::{
+    LogicalUnit, MAX_TRANSFER_BYTES, MAX_UNMAP_DESCRIPTORS, UnitIdentity, parse_unmap_list, unsupported_inquiry,
+};
+
+/// SCSI status codes (SAM-5 5.3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Done.
+    Good = 0x00,
+    /// Done or failed, with sense data.
+    CheckCondition = 0x02,
+    /// Try again later.
+    TaskSetFull = 0x28,
+}
+
+/// The LUN field of LUN 0, in the peripheral and the flat addressing method (SAM-5 4.7).
+pub fn is_lun_zero(lun: u64) -> bool {
+    lun == 0 || lun == 0x4000 << 48
+}

@@ -1,0 +1,131 @@
+//! Sense data: why a command failed (SPC-4 4.5).
+
+use quarry_contract::IoError;
+
+/// A sense key with its additional sense code and qualifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sense {
+    /// The sense key.
+    pub key: u8,
+    /// The additional sense code.
+    pub asc: u8,
+    /// The additional sense code qualifier.
+    pub ascq: u8,
+    /// The INFORMATION field, where the key defines one.
+    pub information: Option<u32>,
+}
+
+impl Sense {
+    pub const NONE: Sense = Sense::new(0x00, 0x00, 0x00);
+    pub const UNRECOVERED_READ: Sense = Sense::new(0x03, 0x11, 0x00);
+    pub const WRITE_ERROR: Sense = Sense::new(0x03, 0x0c, 0x00);
+    pub const INTERNAL_TARGET_FAILURE: Sense = Sense::new(0x04, 0x44, 0x00);
+    pub const PARAMETER_LIST_LENGTH: Sense = Sense::new(0x05, 0x1a, 0x00);
+    pub const INVALID_OPCODE: Sense = Sense::new(0x05, 0x20, 0x00);
+    pub const LBA_OUT_OF_RANGE: Sense = Sense::new(0x05, 0x21, 0x00);
+    pub const INVALID_FIELD_IN_CDB: Sense = Sense::new(0x05, 0x24, 0x00);
+    pub const LUN_NOT_SUPPORTED: Sense = Sense::new(0x05, 0x25, 0x00);
+    pub const INVALID_FIELD_IN_PARAMETERS: Sense = Sense::new(0x05, 0x26, 0x00);
+    pub const SAVING_NOT_SUPPORTED: Sense = Sense::new(0x05, 0x39, 0x00);
+    pub const POWER_ON: Sense = Sense::new(0x06, 0x29, 0x00);
+    pub const DEVICE_RESET: Sense = Sense::new(0x06, 0x29, 0x03);
+    pub const MODE_PARAMETERS_CHANGED: Sense = Sense::new(0x06, 0x2a, 0x01);
+    pub const CAPACITY_CHANGED: Sense = Sense::new(0x06, 0x2a, 0x09);
+    pub const COMMANDS_CLEARED: Sense = Sense::new(0x06, 0x2f, 0x00);
+    pub const WRITE_PROTECTED: Sense = Sense::new(0x07, 0x27, 0x00);
+    pub const SPACE_ALLOCATION_FAILED: Sense = Sense::new(0x07, 0x27, 0x07);
+    /// DATA PHASE ERROR of an aborted command.
+    pub const DATA_PHASE_ERROR: Sense = Sense::new(0x0b, 0x4b, 0x00);
+    /// PROTOCOL SERVICE CRC ERROR (RFC 7143 11.4.7.2).
+    pub const DATA_DIGEST: Sense = Sense::new(0x0b, 0x47, 0x05);
+    /// INCORRECT AMOUNT OF DATA (RFC 7143 11.4.7.2).
+    pub const INCORRECT_AMOUNT_OF_DATA: Sense = Sense::new(0x0b, 0x0c, 0x0d);
+    pub const MISCOMPARE: Sense = Sense::new(0x0e, 0x1d, 0x00);
+
+    const fn new(key: u8, asc: u8, ascq: u8) -> Self {
+        Self {
+            key,
+            asc,
+            ascq,
+            information: None,
+        }
+    }
+
+    /// Sets the INFORMATION field.
+    pub fn with_information(self, information: u32) -> Self {
+        Self {
+            information: Some(information),
+            ..self
+        }
+    }
+
+    /// Tells an initiator why the device failed its read or write.
+    pub fn of_io_error(error: &IoError, writing: bool) -> Self {
+        match error {
+            IoError::OutOfRange { .. } => Sense::LBA_OUT_OF_RANGE,
+            IoError::ReadOnly => Sense::WRITE_PROTECTED,
+            IoError::NoSpace => Sense::SPACE_ALLOCATION_FAILED,
+            IoError::Medium { .. } if writing => Sense::WRITE_ERROR,
+            IoError::Medium { .. } => Sense::UNRECOVERED_READ,
+            IoError::Closed => Sense::LUN_NOT_SUPPORTED,
+            // Misaligned is our own mistake; Stopped and what may come is the device's.
+            _ => Sense::INTERNAL_TARGET_FAILURE,
+        }
+    }
+
+    /// Encodes in the fixed format, current (SPC-4 4.5.3).
+    pub fn fixed(&self) -> [u8; 18] {
+        let mut data = [0; 18];
+        data[0] = 0x70;
+        if let Some(information) = self.information {
+            data[0] |= 0x80;
+            data[3..7].copy_from_slice(&information.to_be_bytes());
+        }
+        data[2] = self.key;
+        data[7] = 10;
+        data[12] = self.asc;
+        data[13] = self.ascq;
+        data
+    }
+
+    /// Encodes in the descriptor format, current (SPC-4 4.5.2).
+    pub fn descriptor(&self) -> [u8; 8] {
+        [0x72, self.key, self.asc, self.ascq, 0, 0, 0, 0]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_errors_become_the_sense_an_initiator_acts_on() {
+        let medium = IoError::Medium { detail: String::new() };
+        let cases = [
+            (IoError::NoSpace, true, (0x07, 0x27, 0x07)),
+            (IoError::ReadOnly, true, (0x07, 0x27, 0x00)),
+            (medium.clone(), false, (0x03, 0x11, 0x00)),
+            (medium, true, (0x03, 0x0c, 0x00)),
+            (
+                IoError::Stopped {
+                    reason: String::new(),
+                },
+                true,
+                (0x04, 0x44, 0x00),
+            ),
+            (IoError::Closed, false, (0x05, 0x25, 0x00)),
+        ];
+        for (error, writing, (key, asc, ascq)) in cases {
+            let sense = Sense::of_io_error(&error, writing);
+            assert_eq!((sense.key, sense.asc, sense.ascq), (key, asc, ascq), "{error}");
+        }
+    }
+
+    #[test]
+    fn fixed_format_puts_each_part_in_its_place() {
+        let data = Sense::MISCOMPARE.with_information(0x0102).fixed();
+        assert_eq!((data[0], data[2], data[7]), (0xf0, 0x0e, 10));
+        assert_eq!((data[12], data[13]), (0x1d, 0x00));
+        assert_eq!(&data[3..7], &[0, 0, 1, 2]);
+    }
+}
