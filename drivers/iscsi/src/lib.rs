@@ -1,7 +1,35 @@
-//! Quarry's native iSCSI target.
+//! Quarry's native iSCSI target: exports block devices over TCP, in user space, on threads of its own.
+//!
+//! [`IscsiTarget`] implements [`quarry_contract::Target`]. It knows nothing of pools: what it exports is an
+//! `Arc<dyn BlockDevice>`. From the wire inwards:
+//!
+//! | module | what it is about |
+//! |---|---|
+//! | `pdu`, `text` | the wire format: headers, and `key=value` texts |
+//! | `login`, `chap`, `negotiation` | from a connection to a session, without I/O |
+//! | `session` | the full feature phase: command order, tasks, data transfer, task management |
+//! | `scsi` | CDBs, sense, and the answers that need no I/O |
+//! | `reactor` | the threads: epoll, sockets, buffers, device queues |
+//! | `exports` | who may reach what |
+//! | `target` | start, control calls, end |
+//!
+//! Standards: RFC 7143 (iSCSI), RFC 1994 (CHAP), SAM-5, SPC-4, SBC-3; cited where they are followed. Error
+//! recovery level 0, one connection a session.
+
 mod chap;
+mod config;
+mod error;
+mod exports;
 mod login;
 mod negotiation;
+mod pass;
 mod pdu;
+mod reactor;
 mod scsi;
+mod session;
+mod target;
 mod text;
+
+pub use config::TargetConfig;
+pub use error::StartError;
+pub use target::IscsiTarget;

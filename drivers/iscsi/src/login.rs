@@ -41,8 +41,6 @@ pub enum LoginStatus {
     TargetRemoved = 0x0204,
     /// Another protocol version.
     UnsupportedVersion = 0x0205,
-    /// A session has one connection here.
-    TooManyConnections = 0x0206,
     /// InitiatorName or TargetName is missing.
     MissingParameter = 0x0207,
     /// An unknown session type.

@@ -86,7 +86,11 @@ mod tests {
         let text = b"InitiatorName=iqn.a\0CHAP_R=0xab==\0Empty=\0\0";
         assert_eq!(
             parse(text),
-            Ok(vec![("InitiatorName", "iqn.a"), ("CHAP_R", "0xab=="), ("Empty", "")])
+            Ok(vec![
+                ("InitiatorName", "iqn.a"),
+                ("CHAP_R", "0xab=="),
+                ("Empty", "")
+            ])
         );
         assert_eq!(parse(b""), Ok(vec![]));
     }

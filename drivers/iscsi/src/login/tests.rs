@@ -226,10 +226,7 @@ fn missing_names_bad_stages_and_bad_text_end_the_login() {
     assert_eq!(fail(newer, &all), LoginStatus::UnsupportedVersion);
     let mut odd = all;
     odd[2] = ("SessionType", "Other");
-    assert_eq!(
-        fail(request(0, None), &odd),
-        LoginStatus::SessionTypeNotSupported
-    );
+    assert_eq!(fail(request(0, None), &odd), LoginStatus::SessionTypeNotSupported);
     let mut machine = LoginMachine::new();
     assert_eq!(
         machine.step(&request(0, None), b"rubbish", &OneExport, || [0; 33]),

@@ -284,10 +284,6 @@ pub enum RejectReason {
     DataDigest = 0x02,
     /// SNACK at error recovery level 0.
     Snack = 0x03,
-    /// The PDU breaks the protocol.
-    Protocol = 0x04,
-    /// The target does not support the request.
-    Unsupported = 0x05,
     /// Immediate requests beyond what the target takes.
     TooManyImmediate = 0x06,
     /// A field is wrong.
@@ -308,27 +304,6 @@ impl Reject {
         bhs[2] = self.reason as u8;
         put32(&mut bhs, 16, NO_TAG);
         put_sequence(&mut bhs, sequence);
-        bhs
-    }
-}
-
-/// An event that the target announces (RFC 7143 11.9).
-#[derive(Debug, Clone, Copy)]
-pub struct AsyncMessage {
-    /// 1 asks for a logout, 2 announces that the connection is dropped, 3 that all are.
-    pub event: u8,
-    /// How long the initiator has to log out, in seconds.
-    pub seconds: u16,
-}
-
-impl AsyncMessage {
-    /// Encodes the header.
-    pub fn encode(&self, sequence: Sequence) -> Bhs {
-        let mut bhs = header(0x32, 0x80, 0);
-        put32(&mut bhs, 16, NO_TAG);
-        put_sequence(&mut bhs, sequence);
-        bhs[36] = self.event;
-        bhs[42..44].copy_from_slice(&self.seconds.to_be_bytes());
         bhs
     }
 }

@@ -25,9 +25,8 @@ pub enum ByteCheck {
     OneBlock,
 }
 
-/// A command this target knows.
+/// A command this target knows: each variant is the SCSI command of its name, its fields those of the CDB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the SCSI command of its name, its fields those of the CDB")]
 pub enum Command {
     TestUnitReady,
     RequestSense {
@@ -48,6 +47,10 @@ pub enum Command {
     },
     ReadCapacity10,
     ReadCapacity16 {
+        allocation: u32,
+    },
+    GetLbaStatus {
+        lba: u64,
         allocation: u32,
     },
     ReportLuns {
@@ -239,6 +242,10 @@ impl Command {
                 }
             }
             0x9e if cdb[1] & 0x1f == 0x10 => Command::ReadCapacity16 {
+                allocation: be32(cdb, 10),
+            },
+            0x9e if cdb[1] & 0x1f == 0x12 => Command::GetLbaStatus {
+                lba: be64(cdb, 2),
                 allocation: be32(cdb, 10),
             },
             0xa0 => Command::ReportLuns {

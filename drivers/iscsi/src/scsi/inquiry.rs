@@ -2,8 +2,11 @@
 
 use quarry_contract::DeviceLimits;
 
-use super::unit::{LogicalUnit, MAX_TRANSFER_BYTES, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, UnitIdentity};
-use super::{Sense, unit::blocks_of};
+use super::Sense;
+use super::unit::{
+    LogicalUnit, MAX_TRANSFER_BYTES, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BYTES,
+    UnitIdentity, blocks_of,
+};
 use crate::login::PORTAL_GROUP;
 
 const VENDOR: &[u8; 8] = b"QUARRY  ";
@@ -135,7 +138,7 @@ fn block_limits(limits: &DeviceLimits) -> Vec<u8> {
     put(24, &MAX_UNMAP_DESCRIPTORS.to_be_bytes());
     put(28, &blocks(limits.discard_granularity_bytes).to_be_bytes());
     put(32, &0x8000_0000u32.to_be_bytes()); // UGAVALID, aligned at 0
-    put(36, &u64::from(MAX_UNMAP_BLOCKS).to_be_bytes());
+    put(36, &u64::from(blocks(MAX_WRITE_SAME_BYTES)).to_be_bytes());
     page
 }
 

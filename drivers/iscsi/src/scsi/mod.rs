@@ -12,9 +12,7 @@ mod unit;
 
 pub use cdb::{BlockRange, ByteCheck, Command};
 pub use sense::Sense;
-pub use unit::{
-    LogicalUnit, MAX_TRANSFER_BYTES, MAX_UNMAP_DESCRIPTORS, UnitIdentity, parse_unmap_list, unsupported_inquiry,
-};
+pub use unit::{LogicalUnit, UnitIdentity, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
 
 /// SCSI status codes (SAM-5 5.3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +22,6 @@ pub enum Status {
     Good = 0x00,
     /// Done or failed, with sense data.
     CheckCondition = 0x02,
-    /// Try again later.
-    TaskSetFull = 0x28,
 }
 
 /// The LUN field of LUN 0, in the peripheral and the flat addressing method (SAM-5 4.7).

@@ -28,7 +28,7 @@ const fn action(opcode: u8, service_action: u16, usage: &'static [u8]) -> Suppor
 }
 
 /// Ascending by operation code. The group number and the DPO bit are accepted and change nothing.
-const SUPPORTED: [Supported; 28] = [
+const SUPPORTED: [Supported; 29] = [
     plain(0x00, &[0x00, 0, 0, 0, 0, 0x04]),
     plain(0x03, &[0x03, 0x01, 0, 0, 0xff, 0x04]),
     plain(0x08, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0x04]),
@@ -102,7 +102,16 @@ const SUPPORTED: [Supported; 28] = [
     action(
         0x9e,
         0x10,
-        &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04],
+        &[
+            0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04,
+        ],
+    ),
+    action(
+        0x9e,
+        0x12,
+        &[
+            0x9e, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04,
+        ],
     ),
     plain(0xa0, &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04]),
     action(
@@ -205,7 +214,10 @@ mod tests {
                     cdb[1] = service_action;
                 }
                 let known = Command::parse(&cdb) != Err(Sense::INVALID_OPCODE);
-                assert_eq!(known, listed, "operation code {opcode:#04x}/{service_action:#04x}");
+                assert_eq!(
+                    known, listed,
+                    "operation code {opcode:#04x}/{service_action:#04x}"
+                );
             }
         }
     }
@@ -222,6 +234,6 @@ mod tests {
             };
             assert_eq!(command.usage.len(), length, "{:#04x}", command.opcode);
         }
-        assert!(SUPPORTED.windows(2).all(|pair| pair[0].opcode < pair[1].opcode));
+        assert!(SUPPORTED.windows(2).all(|pair| pair[0].opcode <= pair[1].opcode));
     }
 }

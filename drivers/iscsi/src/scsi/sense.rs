@@ -100,7 +100,9 @@ mod tests {
 
     #[test]
     fn device_errors_become_the_sense_an_initiator_acts_on() {
-        let medium = IoError::Medium { detail: String::new() };
+        let medium = IoError::Medium {
+            detail: String::new(),
+        };
         let cases = [
             (IoError::NoSpace, true, (0x07, 0x27, 0x07)),
             (IoError::ReadOnly, true, (0x07, 0x27, 0x00)),

@@ -12,8 +12,11 @@ use crate::pdu::{be16, be32, be64};
 /// The longest data of one command, in bytes; told in VPD page B0h. It bounds the memory a command can hold.
 pub const MAX_TRANSFER_BYTES: u32 = 8 << 20;
 
-/// The most blocks that one UNMAP or WRITE SAME may cover.
+/// The most blocks that one UNMAP may cover.
 pub const MAX_UNMAP_BLOCKS: u32 = 8 << 20;
+
+/// The most that one WRITE SAME may cover, in bytes.
+pub const MAX_WRITE_SAME_BYTES: u32 = 1 << 30;
 
 /// The most descriptors in an UNMAP parameter list.
 pub const MAX_UNMAP_DESCRIPTORS: u32 = 256;
@@ -111,6 +114,15 @@ impl LogicalUnit {
         Ok(())
     }
 
+    /// Checks that a range is on the medium and one that WRITE SAME may have: not empty, as WSNZ says, nor longer
+    /// than page B0h says.
+    pub fn check_write_same(&self, range: BlockRange) -> Result<(), Sense> {
+        if range.blocks == 0 || range.blocks > blocks_of(MAX_WRITE_SAME_BYTES, self.block_bytes()) {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
+        }
+        self.check_range(range)
+    }
+
     /// The block descriptor of mode parameters (SBC-3 6.5.2.2).
     pub(super) fn block_descriptor(&self) -> [u8; 8] {
         let mut descriptor = [0; 8];
@@ -157,6 +169,7 @@ impl LogicalUnit {
             }
             Command::ReadCapacity10 => (Ok(self.capacity10()), 8),
             Command::ReadCapacity16 { allocation } => (Ok(self.capacity16()), allocation),
+            Command::GetLbaStatus { lba, allocation } => (self.lba_status(lba), allocation),
             Command::ReportLuns { select, allocation } => (report_luns(select), allocation),
             Command::SupportedOpcodes {
                 timeouts,
@@ -166,7 +179,10 @@ impl LogicalUnit {
                 allocation,
             } => match options {
                 0 => (Ok(opcodes::all(timeouts)), allocation),
-                _ => (opcodes::one(options, opcode, service_action, timeouts), allocation),
+                _ => (
+                    opcodes::one(options, opcode, service_action, timeouts),
+                    allocation,
+                ),
             },
             Command::Read(_)
             | Command::Write { .. }
@@ -188,6 +204,20 @@ impl LogicalUnit {
         data
     }
 
+    /// GET LBA STATUS: everything is "mapped or unknown", since a device does not tell (SBC-3 5.3).
+    fn lba_status(&self, lba: u64) -> Result<Vec<u8>, Sense> {
+        let blocks = self.blocks();
+        if lba >= blocks {
+            return Err(Sense::LBA_OUT_OF_RANGE);
+        }
+        let mut data = vec![0; 24];
+        data[3] = 20;
+        data[8..16].copy_from_slice(&lba.to_be_bytes());
+        let run = u32::try_from(blocks - lba).unwrap_or(u32::MAX);
+        data[16..20].copy_from_slice(&run.to_be_bytes());
+        Ok(data)
+    }
+
     fn capacity16(&self) -> Vec<u8> {
         let mut data = vec![0; 32];
         data[..8].copy_from_slice(&self.blocks().saturating_sub(1).to_be_bytes());
@@ -207,7 +237,7 @@ pub fn unsupported_inquiry(allocation: u32) -> Vec<u8> {
 }
 
 /// REPORT LUNS: LUN 0 and no well-known units (SPC-4 6.33).
-pub(crate) fn report_luns(select: u8) -> Result<Vec<u8>, Sense> {
+pub fn report_luns(select: u8) -> Result<Vec<u8>, Sense> {
     match select {
         0x00 | 0x02 => {
             let mut data = vec![0; 16];
@@ -219,7 +249,8 @@ pub(crate) fn report_luns(select: u8) -> Result<Vec<u8>, Sense> {
     }
 }
 
-pub(crate) fn sense_data(sense: Sense, descriptor_format: bool) -> Vec<u8> {
+/// Sense data as REQUEST SENSE returns it.
+pub fn sense_data(sense: Sense, descriptor_format: bool) -> Vec<u8> {
     match descriptor_format {
         true => sense.descriptor().to_vec(),
         false => sense.fixed().to_vec(),
@@ -285,9 +316,6 @@ mod tests {
         assert_eq!(parse_unmap_list(&[]), Ok(vec![]));
         assert_eq!(parse_unmap_list(&list[..7]), Err(Sense::PARAMETER_LIST_LENGTH));
         list[16..20].copy_from_slice(&u32::MAX.to_be_bytes());
-        assert_eq!(
-            parse_unmap_list(&list),
-            Err(Sense::INVALID_FIELD_IN_PARAMETERS)
-        );
+        assert_eq!(parse_unmap_list(&list), Err(Sense::INVALID_FIELD_IN_PARAMETERS));
     }
 }

@@ -1,0 +1,38 @@
+//! What a target is told at its start.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How an [`IscsiTarget`](crate::IscsiTarget) is set up.
+#[derive(Debug, Clone)]
+pub struct TargetConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub portals: Vec<SocketAddr>,
+    /// What target names begin with: `iqn.YYYY-MM.reversed.domain`. It must never change for a volume.
+    pub name_prefix: String,
+    /// I/O threads; 0 means one for each processor.
+    pub reactors: usize,
+    /// The most sessions at a time, over all exports.
+    pub max_sessions: usize,
+    /// The most connections that have not logged in yet.
+    pub max_pending_logins: usize,
+    /// How long a login may take.
+    pub login_timeout: Duration,
+    /// How long a connection may be silent before it is pinged, and then before it is given up.
+    pub ping_interval: Duration,
+}
+
+impl TargetConfig {
+    /// Returns the defaults for these portals.
+    pub fn listening_on(portals: Vec<SocketAddr>) -> Self {
+        Self {
+            portals,
+            name_prefix: "iqn.2026-11.io.quarry".to_owned(),
+            reactors: 0,
+            max_sessions: 4096,
+            max_pending_logins: 256,
+            login_timeout: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! Who may reach what: the exports, their grants and their live sessions.
+//!
+//! Shared by the control calls and the reactors. Locks are held for a lookup, never over I/O; the I/O path reads
+//! only the atomics of its own [`Nexus`].
+//!
+//! Invariants
+//! - X1: a session is registered only under the lock under which its grant was seen, so that whoever takes a
+//!   grant or an export away sees every session it ends (contract T4).
+//! - X2: no two live sessions of an export have the same initiator and ISID (RFC 7143 6.3.5).
+//! - X3: an export that was taken away holds no device (contract T5).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use quarry_contract::{
+    Access, BlockDevice, ChapCredentials, ExportInfo, Grant, InitiatorName, Portal, SessionInfo, VolumeId,
+};
+use secrecy::ExposeSecret;
+
+use crate::login::{Admission, Authority, LoginStatus};
+use crate::scsi::{Sense, UnitIdentity};
+
+/// How many removed exports are remembered, to answer "target removed".
+const REMEMBERED: usize = 4096;
+
+/// The LUN of every volume.
+const LUN: u16 = 0;
+
+/// Where a connection lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionAddress {
+    /// The reactor's number.
+    pub reactor: usize,
+    /// The slot within the reactor.
+    pub index: u32,
+    /// Tells connections apart that had the same slot.
+    pub serial: u64,
+}
+
+/// What an initiator may do now; read for every command (contract T3).
+#[derive(Debug)]
+pub struct AccessCell(AtomicU8);
+
+impl AccessCell {
+    fn new(access: Access) -> Self {
+        Self(AtomicU8::new(Self::code(access)))
+    }
+
+    fn code(access: Access) -> u8 {
+        match access {
+            Access::ReadOnly => 0,
+            Access::ReadWrite => 1,
+        }
+    }
+
+    fn set(&self, access: Access) {
+        self.0.store(Self::code(access), Ordering::Release);
+    }
+
+    /// Returns the access.
+    pub fn get(&self) -> Access {
+        match self.0.load(Ordering::Acquire) {
+            0 => Access::ReadOnly,
+            _ => Access::ReadWrite,
+        }
+    }
+}
+
+/// What others may tell an I_T nexus: its access and its unit attentions.
+#[derive(Debug)]
+pub struct Nexus {
+    /// The grant's access.
+    pub access: Arc<AccessCell>,
+    attentions: AtomicU32,
+}
+
+/// Unit attention conditions, first to be reported first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attention {
+    /// The nexus is new.
+    PowerOn,
+    /// Another nexus reset the unit.
+    DeviceReset,
+    /// Another nexus cleared this one's commands.
+    CommandsCleared,
+    /// The access changed, and with it the WP bit.
+    ModeParametersChanged,
+    /// The size changed.
+    CapacityChanged,
+}
+
+impl Attention {
+    const ALL: [(Attention, Sense); 5] = [
+        (Attention::PowerOn, Sense::POWER_ON),
+        (Attention::DeviceReset, Sense::DEVICE_RESET),
+        (Attention::CommandsCleared, Sense::COMMANDS_CLEARED),
+        (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),
+        (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
+    ];
+}
+
+impl Nexus {
+    fn new(access: Arc<AccessCell>) -> Self {
+        let nexus = Self {
+            access,
+            attentions: AtomicU32::new(0),
+        };
+        nexus.raise(Attention::PowerOn);
+        nexus
+    }
+
+    /// Makes a condition pending.
+    pub fn raise(&self, attention: Attention) {
+        self.attentions.fetch_or(1 << attention as u32, Ordering::AcqRel);
+    }
+
+    /// Takes the first pending condition.
+    pub fn take_attention(&self) -> Option<Sense> {
+        let pending = self.attentions.load(Ordering::Acquire);
+        if pending == 0 {
+            return None;
+        }
+        let first = pending.trailing_zeros();
+        self.attentions.fetch_and(!(1 << first), Ordering::AcqRel);
+        Attention::ALL.get(first as usize).map(|(_, sense)| *sense)
+    }
+}
+
+/// A live session.
+#[derive(Debug, Clone)]
+pub struct SessionRecord {
+    /// The session's handle.
+    pub tsih: u16,
+    /// Who.
+    pub initiator: InitiatorName,
+    /// The initiator's part of the session's name.
+    pub isid: [u8; 6],
+    /// Its connection.
+    pub address: ConnectionAddress,
+    /// From where.
+    pub peer: SocketAddr,
+    /// Where to.
+    pub portal: Portal,
+    /// What others may tell it.
+    pub nexus: Arc<Nexus>,
+}
+
+struct GrantRecord {
+    initiator: InitiatorName,
+    access: Arc<AccessCell>,
+    chap: ChapCredentials,
+}
+
+fn same_credentials(a: &ChapCredentials, b: &ChapCredentials) -> bool {
+    a.username == b.username && a.secret.expose_secret() == b.secret.expose_secret()
+}
+
+/// One exported volume.
+pub struct Export {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its names.
+    pub identity: Arc<UnitIdentity>,
+    state: Mutex<ExportState>,
+}
+
+struct ExportState {
+    /// `None` once the export is taken away (X3).
+    device: Option<Arc<dyn BlockDevice>>,
+    grants: Vec<GrantRecord>,
+    sessions: Vec<SessionRecord>,
+}
+
+/// What a new session gets.
+pub struct Registration {
+    /// Its handle.
+    pub tsih: u16,
+    /// What others may tell it.
+    pub nexus: Arc<Nexus>,
+    /// The device.
+    pub device: Arc<dyn BlockDevice>,
+}
+
+/// How [`ExportTable::register`] ends.
+pub enum Registered {
+    /// The session is live.
+    Live(Arc<Export>, Registration),
+    /// The initiator's old session must end first (X2).
+    After(ConnectionAddress),
+    /// There is no place for it.
+    Refused(LoginStatus),
+}
+
+impl Export {
+    fn lock(&self) -> MutexGuard<'_, ExportState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a grant as described. Tells whether anything changed.
+    pub fn grant(&self, grant: &Grant) -> bool {
+        self.lock().grant(grant)
+    }
+
+    /// Takes a grant away and returns the sessions that lived by it (X1); `None` when there was none.
+    pub fn revoke(&self, initiator: &InitiatorName) -> Option<Vec<ConnectionAddress>> {
+        self.lock().revoke(initiator)
+    }
+
+    /// Makes the grants equal to these. Returns whether anything changed and the sessions to end.
+    pub fn set_grants(&self, grants: &[Grant]) -> (bool, Vec<ConnectionAddress>) {
+        let mut state = self.lock();
+        let extra: Vec<InitiatorName> = state
+            .grants
+            .iter()
+            .map(|record| record.initiator.clone())
+            .filter(|known| !grants.iter().any(|grant| grant.initiator == *known))
+            .collect();
+        let mut changed = !extra.is_empty();
+        let mut ended = Vec::new();
+        for initiator in &extra {
+            ended.extend(state.revoke(initiator).unwrap_or_default());
+        }
+        for grant in grants {
+            changed |= state.grant(grant);
+        }
+        (changed, ended)
+    }
+
+    /// Ends the export: drops its device and returns the sessions to end (X1, X3).
+    pub fn close(&self) -> Vec<ConnectionAddress> {
+        let mut state = self.lock();
+        state.device = None;
+        state.grants.clear();
+        state.sessions.iter().map(|session| session.address).collect()
+    }
+
+    /// Raises a unit attention on every session but one.
+    pub fn raise(&self, attention: Attention, except: Option<u16>) {
+        for session in &self.lock().sessions {
+            if Some(session.tsih) != except {
+                session.nexus.raise(attention);
+            }
+        }
+    }
+
+    /// Returns the live sessions.
+    pub fn sessions(&self) -> Vec<SessionRecord> {
+        self.lock().sessions.clone()
+    }
+}
+
+impl ExportState {
+    fn grant(&mut self, grant: &Grant) -> bool {
+        let known = self
+            .grants
+            .iter_mut()
+            .find(|record| record.initiator == grant.initiator);
+        let Some(record) = known else {
+            self.grants.push(GrantRecord {
+                initiator: grant.initiator.clone(),
+                access: Arc::new(AccessCell::new(grant.access)),
+                chap: grant.chap.clone(),
+            });
+            return true;
+        };
+        let other_access = record.access.get() != grant.access;
+        let other_credentials = !same_credentials(&record.chap, &grant.chap);
+        record.chap = grant.chap.clone();
+        if other_access {
+            record.access.set(grant.access);
+            let theirs = self.sessions.iter().filter(|s| s.initiator == grant.initiator);
+            theirs.for_each(|session| session.nexus.raise(Attention::ModeParametersChanged));
+        }
+        other_access || other_credentials
+    }
+
+    fn revoke(&mut self, initiator: &InitiatorName) -> Option<Vec<ConnectionAddress>> {
+        let before = self.grants.len();
+        self.grants.retain(|record| record.initiator != *initiator);
+        let theirs = self.sessions.iter().filter(|s| s.initiator == *initiator);
+        (self.grants.len() < before).then(|| theirs.map(|session| session.address).collect())
+    }
+}
+
+/// All exports.
+pub struct ExportTable {
+    name_prefix: String,
+    max_sessions: usize,
+    state: RwLock<TableState>,
+    handles: Mutex<Handles>,
+}
+
+#[derive(Default)]
+struct TableState {
+    exports: HashMap<VolumeId, Arc<Export>>,
+    removed: VecDeque<VolumeId>,
+}
+
+/// The session handles in use.
+#[derive(Default)]
+struct Handles {
+    used: HashSet<u16>,
+    last: u16,
+}
+
+impl ExportTable {
+    /// Makes an empty table.
+    pub fn new(name_prefix: String, max_sessions: usize) -> Self {
+        Self {
+            name_prefix,
+            // A handle has 16 bits, and 0 is none.
+            max_sessions: max_sessions.min(usize::from(u16::MAX) - 1),
+            state: RwLock::default(),
+            handles: Mutex::default(),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, TableState> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what a volume is or would be called.
+    pub fn address_of(&self, volume: VolumeId) -> ExportInfo {
+        ExportInfo {
+            target_name: format!("{}:volume-{volume}", self.name_prefix),
+            lun: LUN,
+            serial: volume.to_string(),
+        }
+    }
+
+    /// Returns an export.
+    pub fn find(&self, volume: VolumeId) -> Option<Arc<Export>> {
+        self.read().exports.get(&volume).cloned()
+    }
+
+    /// Returns all exports.
+    pub fn all(&self) -> Vec<Arc<Export>> {
+        self.read().exports.values().cloned().collect()
+    }
+
+    /// Returns the export of a volume, making it with `device` when there is none. Tells whether it is new.
+    pub fn insert(&self, volume: VolumeId, device: Arc<dyn BlockDevice>) -> (Arc<Export>, bool) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = state.exports.get(&volume) {
+            return (Arc::clone(known), false);
+        }
+        let name = self.address_of(volume).target_name;
+        let export = Arc::new(Export {
+            volume,
+            identity: Arc::new(UnitIdentity::of(volume, name)),
+            state: Mutex::new(ExportState {
+                device: Some(device),
+                grants: Vec::new(),
+                sessions: Vec::new(),
+            }),
+        });
+        state.removed.retain(|removed| *removed != volume);
+        state.exports.insert(volume, Arc::clone(&export));
+        (export, true)
+    }
+
+    /// Takes an export out of the table and remembers that it was there.
+    pub fn remove(&self, volume: VolumeId) -> Option<Arc<Export>> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let export = state.exports.remove(&volume)?;
+        if state.removed.len() == REMEMBERED {
+            state.removed.pop_front();
+        }
+        state.removed.push_back(volume);
+        Some(export)
+    }
+
+    /// Reads the volume out of a target's name.
+    fn volume_of(&self, target: &str) -> Option<VolumeId> {
+        let id = target.strip_prefix(&self.name_prefix)?.strip_prefix(":volume-")?;
+        let volume: VolumeId = id.parse().ok()?;
+        // Only the canonical spelling is a name of ours.
+        (volume.to_string() == id).then_some(volume)
+    }
+
+    /// Makes a logged-in initiator's session live, if its grant is still there (X1, X2).
+    pub fn register(
+        &self,
+        target: &str,
+        initiator: &InitiatorName,
+        isid: [u8; 6],
+        address: ConnectionAddress,
+        (peer, portal): (SocketAddr, Portal),
+    ) -> Registered {
+        let Some(export) = self.volume_of(target).and_then(|volume| self.find(volume)) else {
+            return Registered::Refused(LoginStatus::TargetRemoved);
+        };
+        let mut state = export.lock();
+        let Some(device) = state.device.clone() else {
+            return Registered::Refused(LoginStatus::TargetRemoved);
+        };
+        let Some(access) = state
+            .grants
+            .iter()
+            .find(|record| record.initiator == *initiator)
+            .map(|record| Arc::clone(&record.access))
+        else {
+            return Registered::Refused(LoginStatus::NotAuthorized);
+        };
+        let old = state
+            .sessions
+            .iter()
+            .find(|session| session.isid == isid && session.initiator == *initiator);
+        if let Some(old) = old {
+            return Registered::After(old.address);
+        }
+        let Some(tsih) = self.take_handle() else {
+            return Registered::Refused(LoginStatus::OutOfResources);
+        };
+        let nexus = Arc::new(Nexus::new(access));
+        state.sessions.push(SessionRecord {
+            tsih,
+            initiator: initiator.clone(),
+            isid,
+            address,
+            peer,
+            portal,
+            nexus: Arc::clone(&nexus),
+        });
+        drop(state);
+        Registered::Live(export, Registration { tsih, nexus, device })
+    }
+
+    /// Takes a session off its export.
+    pub fn unregister(&self, export: &Export, tsih: u16) {
+        export.lock().sessions.retain(|session| session.tsih != tsih);
+        self.handles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .used
+            .remove(&tsih);
+    }
+
+    fn take_handle(&self) -> Option<u16> {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        if handles.used.len() >= self.max_sessions {
+            return None;
+        }
+        loop {
+            handles.last = handles.last.wrapping_add(1);
+            let handle = handles.last;
+            if handle != 0 && handles.used.insert(handle) {
+                return Some(handle);
+            }
+        }
+    }
+
+    /// Returns the targets that an initiator may log in to, sorted by name; with a user name, only those that
+    /// have it in the initiator's grant.
+    pub fn visible_to(&self, initiator: &InitiatorName, username: Option<&str>) -> Vec<String> {
+        let visible = |export: &Arc<Export>| {
+            export.lock().grants.iter().any(|record| {
+                record.initiator == *initiator && username.is_none_or(|name| name == record.chap.username)
+            })
+        };
+        let exports = self.all();
+        let mut names: Vec<String> = exports
+            .iter()
+            .filter(|export| visible(export))
+            .map(|export| export.identity.target_name.clone())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Returns the live sessions of one volume, or of all.
+    pub fn sessions(&self, volume: Option<VolumeId>) -> Vec<SessionInfo> {
+        let exports = match volume {
+            Some(volume) => self.find(volume).into_iter().collect(),
+            None => self.all(),
+        };
+        let mut sessions = Vec::new();
+        for export in exports {
+            sessions.extend(export.sessions().into_iter().map(|session| SessionInfo {
+                volume: export.volume,
+                initiator: session.initiator,
+                peer: session.peer,
+                portal: session.portal,
+                tsih: session.tsih,
+            }));
+        }
+        sessions
+    }
+}
+
+impl Authority for ExportTable {
+    fn admission(&self, target: &str, initiator: &InitiatorName) -> Admission {
+        let Some(volume) = self.volume_of(target) else {
+            return Admission::Unknown;
+        };
+        let state = self.read();
+        let Some(export) = state.exports.get(&volume) else {
+            return match state.removed.contains(&volume) {
+                true => Admission::Removed,
+                false => Admission::Unknown,
+            };
+        };
+        let grants = &export.lock().grants;
+        match grants.iter().find(|record| record.initiator == *initiator) {
+            Some(record) => Admission::Granted(record.chap.clone()),
+            None => Admission::NotGranted,
+        }
+    }
+
+    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<ChapCredentials> {
+        let mut credentials = Vec::new();
+        for export in self.all() {
+            let state = export.lock();
+            let theirs = state.grants.iter().filter(|r| r.initiator == *initiator);
+            credentials.extend(theirs.map(|record| record.chap.clone()));
+        }
+        credentials
+    }
+}

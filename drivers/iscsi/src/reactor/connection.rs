@@ -1,0 +1,694 @@
+//! One TCP connection: bytes to PDUs, the login, and then its session.
+//!
+//! Invariants
+//! - R1: whatever comes in, the memory it takes before it is understood is bounded: a header with its additional
+//!   segments, and a data segment no longer than what was declared.
+//! - R2: an error ends this connection and no other.
+
+use std::io::{self, IoSliceMut, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Instant;
+
+use quarry_contract::{Completion, Portal};
+
+use super::outbox::{Digests, Flushed, Outbox};
+use super::{BufferPool, DeviceQueues, Message};
+use crate::exports::{ConnectionAddress, Registered, Registration};
+use crate::login::{Admitted, LoginMachine, LoginStatus, Reply, SessionKind, Step};
+use crate::negotiation::DEFAULT_SEGMENT_BYTES;
+use crate::pass::Pass;
+use crate::pdu::{BHS_BYTES, Bhs, Lengths, Login, LoginResponse, Malformed, RejectReason, Request, padded};
+use crate::scsi::LogicalUnit;
+use crate::session::{Flow, Io, Medium, Numbers, Role, Session, Sink, Violation};
+use crate::target::Shared;
+
+/// The least that is worth a read of its own into an I/O buffer, in bytes.
+const DIRECT_BYTES: usize = 8192;
+
+/// Queued bytes of ours, beyond which an initiator that does not read is not listened to.
+const DEAF_BYTES: usize = 1 << 20;
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Closed {
+    /// The initiator closed it, or it broke.
+    #[error("closed by the peer")]
+    ByPeer,
+    /// The system says so.
+    #[error("broken")]
+    Broken(#[from] io::Error),
+    /// The initiator broke the protocol.
+    #[error("protocol violation: {0}")]
+    Violation(#[from] Violation),
+    /// A header that cannot be trusted: what follows it cannot either.
+    #[error("header digest mismatch")]
+    HeaderDigest,
+    /// A data segment longer than declared.
+    #[error("data segment of {0} bytes exceeds the declared {1}")]
+    Oversize(usize, usize),
+    /// Anything but a login request before the end of the login.
+    #[error("not a login request")]
+    NotALogin,
+    /// The login took too long.
+    #[error("login timed out")]
+    LoginTimeout,
+    /// The initiator does not answer pings.
+    #[error("no answer to a ping")]
+    Silent,
+    /// Refused at login.
+    #[error("login refused: {0:?}")]
+    Refused(LoginStatus),
+    /// Logged out.
+    #[error("logged out")]
+    LoggedOut,
+    /// A control call ended it.
+    #[error("ended by the target")]
+    ByTarget,
+}
+
+/// What is being received.
+enum Reading {
+    /// A header; what there is of it is in `head`.
+    Header,
+    /// A data segment and its trailer.
+    Data(Segment),
+}
+
+struct Segment {
+    request: Request,
+    bhs: Bhs,
+    sink: Sink,
+    /// Data bytes that have not come.
+    remaining: usize,
+    /// Padding and digest that have come.
+    trailer: [u8; 7],
+    trailer_len: usize,
+    trailer_need: usize,
+    padding: usize,
+    crc: u32,
+}
+
+enum Phase {
+    Login(Box<LoginMachine>),
+    /// Logged in, but the initiator's old session must end first.
+    Reinstating(Box<(Admitted, Reply, Login)>),
+    Session(Box<Session>),
+}
+
+/// The parts of a reactor that a connection works with.
+pub struct Surroundings<'a> {
+    /// The reactor's devices.
+    pub devices: &'a mut DeviceQueues,
+    /// The reactor's buffers.
+    pub buffers: &'a mut BufferPool,
+    /// The target as a whole.
+    pub shared: &'a Arc<Shared>,
+}
+
+/// See the module.
+pub struct Connection {
+    socket: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+    portal: Portal,
+    address: ConnectionAddress,
+    reading: Reading,
+    head: Vec<u8>,
+    collected: Vec<u8>,
+    digests: Digests,
+    phase: Phase,
+    next_stat_sn: u32,
+    outbox: Outbox,
+    /// When it was opened, or last heard of.
+    pub heard: Instant,
+    /// The socket takes no more for now.
+    pub blocked: bool,
+    /// It is in the reactor's list of connections to flush.
+    pub touched: bool,
+    close_after_flush: bool,
+    ending: Option<LoginStatus>,
+    passes: Vec<Pass>,
+}
+
+/// Builds a session's surroundings out of disjoint parts of a connection and its reactor.
+macro_rules! io {
+    ($connection:expr, $around:expr) => {
+        &mut Io {
+            devices: $around.devices,
+            buffers: $around.buffers,
+            outbox: &mut $connection.outbox,
+            shared: $around.shared,
+            connection: $connection.address.index,
+        }
+    };
+}
+
+impl Connection {
+    /// Takes a socket that has been accepted.
+    ///
+    /// # Errors
+    /// When the socket is broken already.
+    pub fn new(
+        socket: TcpStream,
+        portal: Portal,
+        address: ConnectionAddress,
+        now: Instant,
+    ) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        Ok(Self {
+            peer: socket.peer_addr()?,
+            local: socket.local_addr()?,
+            socket,
+            portal,
+            address,
+            reading: Reading::Header,
+            head: Vec::new(),
+            collected: Vec::new(),
+            digests: Digests::default(),
+            phase: Phase::Login(Box::default()),
+            next_stat_sn: 1,
+            outbox: Outbox::default(),
+            heard: now,
+            blocked: false,
+            touched: false,
+            close_after_flush: false,
+            ending: None,
+            passes: Vec::new(),
+        })
+    }
+
+    /// Returns the socket.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Returns where the connection came from.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Returns the number that tells it from others in its slot.
+    pub fn serial(&self) -> u64 {
+        self.address.serial
+    }
+
+    /// Tells whether the login is not over.
+    pub fn is_logging_in(&self) -> bool {
+        !matches!(self.phase, Phase::Session(_))
+    }
+
+    /// Tells whether it is to be read from now.
+    pub fn listens(&self) -> bool {
+        !self.close_after_flush
+            && self.outbox.small_bytes() < DEAF_BYTES
+            && !matches!(self.phase, Phase::Reinstating(_))
+    }
+
+    /// Reads what has come and acts on it. Returns whether there may be more.
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub fn receive(
+        &mut self,
+        scratch: &mut [u8],
+        now: Instant,
+        around: &mut Surroundings<'_>,
+    ) -> Result<bool, Closed> {
+        let mut direct = 0;
+        let mut room = scratch.len();
+        let mut read = None;
+        if let (Reading::Data(segment), Phase::Session(session)) = (&mut self.reading, &mut self.phase)
+            && let Sink::Task { slot, offset } = &mut segment.sink
+            && segment.remaining >= DIRECT_BYTES
+            && let Some(space) = session.space(*slot, *offset, io!(self, around))
+        {
+            let len = space.len().min(segment.remaining);
+            let space = &mut space[..len];
+            room += len;
+            let mut parts = [IoSliceMut::new(space), IoSliceMut::new(scratch)];
+            let Some(bytes) = unless_empty((&self.socket).read_vectored(&mut parts))? else {
+                return Ok(false);
+            };
+            direct = bytes.min(len);
+            if self.digests.data {
+                segment.crc = crc32c::crc32c_append(segment.crc, &space[..direct]);
+            }
+            segment.remaining -= direct;
+            *offset += direct as u32;
+            session.stored(*slot, direct, io!(self, around));
+            read = Some(bytes);
+        }
+        let read = match read {
+            Some(bytes) => bytes,
+            None => match unless_empty((&self.socket).read(scratch))? {
+                Some(bytes) => bytes,
+                None => return Ok(false),
+            },
+        };
+        if read == 0 {
+            return Err(Closed::ByPeer);
+        }
+        self.heard = now;
+        if let Phase::Session(session) = &mut self.phase {
+            session.heard();
+        }
+        self.consume(&scratch[..read - direct], around)?;
+        Ok(read == room && self.listens())
+    }
+
+    /// Acts on bytes that have come.
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub fn consume(&mut self, mut bytes: &[u8], around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        loop {
+            match &mut self.reading {
+                Reading::Header => {
+                    if bytes.is_empty() {
+                        return Ok(());
+                    }
+                    if self.close_after_flush {
+                        // What comes after a logout or a refused login is not listened to.
+                        return Ok(());
+                    }
+                    if !take_header(&mut self.head, &mut bytes, self.digests.header) {
+                        return Ok(());
+                    }
+                    self.begin_pdu(around)?;
+                }
+                Reading::Data(segment) => {
+                    let len = segment.remaining.min(bytes.len());
+                    let (data, rest) = bytes.split_at(len);
+                    bytes = rest;
+                    if len > 0 {
+                        if self.digests.data {
+                            segment.crc = crc32c::crc32c_append(segment.crc, data);
+                        }
+                        segment.remaining -= len;
+                        match (&mut segment.sink, &mut self.phase) {
+                            (Sink::Task { slot, offset }, Phase::Session(session)) => {
+                                let at = *offset;
+                                *offset += len as u32;
+                                session.store(*slot, at, data, io!(self, around));
+                            }
+                            (Sink::Collect, _) => self.collected.extend_from_slice(data),
+                            _ => {}
+                        }
+                    }
+                    let len = (segment.trailer_need - segment.trailer_len).min(bytes.len());
+                    if segment.remaining == 0 && len > 0 {
+                        let (trailer, rest) = bytes.split_at(len);
+                        bytes = rest;
+                        segment.trailer[segment.trailer_len..][..len].copy_from_slice(trailer);
+                        segment.trailer_len += len;
+                    }
+                    if segment.remaining > 0 || segment.trailer_len < segment.trailer_need {
+                        return Ok(());
+                    }
+                    self.end_pdu(around)?;
+                }
+            }
+        }
+    }
+
+    /// Acts on a header that is whole, in `head`.
+    fn begin_pdu(&mut self, around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        let mut bhs: Bhs = [0; BHS_BYTES];
+        bhs.copy_from_slice(&self.head[..BHS_BYTES]);
+        let lengths = Lengths::of(&bhs);
+        if self.digests.header {
+            let (header, digest) = self.head.split_at(BHS_BYTES + lengths.ahs_bytes);
+            if digest != crc32c::crc32c(header).to_le_bytes() {
+                return Err(Closed::HeaderDigest);
+            }
+        }
+        self.head.clear();
+        let most = match &self.phase {
+            Phase::Session(session) => session.parameters().receive_segment_bytes,
+            _ => DEFAULT_SEGMENT_BYTES,
+        } as usize;
+        if lengths.data_bytes > most {
+            return Err(Closed::Oversize(lengths.data_bytes, most));
+        }
+        let request = match (Request::parse(&bhs), &mut self.phase) {
+            (Ok(request), _) => request,
+            (Err(Malformed::Snack), Phase::Session(session)) if lengths.data_bytes == 0 => {
+                session.reject(RejectReason::Snack, &bhs, io!(self, around));
+                return Ok(());
+            }
+            (Err(malformed), _) => return Err(Violation::from(malformed).into()),
+        };
+        self.collected.clear();
+        let sink = match &mut self.phase {
+            Phase::Session(session) => session.begin(&request, lengths.data_bytes, io!(self, around))?,
+            Phase::Login(_) if matches!(request, Request::Login(_)) => Sink::Collect,
+            _ => return Err(Closed::NotALogin),
+        };
+        let padding = padded(lengths.data_bytes) - lengths.data_bytes;
+        let digest = if self.digests.data && lengths.data_bytes > 0 {
+            4
+        } else {
+            0
+        };
+        self.reading = Reading::Data(Segment {
+            request,
+            bhs,
+            sink,
+            remaining: lengths.data_bytes,
+            trailer: [0; 7],
+            trailer_len: 0,
+            trailer_need: padding + digest,
+            padding,
+            crc: 0,
+        });
+        Ok(())
+    }
+
+    /// Acts on a PDU that is whole.
+    fn end_pdu(&mut self, around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        let Reading::Data(segment) = std::mem::replace(&mut self.reading, Reading::Header) else {
+            return Ok(());
+        };
+        let (padding, digest) = segment.trailer[..segment.trailer_len].split_at(segment.padding);
+        let damaged =
+            !digest.is_empty() && digest != crc32c::crc32c_append(segment.crc, padding).to_le_bytes();
+        match (&mut self.phase, segment.request) {
+            (Phase::Session(session), request) => {
+                let io = io!(self, around);
+                if damaged {
+                    session.damaged_data(&segment.bhs, io);
+                    if matches!(segment.sink, Sink::Collect) {
+                        return Ok(());
+                    }
+                }
+                let flow = session.finish(&request, &segment.bhs, &mut self.collected, io)?;
+                self.close_after_flush |= flow == Flow::Close;
+            }
+            (Phase::Login(_), Request::Login(login)) => self.login_step(&login, around)?,
+            _ => return Err(Closed::NotALogin),
+        }
+        // What was long once need not stay so.
+        if self.collected.capacity() > 2 * DEFAULT_SEGMENT_BYTES as usize {
+            self.collected = Vec::new();
+        }
+        Ok(())
+    }
+
+    fn login_step(&mut self, login: &Login, around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        let Phase::Login(machine) = &mut self.phase else {
+            return Ok(());
+        };
+        if around.shared.is_stopping() {
+            self.refuse(login, LoginStatus::ServiceUnavailable);
+            return Ok(());
+        }
+        if login.tsih != 0 {
+            // One connection a session: there is none to join, and none to take over at this recovery level.
+            self.refuse(login, LoginStatus::SessionDoesNotExist);
+            return Ok(());
+        }
+        let mut random = [0; 33];
+        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+        let exports = &around.shared.exports;
+        match machine.step(login, &self.collected, exports, || random) {
+            Step::Continue(reply) => self.answer_login(login, reply, 0),
+            Step::Complete(reply, admitted) => self.admit(*admitted, reply, *login, around)?,
+            Step::Fail(status) => self.refuse(login, status),
+        }
+        Ok(())
+    }
+
+    fn answer_login(&mut self, login: &Login, reply: Reply, tsih: u16) {
+        let response = LoginResponse {
+            transit: reply.transit,
+            more_text: false,
+            current_stage: reply.current_stage,
+            next_stage: reply.next_stage,
+            isid: login.isid,
+            tsih,
+            itt: login.itt,
+            status: 0,
+            data_bytes: reply.text.len(),
+        };
+        let header = self.encode_login(&response, login.cmd_sn);
+        self.outbox.small(&header, reply.text);
+    }
+
+    fn refuse(&mut self, login: &Login, status: LoginStatus) {
+        let response = LoginResponse {
+            transit: false,
+            more_text: false,
+            current_stage: login.current_stage & 1,
+            next_stage: 0,
+            isid: login.isid,
+            tsih: login.tsih,
+            itt: login.itt,
+            status: status as u16,
+            data_bytes: 0,
+        };
+        let header = self.encode_login(&response, login.cmd_sn);
+        self.outbox.header(&header);
+        self.ending = Some(status);
+        self.close_after_flush = true;
+    }
+
+    fn encode_login(&mut self, response: &LoginResponse, cmd_sn: u32) -> Bhs {
+        let numbers = Numbers::new(self.next_stat_sn, cmd_sn);
+        self.next_stat_sn = self.next_stat_sn.wrapping_add(1);
+        response.encode(numbers.peek())
+    }
+
+    /// Makes a session of a login, now or when the initiator's old session has ended (RFC 7143 6.3.5).
+    fn admit(
+        &mut self,
+        admitted: Admitted,
+        reply: Reply,
+        login: Login,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Closed> {
+        let (target, parameters) = match &admitted.kind {
+            SessionKind::Discovery { username } => {
+                let role = Role::Discovery {
+                    initiator: admitted.initiator.clone(),
+                    username: username.clone(),
+                };
+                // A discovery session is not registered: nothing of it can be taken away.
+                self.start_session(&login, reply, 1, admitted.parameters, role);
+                return Ok(());
+            }
+            SessionKind::Normal { target } => (target, admitted.parameters),
+        };
+        let ends = (self.peer, self.portal);
+        let exports = &around.shared.exports;
+        match exports.register(target, &admitted.initiator, admitted.isid, self.address, ends) {
+            Registered::Live(export, Registration { tsih, nexus, device }) => {
+                let queue = around.devices.attach(export.volume, &device);
+                let unit = LogicalUnit::new(Arc::clone(&export.identity), device);
+                tracing::info!(volume = %export.volume, initiator = %admitted.initiator, peer = %self.peer,
+                    tsih, "session opened");
+                let medium = Medium::new(unit, export, (nexus, tsih), queue, self.address);
+                self.start_session(&login, reply, tsih, parameters, Role::Normal(Box::new(medium)));
+            }
+            Registered::After(old) => {
+                let (shared, own) = (Arc::clone(around.shared), self.address);
+                let pass = Pass::then(move || {
+                    let message = Message::OldSessionEnded {
+                        index: own.index,
+                        serial: own.serial,
+                    };
+                    shared.send(own.reactor, message);
+                });
+                self.phase = Phase::Reinstating(Box::new((admitted, reply, login)));
+                around.shared.send(
+                    old.reactor,
+                    Message::CloseSession {
+                        index: old.index,
+                        serial: old.serial,
+                        pass,
+                    },
+                );
+            }
+            Registered::Refused(status) => self.refuse(&login, status),
+        }
+        Ok(())
+    }
+
+    /// Goes on with a login that waited for the initiator's old session to end.
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub fn old_session_ended(&mut self, around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Login(Box::default()));
+        match phase {
+            Phase::Reinstating(waiting) => {
+                let (admitted, reply, login) = *waiting;
+                self.admit(admitted, reply, login, around)
+            }
+            other => {
+                self.phase = other;
+                Ok(())
+            }
+        }
+    }
+
+    fn start_session(
+        &mut self,
+        login: &Login,
+        reply: Reply,
+        tsih: u16,
+        parameters: crate::negotiation::Parameters,
+        role: Role,
+    ) {
+        self.answer_login(login, reply, tsih);
+        let numbers = Numbers::new(self.next_stat_sn, login.cmd_sn);
+        self.digests = Digests {
+            header: parameters.header_digest,
+            data: parameters.data_digest,
+        };
+        self.outbox.digests = self.digests;
+        self.phase = Phase::Session(Box::new(Session::new(parameters, numbers, role, self.local)));
+    }
+
+    /// Takes the end of a device request.
+    pub fn complete(&mut self, completion: Completion, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.complete(completion, io!(self, around));
+        }
+    }
+
+    /// Ends the tasks of the session on behalf of another.
+    pub fn abort_tasks(&mut self, pass: Pass, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.abort_all(pass, io!(self, around));
+        }
+    }
+
+    /// Says that the tasks of other sessions are gone.
+    pub fn others_ended(&mut self, ending: u32, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.others_ended(ending, io!(self, around));
+        }
+    }
+
+    /// Sends what is queued, as far as the socket takes it.
+    ///
+    /// # Errors
+    /// When the connection ends.
+    pub fn flush(&mut self, around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        let mut released = 0;
+        let flushed = self
+            .outbox
+            .flush(&mut &self.socket, around.buffers, &mut released)?;
+        self.blocked = flushed == Flushed::Blocked;
+        if let Phase::Session(session) = &mut self.phase {
+            session.released(released, io!(self, around));
+            self.close_after_flush |= session.closes_after_flush();
+        }
+        if self.close_after_flush && self.outbox.is_empty() {
+            return Err(match self.ending {
+                Some(status) => Closed::Refused(status),
+                None => Closed::LoggedOut,
+            });
+        }
+        Ok(())
+    }
+
+    /// Tells whether something is queued that the socket may take.
+    pub fn has_output(&self) -> bool {
+        !self.outbox.is_empty() && !self.blocked
+    }
+
+    /// Checks the time: a login has a deadline, a silent initiator is pinged and then given up.
+    ///
+    /// # Errors
+    /// When its time is over.
+    pub fn tick(&mut self, now: Instant, around: &mut Surroundings<'_>) -> Result<(), Closed> {
+        let config = &around.shared.config;
+        let silent = now.saturating_duration_since(self.heard);
+        match &mut self.phase {
+            Phase::Session(session) => {
+                if silent >= config.ping_interval
+                    && session.ping(io!(self, around))
+                    && silent >= 2 * config.ping_interval
+                {
+                    return Err(Closed::Silent);
+                }
+            }
+            Phase::Login(_) | Phase::Reinstating(_) if silent >= config.login_timeout => {
+                return Err(Closed::LoginTimeout);
+            }
+            Phase::Login(_) | Phase::Reinstating(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Keeps a pass until the connection is gone.
+    pub fn keep(&mut self, pass: Pass) {
+        self.passes.push(pass);
+    }
+
+    /// Cuts the connection. Its session's requests at the device are waited for.
+    pub fn cut(&mut self, around: &mut Surroundings<'_>) {
+        // The peer may have gone; then there is nothing to shut.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        let mut released = 0;
+        self.outbox.discard(around.buffers, &mut released);
+        if let Phase::Session(session) = &mut self.phase {
+            session.end(io!(self, around));
+            session.released(released, io!(self, around));
+            self.outbox.discard(around.buffers, &mut 0);
+        }
+    }
+
+    /// Tells whether nothing of a connection that was cut is left at the device.
+    pub fn is_drained(&self) -> bool {
+        match &self.phase {
+            Phase::Session(session) => session.is_idle(),
+            _ => true,
+        }
+    }
+
+    /// Returns the medium of its session.
+    pub fn medium(&self) -> Option<&Medium> {
+        match &self.phase {
+            Phase::Session(session) => session.medium(),
+            _ => None,
+        }
+    }
+}
+
+/// Gathers a header, its additional segments and its digest. True when it is whole.
+fn take_header(head: &mut Vec<u8>, bytes: &mut &[u8], digest: bool) -> bool {
+    let mut take_up_to = |need: usize, head: &mut Vec<u8>| {
+        let len = need.saturating_sub(head.len()).min(bytes.len());
+        let (part, rest) = bytes.split_at(len);
+        head.extend_from_slice(part);
+        *bytes = rest;
+        head.len() >= need
+    };
+    if !take_up_to(BHS_BYTES, head) {
+        return false;
+    }
+    let ahs_bytes = head.first_chunk().map_or(0, |bhs| Lengths::of(bhs).ahs_bytes);
+    let digest_bytes = if digest { 4 } else { 0 };
+    take_up_to(BHS_BYTES + ahs_bytes + digest_bytes, head)
+}
+
+/// Makes "nothing has come" a value of its own.
+fn unless_empty(read: io::Result<usize>) -> Result<Option<usize>, Closed> {
+    match read {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Closed::ByPeer),
+        Err(error) => Err(error.into()),
+    }
+}

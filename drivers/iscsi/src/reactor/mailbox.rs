@@ -1,0 +1,78 @@
+//! How control calls and other reactors talk to a reactor: a message and a wake-up.
+
+use std::net::TcpStream;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::eventfd::EventFd;
+use quarry_contract::Portal;
+
+use crate::pass::Pass;
+
+/// What a reactor is asked to do. A pass is dropped when it is done.
+pub enum Message {
+    /// Take a new connection.
+    Adopt(TcpStream, Portal),
+    /// Cut a session; done when nothing of it is at the device and its queue is dropped.
+    CloseSession {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// Dropped when done.
+        pass: Pass,
+    },
+    /// End all tasks of a session, which goes on.
+    AbortTasks {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// Dropped when the tasks are gone.
+        pass: Pass,
+    },
+    /// The tasks of other sessions, which a task management function waits for, are gone.
+    OthersEnded {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// The function's number in its session.
+        ending: u32,
+    },
+    /// The old session that a login waits for is gone.
+    OldSessionEnded {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+    },
+    /// Close everything and end the thread.
+    Stop(Pass),
+}
+
+/// Where a reactor's messages go in.
+#[derive(Clone)]
+pub struct Mailbox {
+    sender: Arc<Mutex<Sender<Message>>>,
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    /// Joins a channel with the reactor's event descriptor.
+    pub fn new(sender: Sender<Message>, wake: Arc<EventFd>) -> Self {
+        Self {
+            sender: Arc::new(Mutex::new(sender)),
+            wake,
+        }
+    }
+
+    /// Puts a message in. When the reactor has ended the message is dropped, and its pass with it.
+    pub fn send(&self, message: Message) {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        if sender.send(message).is_ok() {
+            // An event counter that is full is a wake-up already.
+            let _ = self.wake.write(1);
+        }
+    }
+}

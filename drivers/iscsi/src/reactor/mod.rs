@@ -1,0 +1,508 @@
+//! The I/O threads.
+//!
+//! Each reactor has an epoll instance over its connections, its device queues' descriptors and its mailbox. A
+//! connection stays with the reactor that took it; a device queue belongs to one reactor. So the I/O path takes
+//! no lock but its own mailbox's, and a control call never holds it up (contract T6).
+//!
+//! One turn: wait; read and act on every ready connection; start all device requests at once and take what has
+//! completed; send every connection's responses at once; again until nothing moves.
+
+mod buffers;
+mod connection;
+mod device_queue;
+mod mailbox;
+mod outbox;
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use quarry_contract::{Completion, Portal};
+
+pub use buffers::BufferPool;
+use connection::{Closed, Connection, Surroundings};
+pub use device_queue::DeviceQueues;
+pub use mailbox::{Mailbox, Message};
+pub use outbox::Outbox;
+
+use crate::exports::ConnectionAddress;
+use crate::pass::Pass;
+use crate::target::Shared;
+
+/// Received bytes that one read may bring.
+const SCRATCH_BYTES: usize = 128 << 10;
+
+/// Reads of one connection in a turn, so that one does not keep the others waiting.
+const READS_PER_TURN: usize = 8;
+
+const EVENTS: usize = 256;
+
+/// What an event is about; the low bits hold a number.
+const KIND_SHIFT: u32 = 60;
+const MAILBOX: u64 = 0;
+const LISTENER: u64 = 1;
+const CONNECTION: u64 = 2;
+const DEVICE: u64 = 3;
+
+fn token(kind: u64, number: usize) -> u64 {
+    kind << KIND_SHIFT | number as u64
+}
+
+struct Slot {
+    connection: Connection,
+    /// What epoll is asked for.
+    interest: EpollFlags,
+    /// Cut, and waiting for the device.
+    cut: bool,
+}
+
+/// See the module.
+pub struct Reactor {
+    number: usize,
+    shared: Arc<Shared>,
+    epoll: Epoll,
+    inbox: Receiver<Message>,
+    wake: Arc<EventFd>,
+    listeners: Vec<(TcpListener, Portal)>,
+    connections: Vec<Option<Box<Slot>>>,
+    live: usize,
+    next_serial: u64,
+    next_reactor: usize,
+    devices: DeviceQueues,
+    buffers: BufferPool,
+    scratch: Vec<u8>,
+    completions: Vec<Completion>,
+    /// Connections that may have something to send.
+    touched: Vec<usize>,
+    /// Connections that were cut.
+    closing: Vec<usize>,
+    now: Instant,
+    next_tick: Instant,
+    stop: Option<Pass>,
+}
+
+/// Splits a reactor into a connection's surroundings; the connection itself is borrowed apart.
+macro_rules! around {
+    ($reactor:expr) => {
+        &mut Surroundings {
+            devices: &mut $reactor.devices,
+            buffers: &mut $reactor.buffers,
+            shared: &$reactor.shared,
+        }
+    };
+}
+
+impl Reactor {
+    /// Prepares a reactor. The one with listeners takes connections for all.
+    ///
+    /// # Errors
+    /// When the system refuses the descriptors.
+    pub fn new(
+        number: usize,
+        shared: Arc<Shared>,
+        inbox: Receiver<Message>,
+        wake: Arc<EventFd>,
+        listeners: Vec<(TcpListener, Portal)>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, token(MAILBOX, 0)))?;
+        for (index, (listener, _)) in listeners.iter().enumerate() {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, token(LISTENER, index));
+            epoll.add(listener, event)?;
+        }
+        let now = Instant::now();
+        Ok(Self {
+            number,
+            shared,
+            epoll,
+            inbox,
+            wake,
+            listeners,
+            connections: Vec::new(),
+            live: 0,
+            next_serial: 0,
+            next_reactor: number,
+            devices: DeviceQueues::default(),
+            buffers: BufferPool::default(),
+            scratch: vec![0; SCRATCH_BYTES],
+            completions: Vec::new(),
+            touched: Vec::new(),
+            closing: Vec::new(),
+            now,
+            next_tick: now,
+            stop: None,
+        })
+    }
+
+    /// Runs until it is told to stop and its connections are gone.
+    pub fn run(mut self) {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        loop {
+            let count = match self.epoll.wait(&mut events, self.timeout()) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(error) => {
+                    // epoll on our own descriptors cannot fail; if it does, nothing here can go on.
+                    tracing::error!(%error, "waiting for events failed");
+                    return;
+                }
+            };
+            self.now = Instant::now();
+            for event in &events[..count] {
+                let number = (event.data() & ((1 << KIND_SHIFT) - 1)) as usize;
+                match event.data() >> KIND_SHIFT {
+                    MAILBOX => self.read_mail(),
+                    LISTENER => self.accept(number),
+                    CONNECTION => self.serve(number, event.events()),
+                    _ => self.devices.mark(number),
+                }
+            }
+            if self.now >= self.next_tick {
+                self.tick();
+            }
+            self.settle();
+            if self.stop.is_some() && self.live == 0 {
+                return;
+            }
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        if self.live == 0 {
+            return EpollTimeout::NONE;
+        }
+        let left = self.next_tick.saturating_duration_since(Instant::now());
+        let millis = (left.as_millis() + 1).min(60_000) as u16;
+        EpollTimeout::from(millis)
+    }
+
+    /// How often deadlines are looked at.
+    fn tick_period(&self) -> Duration {
+        let config = &self.shared.config;
+        let logging_in = self.shared.pending_logins() > 0;
+        let shortest = match logging_in {
+            true => config.login_timeout.min(config.ping_interval),
+            false => config.ping_interval,
+        };
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(10))
+    }
+
+    fn tick(&mut self) {
+        self.next_tick = self.now + self.tick_period();
+        for index in 0..self.connections.len() {
+            let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut) else {
+                continue;
+            };
+            match slot.connection.tick(self.now, around!(self)) {
+                Ok(()) => self.touch(index),
+                Err(reason) => self.cut(index, &reason),
+            }
+        }
+    }
+
+    fn read_mail(&mut self) {
+        // The counter is read first: what is sent from now on wakes again.
+        let _ = self.wake.read();
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Message::Adopt(socket, portal) => self.adopt(socket, portal),
+                Message::CloseSession { index, serial, pass } => {
+                    if let Some(slot) = self.find(index, serial) {
+                        slot.connection.keep(pass);
+                        self.cut(index as usize, &Closed::ByTarget);
+                    }
+                }
+                Message::AbortTasks { index, serial, pass } => {
+                    if self.find(index, serial).is_some()
+                        && let Some(slot) = &mut self.connections[index as usize]
+                    {
+                        slot.connection.abort_tasks(pass, around!(self));
+                        self.touch(index as usize);
+                    }
+                }
+                Message::OthersEnded {
+                    index,
+                    serial,
+                    ending,
+                } => {
+                    if self.find(index, serial).is_some_and(|slot| !slot.cut)
+                        && let Some(slot) = &mut self.connections[index as usize]
+                    {
+                        slot.connection.others_ended(ending, around!(self));
+                        self.touch(index as usize);
+                    }
+                }
+                Message::OldSessionEnded { index, serial } => {
+                    if self.find(index, serial).is_some_and(|slot| !slot.cut)
+                        && let Some(slot) = &mut self.connections[index as usize]
+                    {
+                        let was_pending = slot.connection.is_logging_in();
+                        let result = slot.connection.old_session_ended(around!(self));
+                        if was_pending && !slot.connection.is_logging_in() {
+                            self.shared.login_ended();
+                        }
+                        match result {
+                            Ok(()) => self.touch(index as usize),
+                            Err(reason) => self.cut(index as usize, &reason),
+                        }
+                    }
+                }
+                Message::Stop(pass) => {
+                    self.stop = Some(pass);
+                    for (listener, _) in self.listeners.drain(..) {
+                        // It goes with the listener's descriptor anyway.
+                        let _ = self.epoll.delete(&listener);
+                    }
+                    for index in 0..self.connections.len() {
+                        self.cut(index, &Closed::ByTarget);
+                    }
+                }
+            }
+        }
+    }
+
+    fn find(&mut self, index: u32, serial: u64) -> Option<&mut Slot> {
+        let slot = self.connections.get_mut(index as usize)?.as_deref_mut()?;
+        (slot.connection.serial() == serial).then_some(slot)
+    }
+
+    /// Takes what waits at a listener and deals it out to the reactors in turn.
+    fn accept(&mut self, number: usize) {
+        let Some((listener, portal)) = self.listeners.get(number) else {
+            return;
+        };
+        let portal = *portal;
+        // Bounded, so that a flood of connections does not keep sessions waiting.
+        for _ in 0..16 {
+            match listener.accept() {
+                Ok((socket, peer)) => {
+                    if !self.shared.login_begins() {
+                        tracing::warn!(%peer, "too many connections that have not logged in: refused");
+                        continue;
+                    }
+                    let reactor = self.next_reactor;
+                    self.next_reactor = (reactor + 1) % self.shared.reactors();
+                    self.shared.send(reactor, Message::Adopt(socket, portal));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::warn!(%error, %portal, "accepting a connection failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, socket: std::net::TcpStream, portal: Portal) {
+        if self.stop.is_some() {
+            self.shared.login_ended();
+            return;
+        }
+        let index = match self.connections.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => {
+                self.connections.push(None);
+                self.connections.len() - 1
+            }
+        };
+        self.next_serial += 1;
+        let address = ConnectionAddress {
+            reactor: self.number,
+            index: index as u32,
+            serial: self.next_serial,
+        };
+        let interest = EpollFlags::EPOLLIN;
+        let made = Connection::new(socket, portal, address, self.now).and_then(|connection| {
+            let event = EpollEvent::new(interest, token(CONNECTION, index));
+            self.epoll.add(connection.socket(), event)?;
+            Ok(connection)
+        });
+        match made {
+            Ok(connection) => {
+                self.connections[index] = Some(Box::new(Slot {
+                    connection,
+                    interest,
+                    cut: false,
+                }));
+                self.live += 1;
+                self.next_tick = self.next_tick.min(self.now + self.tick_period());
+            }
+            Err(error) => {
+                tracing::debug!(%error, "taking a connection failed");
+                self.shared.login_ended();
+            }
+        }
+    }
+
+    fn touch(&mut self, index: usize) {
+        if let Some(slot) = &mut self.connections[index]
+            && !slot.connection.touched
+        {
+            slot.connection.touched = true;
+            self.touched.push(index);
+        }
+    }
+
+    /// Serves a connection that epoll has named.
+    fn serve(&mut self, index: usize, events: EpollFlags) {
+        let Some(slot) = self.connections.get_mut(index).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        if slot.cut {
+            return;
+        }
+        if events.contains(EpollFlags::EPOLLOUT) {
+            slot.connection.blocked = false;
+        }
+        if events.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
+            let was_pending = slot.connection.is_logging_in();
+            let mut result = Ok(true);
+            for _ in 0..READS_PER_TURN {
+                result = slot
+                    .connection
+                    .receive(&mut self.scratch, self.now, around!(self));
+                if !matches!(result, Ok(true)) {
+                    break;
+                }
+            }
+            if was_pending && !slot.connection.is_logging_in() {
+                self.shared.login_ended();
+            }
+            if let Err(reason) = result {
+                self.cut(index, &reason);
+                return;
+            }
+        }
+        self.touch(index);
+    }
+
+    /// Lets device requests and responses flow until nothing moves.
+    fn settle(&mut self) {
+        loop {
+            while let Some(index) = self.devices.dirty.pop() {
+                self.serve_device(index);
+            }
+            while let Some(index) = self.touched.pop() {
+                self.flush(index);
+            }
+            self.bury();
+            if self.devices.dirty.is_empty() && self.touched.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn serve_device(&mut self, index: usize) {
+        let Some(device) = self.devices.get(index) else {
+            return;
+        };
+        if device.open()
+            && let Some(descriptor) = device.wake_fd()
+        {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, token(DEVICE, index));
+            if let Err(error) = self.epoll.add(descriptor, event) {
+                tracing::error!(%error, "watching a device queue failed");
+            }
+        }
+        let mut completions = std::mem::take(&mut self.completions);
+        device.service(&mut completions);
+        for completion in completions.drain(..) {
+            let owner = (completion.tag.0 >> 32) as usize;
+            if let Some(slot) = self.connections.get_mut(owner).and_then(Option::as_deref_mut) {
+                slot.connection.complete(completion, around!(self));
+                self.touch(owner);
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn flush(&mut self, index: usize) {
+        let Some(slot) = self.connections[index].as_deref_mut() else {
+            return;
+        };
+        slot.connection.touched = false;
+        if slot.cut {
+            return;
+        }
+        if !slot.connection.blocked
+            && let Err(reason) = slot.connection.flush(around!(self))
+        {
+            self.cut(index, &reason);
+            return;
+        }
+        let mut wanted = EpollFlags::empty();
+        wanted.set(EpollFlags::EPOLLIN, slot.connection.listens());
+        wanted.set(EpollFlags::EPOLLOUT, slot.connection.blocked);
+        if wanted != slot.interest {
+            slot.interest = wanted;
+            let mut event = EpollEvent::new(wanted, token(CONNECTION, index));
+            if let Err(error) = self.epoll.modify(slot.connection.socket(), &mut event) {
+                self.cut(index, &Closed::Broken(error.into()));
+                return;
+            }
+        }
+        if slot.connection.has_output() {
+            self.touch(index);
+        }
+    }
+
+    /// Cuts a connection; it is buried when the device is done with it.
+    fn cut(&mut self, index: usize, reason: &Closed) {
+        let Some(slot) = self.connections.get_mut(index).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        if slot.cut {
+            return;
+        }
+        slot.cut = true;
+        let peer = slot.connection.peer();
+        match (reason, slot.connection.medium()) {
+            (Closed::Violation(_) | Closed::HeaderDigest | Closed::Oversize(..), _) => {
+                tracing::warn!(%peer, %reason, "connection closed");
+            }
+            (_, Some(medium)) => {
+                tracing::info!(volume = %medium.export().volume, %peer, tsih = medium.tsih(), %reason, "session closed");
+            }
+            _ => tracing::debug!(%peer, %reason, "connection closed"),
+        }
+        if slot.connection.is_logging_in() {
+            self.shared.login_ended();
+        }
+        // The descriptor is open, so it can be taken out.
+        let _ = self.epoll.delete(slot.connection.socket());
+        slot.connection.cut(around!(self));
+        self.closing.push(index);
+    }
+
+    /// Forgets the connections that were cut and have nothing at the device any more.
+    fn bury(&mut self) {
+        let mut at = 0;
+        while at < self.closing.len() {
+            let index = self.closing[at];
+            let drained = |slot: &mut Box<Slot>| slot.connection.is_drained() && !slot.connection.touched;
+            let Some(slot) = self.connections[index].take_if(|slot| drained(slot)) else {
+                at += 1;
+                continue;
+            };
+            self.closing.swap_remove(at);
+            self.live -= 1;
+            if let Some(medium) = slot.connection.medium() {
+                let queue = self.devices.detach(medium.queue());
+                if let Some(queue) = &queue
+                    && let Some(descriptor) = queue.wake_fd()
+                {
+                    let _ = self.epoll.delete(descriptor);
+                }
+                drop(queue);
+                self.shared.exports.unregister(medium.export(), medium.tsih());
+            }
+            // Drops the device's last handle here, and only then the passes of those who wait for that.
+            let Slot { connection, .. } = *slot;
+            drop(connection);
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! One SCSI command on its way, and the table of them.
+//!
+//! A task moves its data in segments: pieces of the command's byte range that are device requests of their own,
+//! so that the wire and the medium work at the same time and one buffer size serves all.
+//!
+//! Invariants
+//! - K1: a task's slot is free again only when none of its device requests is in flight: a completion always
+//!   finds the task it belongs to.
+//! - K2: a task is answered once, or, when aborted, never.
+
+use quarry_contract::{Durability, IoBuffer, Verb};
+
+use crate::scsi::{BlockRange, ByteCheck, Sense};
+
+/// The longest segment, in bytes; boundaries are multiples of it on the medium.
+pub const SEGMENT_BYTES: u32 = 256 << 10;
+
+/// What a task does once its data is there.
+#[derive(Debug)]
+pub enum Work {
+    /// Reads a span and sends it.
+    Read,
+    /// Writes a span as it comes in.
+    Write(Durability),
+    /// Reads a span and drops it, or compares it with the parameter.
+    Verify(ByteCheck),
+    /// Flushes the device.
+    Flush,
+    /// Collects an UNMAP list.
+    UnmapList,
+    /// Collects the block of a WRITE SAME.
+    SameBlock { range: BlockRange, unmap: bool },
+    /// Writes a block again and again over the span.
+    Repeat,
+    /// Carries out requests that have no data.
+    Verbs(Vec<Verb>),
+    /// Answers at once.
+    Nothing,
+}
+
+/// The part of the medium that a task covers, cut into segments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u64,
+    bytes: u32,
+    step: u32,
+}
+
+impl Span {
+    /// Makes a span of `bytes` from `start`, in steps of at most `max_transfer_bytes`.
+    pub fn new(start: u64, bytes: u32, max_transfer_bytes: u32) -> Self {
+        let step = match max_transfer_bytes.min(SEGMENT_BYTES) {
+            0 => SEGMENT_BYTES,
+            limit => 1 << limit.ilog2(),
+        };
+        Self { start, bytes, step }
+    }
+
+    /// Returns how far `start` is into its step.
+    fn lead(&self) -> u32 {
+        (self.start % u64::from(self.step)) as u32
+    }
+
+    /// Returns the number of segments.
+    pub fn segments(&self) -> usize {
+        match self.bytes {
+            0 => 0,
+            bytes => (self.lead() + bytes).div_ceil(self.step) as usize,
+        }
+    }
+
+    /// Returns where a segment begins in the task's data and how long it is, in bytes.
+    pub fn segment(&self, index: usize) -> (u32, u32) {
+        let lead = self.lead();
+        let begin = (index as u32 * self.step).max(lead) - lead;
+        let end = ((index as u32 + 1) * self.step - lead).min(self.bytes);
+        (begin, end - begin)
+    }
+
+    /// Returns the segment that holds a byte of the task's data, and how far into it that is.
+    pub fn locate(&self, offset: u32) -> (usize, u32) {
+        let index = ((self.lead() + offset) / self.step) as usize;
+        (index, offset - self.segment(index).0)
+    }
+
+    /// Returns where a segment is on the medium, in bytes.
+    pub fn device_offset(&self, index: usize) -> u64 {
+        self.start + u64::from(self.segment(index).0)
+    }
+}
+
+/// What data a task waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaiting {
+    /// None.
+    Nothing,
+    /// Unsolicited Data-Out, until one says it is the last.
+    Unsolicited,
+    /// The burst an R2T asked for, which ends at this offset.
+    Burst { end: u32 },
+}
+
+/// A task. The vectors keep their memory when the slot is used again.
+#[derive(Debug)]
+pub struct Task {
+    pub itt: u32,
+    pub lun: u64,
+    /// Holds a place in the command window.
+    pub numbered: bool,
+    pub ordered: bool,
+    pub expected_bytes: u32,
+    /// What the CDB would transfer, in bytes; against `expected_bytes` it gives the residual.
+    pub command_bytes: u64,
+    pub work: Work,
+    pub span: Span,
+    pub segments: Vec<Option<IoBuffer>>,
+    /// Data collected for a parameter list or a comparison.
+    pub parameter: Vec<u8>,
+
+    /// Data-Out bytes that are of use.
+    pub wanted: u32,
+    /// Data-Out bytes that have come, wanted or not.
+    pub received: u32,
+    pub awaiting: Awaiting,
+    /// The number the next Data-Out of the sequence must have.
+    pub data_sn: u32,
+    pub r2t_sn: u32,
+    pub ttt: u32,
+
+    /// In the queue of tasks that want to go on.
+    pub queued: bool,
+    /// Has got past the tasks before it.
+    pub started: bool,
+    /// Segments or verbs handed to the device.
+    pub submitted: usize,
+    /// Of those, completed.
+    pub completed: usize,
+    /// Segments sent to the initiator.
+    pub sent: usize,
+    pub data_in_sn: u32,
+    pub burst_sent: u32,
+    /// Bytes that count against the session's budget.
+    pub charged: usize,
+    pub failure: Option<Sense>,
+    pub aborted: bool,
+}
+
+impl Task {
+    fn new() -> Self {
+        Self {
+            itt: 0,
+            lun: 0,
+            numbered: false,
+            ordered: false,
+            expected_bytes: 0,
+            command_bytes: 0,
+            work: Work::Nothing,
+            span: Span::default(),
+            segments: Vec::new(),
+            parameter: Vec::new(),
+            wanted: 0,
+            received: 0,
+            awaiting: Awaiting::Nothing,
+            data_sn: 0,
+            r2t_sn: 0,
+            ttt: 0,
+            queued: false,
+            started: false,
+            submitted: 0,
+            completed: 0,
+            sent: 0,
+            data_in_sn: 0,
+            burst_sent: 0,
+            charged: 0,
+            failure: None,
+            aborted: false,
+        }
+    }
+
+    /// Makes the slot a new task's.
+    fn reset(&mut self) {
+        let (mut segments, mut parameter) = (
+            std::mem::take(&mut self.segments),
+            std::mem::take(&mut self.parameter),
+        );
+        segments.clear();
+        parameter.clear();
+        *self = Self {
+            segments,
+            parameter,
+            ..Self::new()
+        };
+    }
+
+    /// Returns the device requests in flight.
+    pub fn in_flight(&self) -> usize {
+        self.submitted - self.completed
+    }
+
+    /// Tells whether every byte of use has come.
+    pub fn has_all_data(&self) -> bool {
+        self.received >= self.wanted
+    }
+
+    /// Remembers the first thing that went wrong.
+    pub fn fail(&mut self, sense: Sense) {
+        self.failure.get_or_insert(sense);
+    }
+
+    /// Returns how many device requests the task is made of.
+    pub fn steps(&self) -> usize {
+        match &self.work {
+            Work::Read | Work::Write(_) | Work::Verify(_) | Work::Repeat => self.span.segments(),
+            Work::Flush => 1,
+            Work::Verbs(verbs) => self.submitted + verbs.len(),
+            Work::UnmapList | Work::SameBlock { .. } | Work::Nothing => 0,
+        }
+    }
+}
+
+/// The tasks of a session, by slot.
+#[derive(Debug, Default)]
+pub struct TaskTable {
+    slots: Vec<Task>,
+    /// The tag in each slot; `None` when free. Kept apart so that a search touches little memory.
+    tags: Vec<Option<u32>>,
+    free: Vec<u16>,
+}
+
+impl TaskTable {
+    /// Returns how many tasks there are.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a slot for a tag.
+    pub fn insert(&mut self, itt: u32) -> u16 {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Task::new());
+            self.tags.push(None);
+            (self.slots.len() - 1) as u16
+        });
+        self.tags[usize::from(slot)] = Some(itt);
+        let task = &mut self.slots[usize::from(slot)];
+        task.reset();
+        task.itt = itt;
+        slot
+    }
+
+    /// Frees a slot (K1).
+    pub fn remove(&mut self, slot: u16) {
+        debug_assert_eq!(self.slots[usize::from(slot)].in_flight(), 0, "K1");
+        if self.tags[usize::from(slot)].take().is_some() {
+            self.free.push(slot);
+        }
+    }
+
+    /// Finds the task with a tag.
+    pub fn find(&self, itt: u32) -> Option<u16> {
+        let at = self.tags.iter().position(|tag| *tag == Some(itt))?;
+        Some(at as u16)
+    }
+
+    /// Returns a slot's task.
+    pub fn get(&mut self, slot: u16) -> Option<&mut Task> {
+        match self.tags.get(usize::from(slot)) {
+            Some(Some(_)) => self.slots.get_mut(usize::from(slot)),
+            _ => None,
+        }
+    }
+
+    /// Returns the slots in use.
+    pub fn live(&self) -> Vec<u16> {
+        let used = self.tags.iter().enumerate().filter(|(_, tag)| tag.is_some());
+        used.map(|(slot, _)| slot as u16).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_cover_a_span_without_gap_and_end_on_boundaries_of_the_medium() {
+        for (start, bytes, limit) in [
+            (0u64, 4096u32, 1 << 20),
+            (512, 1 << 20, 16 << 20),
+            (255 << 10, 513 << 10, 300 << 10),
+            (7 * 512, 9 * 512, 4096),
+            (0, 0, 4096),
+        ] {
+            let span = Span::new(start, bytes, limit);
+            let mut at = 0;
+            for index in 0..span.segments() {
+                let (begin, len) = span.segment(index);
+                assert_eq!(begin, at);
+                assert!(len > 0 && len <= limit.min(SEGMENT_BYTES));
+                assert_eq!(span.locate(begin), (index, 0));
+                assert_eq!(span.locate(begin + len - 1), (index, len - 1));
+                let end = span.device_offset(index) + u64::from(len);
+                assert!(end.is_multiple_of(span.step.into()) || end == start + u64::from(bytes));
+                at += len;
+            }
+            assert_eq!(at, bytes);
+        }
+    }
+
+    #[test]
+    fn slots_are_found_by_tag_and_used_again() {
+        let mut table = TaskTable::default();
+        let first = table.insert(7);
+        let second = table.insert(9);
+        assert_eq!(
+            (table.find(7), table.find(9), table.find(8)),
+            (Some(first), Some(second), None)
+        );
+        table.remove(first);
+        assert!(table.get(first).is_none());
+        assert_eq!(table.insert(11), first);
+        assert_eq!(table.len(), 2);
+        assert_eq!(table.live(), [first, second]);
+    }
+}

@@ -1,0 +1,291 @@
+//! The target as a whole: its start, its control calls ([`Target`]), its end.
+//!
+//! Control calls change the export table and then wait for the reactors to end the sessions concerned; they
+//! never touch a session themselves.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use async_trait::async_trait;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use quarry_contract::{
+    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Outcome, Portal, SessionInfo, Target, VolumeId,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::config::TargetConfig;
+use crate::error::StartError;
+use crate::exports::{Attention, ConnectionAddress, Export, ExportTable};
+use crate::pass::Pass;
+use crate::reactor::{Mailbox, Message, Reactor};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// What the control calls and all reactors share.
+pub struct Shared {
+    /// The configuration.
+    pub config: TargetConfig,
+    /// Who may reach what.
+    pub exports: ExportTable,
+    portals: Vec<Portal>,
+    mailboxes: Vec<Mailbox>,
+    pending_logins: AtomicUsize,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    /// Returns the addresses listened on.
+    pub fn portals(&self) -> &[Portal] {
+        &self.portals
+    }
+
+    /// Returns the number of reactors.
+    pub fn reactors(&self) -> usize {
+        self.mailboxes.len()
+    }
+
+    /// Sends a reactor a message.
+    pub fn send(&self, reactor: usize, message: Message) {
+        if let Some(mailbox) = self.mailboxes.get(reactor) {
+            mailbox.send(message);
+        }
+    }
+
+    /// Counts a connection that is to log in; false when there are too many.
+    pub fn login_begins(&self) -> bool {
+        let most = self.config.max_pending_logins;
+        let count = |pending: usize| (pending < most).then_some(pending + 1);
+        self.pending_logins
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, count)
+            .is_ok()
+    }
+
+    /// Says that such a connection has logged in or gone.
+    pub fn login_ended(&self) {
+        self.pending_logins.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Returns how many connections have not logged in.
+    pub fn pending_logins(&self) -> usize {
+        self.pending_logins.load(Ordering::Acquire)
+    }
+
+    /// Tells whether the target is being shut down.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+/// A native iSCSI target.
+pub struct IscsiTarget {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl IscsiTarget {
+    /// Listens on the portals and starts the I/O threads.
+    ///
+    /// # Errors
+    /// When a portal cannot be listened on or the system refuses a thread.
+    pub fn start(config: TargetConfig) -> Result<Self, StartError> {
+        if let Err(problem) = InitiatorName::parse(&format!("{}:volume", config.name_prefix)) {
+            let prefix = config.name_prefix;
+            return Err(StartError::NamePrefix { prefix, problem });
+        }
+        if config.portals.is_empty() {
+            return Err(StartError::NoPortal);
+        }
+        let mut listeners = Vec::new();
+        for portal in &config.portals {
+            let listener = listen(*portal).map_err(|source| StartError::Listen {
+                portal: *portal,
+                source,
+            })?;
+            listeners.push(listener);
+        }
+        let portals: Vec<Portal> = listeners.iter().map(|(_, portal)| *portal).collect();
+
+        let reactors = match config.reactors {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
+        let mut mailboxes = Vec::new();
+        let mut inboxes = Vec::new();
+        for _ in 0..reactors {
+            let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+            let wake = EventFd::from_flags(flags).map_err(|error| StartError::Thread(error.into()))?;
+            let wake = Arc::new(wake);
+            let (sender, receiver) = mpsc::channel();
+            mailboxes.push(Mailbox::new(sender, Arc::clone(&wake)));
+            inboxes.push((receiver, wake));
+        }
+        let shared = Arc::new(Shared {
+            exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
+            config,
+            portals,
+            mailboxes,
+            pending_logins: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+        });
+        let target = Self {
+            shared: Arc::clone(&shared),
+            threads: Mutex::default(),
+        };
+        for (number, (inbox, wake)) in inboxes.into_iter().enumerate() {
+            let listeners = std::mem::take(&mut listeners);
+            let reactor = Reactor::new(number, Arc::clone(&shared), inbox, wake, listeners)
+                .map_err(StartError::Thread)?;
+            let thread = thread::Builder::new()
+                .name(format!("iscsi-{number}"))
+                .spawn(move || reactor.run())
+                .map_err(StartError::Thread)?;
+            target.threads().push(thread);
+        }
+        Ok(target)
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn export_of(&self, volume: VolumeId) -> Result<Arc<Export>, DriverError> {
+        self.shared
+            .exports
+            .find(volume)
+            .ok_or_else(|| DriverError::NotFound {
+                object: format!("export of volume {volume}"),
+            })
+    }
+
+    /// Cuts sessions and waits until they are gone (T4, T5).
+    async fn close_sessions(&self, sessions: Vec<ConnectionAddress>) {
+        let (pass, end) = Pass::with_end();
+        for address in sessions {
+            self.shared.send(
+                address.reactor,
+                Message::CloseSession {
+                    index: address.index,
+                    serial: address.serial,
+                    pass: pass.clone(),
+                },
+            );
+        }
+        drop(pass);
+        end.await;
+    }
+
+    /// Tells all reactors to stop. The pass is dropped when they have.
+    fn stop(&self, pass: &Pass) {
+        self.shared.stopping.store(true, Ordering::Release);
+        for mailbox in &self.shared.mailboxes {
+            mailbox.send(Message::Stop(pass.clone()));
+        }
+    }
+
+    fn close_exports(&self) {
+        for export in self.shared.exports.all() {
+            export.close();
+        }
+    }
+
+    fn join(&self) {
+        for thread in self.threads().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an I/O thread has panicked");
+            }
+        }
+    }
+}
+
+fn listen(portal: SocketAddr) -> std::io::Result<(TcpListener, Portal)> {
+    let socket = Socket::new(Domain::for_address(portal), Type::STREAM, None)?;
+    // A restart must not wait for connections of the process before.
+    socket.set_reuse_address(true)?;
+    if portal.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&portal.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr()?;
+    Ok((listener, Portal(address)))
+}
+
+#[async_trait]
+impl Target for IscsiTarget {
+    fn portals(&self) -> Vec<Portal> {
+        self.shared.portals.clone()
+    }
+
+    fn address_of(&self, volume: VolumeId) -> ExportInfo {
+        self.shared.exports.address_of(volume)
+    }
+
+    async fn export(&self, spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError> {
+        let info = self.address_of(spec.volume);
+        let (export, new) = self.shared.exports.insert(spec.volume, spec.device);
+        let (changed, ended) = export.set_grants(&spec.grants);
+        self.close_sessions(ended).await;
+        Ok(match new || changed {
+            true => Outcome::Changed(info),
+            false => Outcome::Unchanged(info),
+        })
+    }
+
+    async fn grant(&self, volume: VolumeId, grant: Grant) -> Result<Outcome<()>, DriverError> {
+        Ok(match self.export_of(volume)?.grant(&grant) {
+            true => Outcome::Changed(()),
+            false => Outcome::Unchanged(()),
+        })
+    }
+
+    async fn revoke(&self, volume: VolumeId, initiator: &InitiatorName) -> Result<Outcome<()>, DriverError> {
+        let Some(export) = self.shared.exports.find(volume) else {
+            return Ok(Outcome::Unchanged(()));
+        };
+        let Some(ended) = export.revoke(initiator) else {
+            return Ok(Outcome::Unchanged(()));
+        };
+        self.close_sessions(ended).await;
+        Ok(Outcome::Changed(()))
+    }
+
+    async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError> {
+        let Some(export) = self.shared.exports.remove(volume) else {
+            return Ok(Outcome::Unchanged(()));
+        };
+        self.close_sessions(export.close()).await;
+        Ok(Outcome::Changed(()))
+    }
+
+    async fn size_changed(&self, volume: VolumeId) -> Result<(), DriverError> {
+        self.export_of(volume)?.raise(Attention::CapacityChanged, None);
+        Ok(())
+    }
+
+    async fn sessions(&self, volume: Option<VolumeId>) -> Result<Vec<SessionInfo>, DriverError> {
+        Ok(self.shared.exports.sessions(volume))
+    }
+
+    async fn shutdown(&self) {
+        let (pass, end) = Pass::with_end();
+        self.stop(&pass);
+        drop(pass);
+        end.await;
+        self.join();
+        self.close_exports();
+    }
+}
+
+impl Drop for IscsiTarget {
+    fn drop(&mut self) {
+        self.stop(&Pass::then(|| {}));
+        self.join();
+        self.close_exports();
+    }
+}
