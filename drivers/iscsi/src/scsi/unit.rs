@@ -9,11 +9,11 @@ use super::mode::{ModeRequest, mode_parameters};
 use super::{BlockRange, Command, Sense, inquiry, opcodes};
 use crate::pdu::{be16, be32, be64};
 
-/// The longest data of one command, in bytes; told in VPD page B0h. It bounds the memory a command can hold.
-pub const MAX_TRANSFER_BYTES: u32 = 8 << 20;
+/// The longest data of one command, in bytes; told in VPD page B0h.
+pub const MAX_TRANSFER_BYTES: u32 = 32 << 20;
 
 /// The most blocks that one UNMAP may cover.
-pub const MAX_UNMAP_BLOCKS: u32 = 8 << 20;
+pub const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
 
 /// The most that one WRITE SAME may cover, in bytes.
 pub const MAX_WRITE_SAME_BYTES: u32 = 1 << 30;

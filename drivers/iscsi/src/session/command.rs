@@ -14,6 +14,9 @@ use crate::scsi::{parse_unmap_list, report_luns, sense_data, unsupported_inquiry
 /// The most tasks of a session; those beyond the command window are immediate.
 const MAX_TASKS: usize = numbers::WINDOW as usize + 32;
 
+/// The most data that a VERIFY compares with, in bytes: it is held in memory as a whole.
+const MAX_COMPARE_BYTES: u32 = 1 << 20;
+
 /// What a normal session works on.
 pub struct Medium {
     unit: LogicalUnit,
@@ -157,7 +160,7 @@ impl Medium {
                     ByteCheck::Whole => bytes,
                     ByteCheck::OneBlock => block.min(bytes),
                 };
-                if sent > writable {
+                if sent > writable || sent > MAX_COMPARE_BYTES {
                     return Err(Sense::INVALID_FIELD_IN_CDB);
                 }
                 plan(Work::Verify(check), self.span(range, bytes), sent, sent.into())
@@ -179,7 +182,7 @@ impl Medium {
                 if no_data {
                     let verbs = vec![self.zeroes(range, unmap)];
                     plan(Work::Verbs(verbs), none, 0, 0)
-                } else if writable < block {
+                } else if writable != block {
                     return Err(Sense::INVALID_FIELD_IN_CDB);
                 } else {
                     plan(Work::SameBlock { range, unmap }, none, block, block.into())

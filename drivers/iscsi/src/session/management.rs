@@ -101,27 +101,39 @@ impl Session {
     ) {
         self.next_ending = self.next_ending.wrapping_add(1);
         let id = self.next_ending;
+        let waits_for_others = others.is_some_and(|attention| self.end_tasks_of_others(id, attention, io));
         self.endings.push(Ending {
             id,
             itt,
             answer,
             waits_for: slots.clone(),
-            waits_for_others: others.is_some(),
+            waits_for_others,
         });
-        if let Some(attention) = others {
-            self.end_tasks_of_others(id, attention, io);
-        }
         for slot in slots {
             self.abort(slot, io);
         }
         self.answer_ended(io);
     }
 
-    fn end_tasks_of_others(&mut self, id: u32, attention: Attention, io: &mut Io<'_>) {
+    /// Tells the other sessions of the export to end their tasks. False when there is none.
+    fn end_tasks_of_others(&mut self, id: u32, attention: Attention, io: &mut Io<'_>) -> bool {
         let Some(medium) = self.medium() else {
-            return;
+            return false;
         };
         let own = medium.address();
+        let export = medium.export();
+        // A reset is told to every nexus, the one that asked for it included (SAM-5 6.3.3); commands cleared, to
+        // the others only.
+        let except = match attention {
+            Attention::DeviceReset => None,
+            _ => Some(medium.tsih()),
+        };
+        export.raise(attention, except);
+        let mut others = export.sessions();
+        others.retain(|session| session.address != own);
+        if others.is_empty() {
+            return false;
+        }
         let shared = std::sync::Arc::clone(io.shared);
         let pass = Pass::then(move || {
             shared.send(
@@ -133,20 +145,17 @@ impl Session {
                 },
             );
         });
-        let export = medium.export();
-        export.raise(attention, Some(medium.tsih()));
-        for session in export.sessions() {
-            if session.address != own {
-                io.shared.send(
-                    session.address.reactor,
-                    Message::AbortTasks {
-                        index: session.address.index,
-                        serial: session.address.serial,
-                        pass: pass.clone(),
-                    },
-                );
-            }
+        for session in others {
+            io.shared.send(
+                session.address.reactor,
+                Message::AbortTasks {
+                    index: session.address.index,
+                    serial: session.address.serial,
+                    pass: pass.clone(),
+                },
+            );
         }
+        true
     }
 
     /// Ends all tasks on behalf of another session; `pass` is held until they are gone.
@@ -183,10 +192,16 @@ impl Session {
     }
 
     fn answer_ended(&mut self, io: &mut Io<'_>) {
+        // A logout is the last thing answered: those before it go first.
+        let is_due = |at: usize, ending: &Ending| {
+            let over = ending.waits_for.is_empty() && !ending.waits_for_others;
+            over && (at == 0 || matches!(ending.answer, Answer::TaskManagement))
+        };
         while let Some(at) = self
             .endings
             .iter()
-            .position(|ending| ending.waits_for.is_empty() && !ending.waits_for_others)
+            .enumerate()
+            .position(|(at, ending)| is_due(at, ending))
         {
             let ending = self.endings.remove(at);
             match ending.answer {

@@ -1,0 +1,435 @@
+//! Commands and their data: what is written is read back, however it travels; errors are told as they are.
+
+mod client;
+mod rig;
+
+use std::sync::Arc;
+
+use client::{Client, Login, Outcome, Pdu, cdb10};
+use quarry_contract::conformance::block_on;
+use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
+use quarry_contract::{Access, IoError, Target};
+use rig::{INITIATOR, Rig, grant};
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|at| (at / 512) as u8 ^ (at as u8).wrapping_mul(31) ^ seed)
+        .collect()
+}
+
+/// Sends a write's data as unsolicited Data-Out and as R2Ts ask for it, in PDUs of `segment` bytes.
+fn write_in_pieces(
+    client: &mut Client,
+    lba: u32,
+    data: &[u8],
+    immediate: usize,
+    first_burst: usize,
+    segment: usize,
+) -> Outcome {
+    let blocks = (data.len() / 512) as u16;
+    let unsolicited = first_burst.min(data.len());
+    let last = unsolicited <= immediate;
+    let flags = if last { 0xa1 } else { 0x21 };
+    let command = client.command_pdu(
+        &cdb10(0x2a, lba, blocks),
+        data.len() as u32,
+        flags,
+        &data[..immediate],
+    );
+    let itt = command.be32(16);
+    client.send(&command);
+    let send_burst = |client: &mut Client, ttt: u32, start: usize, end: usize| {
+        let mut at = start;
+        let mut data_sn = 0;
+        while at < end {
+            let len = segment.min(end - at);
+            let flags = if at + len == end { 0x80 } else { 0 };
+            let pdu = Pdu::new(0x05, flags)
+                .put32(16, itt)
+                .put32(20, ttt)
+                .put32(36, data_sn)
+                .put32(40, at as u32)
+                .with_data(&data[at..at + len]);
+            client.send(&pdu);
+            at += len;
+            data_sn += 1;
+        }
+    };
+    if !last {
+        send_burst(client, 0xffff_ffff, immediate, unsolicited);
+    }
+    let mut at = unsolicited.max(immediate);
+    while at < data.len() {
+        let r2t = client.receive().expect("an R2T");
+        assert_eq!((r2t.opcode(), r2t.be32(16)), (0x31, itt));
+        assert_eq!(r2t.be32(40) as usize, at);
+        let end = at + r2t.be32(44) as usize;
+        send_burst(client, r2t.be32(20), at, end);
+        at = end;
+    }
+    client.outcome(itt)
+}
+
+#[test]
+fn data_survives_every_way_of_sending_it() {
+    let rig = Rig::new();
+    let mut isid = 0;
+    for (initial_r2t, immediate_data) in [("No", "Yes"), ("Yes", "Yes"), ("No", "No"), ("Yes", "No")] {
+        for (burst, segment) in [(65536, 65536), (4096, 1024), (1 << 20, 8192)] {
+            isid += 1;
+            let login = Login {
+                isid: [0x40, 0, 0, 0, 1, isid],
+                ..Login::to(&rig)
+            }
+            .key("InitialR2T", initial_r2t)
+            .key("ImmediateData", immediate_data)
+            .key("MaxBurstLength", &burst.to_string())
+            .key("FirstBurstLength", "4096")
+            .key("MaxRecvDataSegmentLength", &segment.to_string());
+            let mut client = Client::log_in(&rig, &login).unwrap();
+            let immediate = if immediate_data == "Yes" { 2048 } else { 0 };
+            let first_burst = if initial_r2t == "No" { 4096 } else { 0 };
+            // From within a segment of the target's over two of its boundaries.
+            let data = pattern(700 << 10, isid);
+            let outcome = write_in_pieces(&mut client, 333, &data, immediate, first_burst, segment);
+            assert_eq!((outcome.status, outcome.residual), (0, 0));
+            let read = client.read(333, (data.len() / 512) as u16);
+            assert!(
+                read.data == data,
+                "{initial_r2t} {immediate_data} {burst} {segment}"
+            );
+        }
+    }
+}
+
+#[test]
+fn residuals_say_what_was_not_moved() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    assert_eq!(client.write(0, &pattern(1024, 1)).status, 0);
+    let under = client.command(&cdb10(0x28, 0, 1), 10_000, &[]);
+    assert_eq!(
+        (under.status, under.residual, under.data.len()),
+        (0, 10_000 - 512, 512)
+    );
+    let over = client.command(&cdb10(0x28, 0, 2), 700, &[]);
+    assert_eq!((over.status, over.residual, over.data.len()), (0, -324, 700));
+    let none = client.command(&cdb10(0x28, 0, 2), 0, &[]);
+    assert_eq!((none.status, none.residual, none.data.len()), (0, -1024, 0));
+    // Only the whole blocks that come are written.
+    let short = client.command(&cdb10(0x2a, 8, 2), 700, &pattern(700, 9));
+    assert_eq!((short.status, short.residual), (0, -324));
+    let blocks = client.read(8, 2).data;
+    assert_eq!(blocks[..512], pattern(700, 9)[..512]);
+    assert!(blocks[512..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn read_only_grant_refuses_writes_until_it_is_changed() {
+    let rig = Rig::with(1 << 20, |_| {}, &[grant(INITIATOR, Access::ReadOnly)]);
+    let mut client = Client::login(&rig);
+    let protected =
+        |client: &mut Client| client.command(&[0x1a, 8, 8, 0, 64, 0], 64, &[]).data[2] & 0x80 != 0;
+    assert!(protected(&mut client));
+    let unmap_nothing: [&[u8]; 3] = [&cdb10(0x2a, 0, 1), &cdb10(0x42, 0, 24), &cdb10(0x41, 0, 1)];
+    for cdb in unmap_nothing {
+        let outcome = client.command(cdb, 512, &[7; 512]);
+        assert_eq!(outcome.sense, Some((7, 0x27, 0)), "T3 {cdb:x?}");
+    }
+    assert_eq!(client.read(0, 1).data, vec![0; 512]);
+
+    block_on(rig.target.grant(rig.volume, grant(INITIATOR, Access::ReadWrite))).unwrap();
+    assert_eq!(
+        client.command(&[0], 0, &[]).sense,
+        Some((6, 0x2a, 1)),
+        "told once"
+    );
+    assert!(!protected(&mut client));
+    assert_eq!(client.write(0, &[7; 512]).status, 0, "T3: for the next command");
+    block_on(rig.target.grant(rig.volume, grant(INITIATOR, Access::ReadOnly))).unwrap();
+    assert_eq!(client.command(&[0], 0, &[]).sense, Some((6, 0x2a, 1)));
+    assert_eq!(client.write(0, &[8; 512]).sense, Some((7, 0x27, 0)), "T3");
+    assert_eq!(client.read(0, 1).data, vec![7; 512]);
+}
+
+#[test]
+fn read_only_device_refuses_writes() {
+    let device = MemoryDevice::new(&MemoryDeviceOptions {
+        read_only: true,
+        ..MemoryDeviceOptions::of_size(1 << 20)
+    });
+    let rig = Rig::over(device, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    assert_eq!(client.write(0, &[1; 512]).sense, Some((7, 0x27, 0)));
+    assert_eq!(client.read(0, 1).status, 0);
+}
+
+#[test]
+fn full_pool_refuses_the_write_with_its_own_sense_and_goes_on() {
+    let device = MemoryDevice::new(&MemoryDeviceOptions {
+        capacity_bytes: 1 << 20,
+        ..MemoryDeviceOptions::of_size(64 << 20)
+    });
+    let rig = Rig::over(device, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    let data = pattern(32 << 10, 3);
+    let refused = (0..2048u32)
+        .map(|index| (index, client.write(index * 2048, &data)))
+        .find(|(_, outcome)| outcome.status != 0);
+    let (index, outcome) = refused.expect("the pool is full at some time");
+    assert_eq!(outcome.sense, Some((7, 0x27, 7)));
+    assert!(client.read(0, 64).data == data, "what was there is there");
+    assert_eq!(
+        client.write(0, &pattern(32 << 10, 4)).status,
+        0,
+        "and can be overwritten"
+    );
+    let mut list = vec![0; 24];
+    list[1] = 22;
+    list[3] = 16;
+    list[16..20].copy_from_slice(&2048u32.to_be_bytes());
+    assert_eq!(client.command(&cdb10(0x42, 0, 24), 24, &list).status, 0);
+    assert_eq!(client.write(index * 2048, &data).status, 0, "there is room again");
+}
+
+#[test]
+fn device_errors_come_as_sense_and_the_session_goes_on() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    let medium = || IoError::Medium {
+        detail: "a test".to_owned(),
+    };
+    rig.device.fail_next(medium());
+    assert_eq!(client.read(0, 8).sense, Some((3, 0x11, 0)));
+    rig.device.fail_next(medium());
+    assert_eq!(client.write(0, &[1; 4096]).sense, Some((3, 0x0c, 0)));
+    rig.device.fail_next(IoError::Stopped {
+        reason: "a test".to_owned(),
+    });
+    let flush = client.command(&cdb10(0x35, 0, 0), 0, &[]);
+    assert_eq!(
+        flush.sense,
+        Some((4, 0x44, 0)),
+        "a flush that failed is never good"
+    );
+    // One segment of many.
+    rig.device.fail_next(medium());
+    assert_eq!(client.read(0, 2048).sense, Some((3, 0x11, 0)));
+    assert_eq!(client.read(0, 2048).status, 0);
+}
+
+#[test]
+fn range_beyond_the_end_is_refused_until_the_device_grows() {
+    let rig = Rig::with(1 << 20, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    assert_eq!(client.read(2047, 2).sense, Some((5, 0x21, 0)));
+    assert_eq!(client.write(2048, &[1; 512]).sense, Some((5, 0x21, 0)));
+    rig.device.extend(2 << 20);
+    block_on(rig.target.size_changed(rig.volume)).unwrap();
+    assert_eq!(
+        client.read(0, 1).sense,
+        Some((6, 0x2a, 9)),
+        "CAPACITY DATA HAS CHANGED"
+    );
+    assert_eq!(client.write(2048, &[1; 512]).status, 0);
+    let capacity = client.command(&[0x25], 8, &[]).data;
+    assert_eq!(capacity, [0, 0, 0x0f, 0xff, 0, 0, 2, 0]);
+}
+
+#[test]
+fn unmap_and_write_same_zero_and_patterns_repeat() {
+    let rig = Rig::with(8 << 20, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    let data = pattern(1 << 15, 5);
+    let fill = |client: &mut Client| assert_eq!(client.write(64, &data).status, 0);
+    let mut same16 = vec![0x93, 0, 0, 0, 0, 0, 0, 0, 0, 72, 0, 0, 0, 16, 0, 0];
+
+    fill(&mut client);
+    same16[1] = 0x08 | 0x01; // UNMAP, NDOB
+    assert_eq!(client.command(&same16, 0, &[]).status, 0);
+    let mut expected = data.clone();
+    expected[8 * 512..24 * 512].fill(0);
+    assert!(client.read(64, 64).data == expected);
+
+    fill(&mut client);
+    same16[1] = 0;
+    let block = pattern(512, 77);
+    assert_eq!(client.command(&same16, 512, &block).status, 0);
+    for index in 8..24 {
+        expected[index * 512..(index + 1) * 512].copy_from_slice(&block);
+    }
+    assert!(client.read(64, 64).data == expected);
+
+    // A list of two, of which one is beyond the end, changes nothing.
+    let mut list = vec![0; 40];
+    list[1] = 38;
+    list[3] = 32;
+    list[8 + 7] = 64;
+    list[8 + 11] = 64;
+    list[24..32].copy_from_slice(&(1u64 << 40).to_be_bytes());
+    list[24 + 11] = 1;
+    assert_eq!(
+        client.command(&cdb10(0x42, 0, 40), 40, &list).sense,
+        Some((5, 0x21, 0))
+    );
+    assert!(client.read(64, 64).data == expected);
+    list.truncate(24);
+    list[3] = 16;
+    assert_eq!(client.command(&cdb10(0x42, 0, 24), 24, &list).status, 0);
+    assert!(client.read(64, 64).data.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn verify_finds_the_first_byte_that_differs() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    let mut data = pattern(4096, 6);
+    client.write(16, &data);
+    let mut verify = cdb10(0x2f, 16, 8);
+    assert_eq!(client.command(&verify, 0, &[]).status, 0);
+    verify[1] = 0x02;
+    assert_eq!(client.command(&verify, 4096, &data).status, 0);
+    data[3000] ^= 1;
+    assert_eq!(client.command(&verify, 4096, &data).sense, Some((0x0e, 0x1d, 0)));
+}
+
+#[test]
+fn other_luns_hold_nothing() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    let mut to_lun_1 = |cdb: &[u8]| {
+        let mut pdu = client.command_pdu(cdb, 96, 0xc1, &[]);
+        pdu.header[9] = 1;
+        client.send(&pdu);
+        client.outcome(pdu.be32(16))
+    };
+    assert_eq!(to_lun_1(&[0x12, 0, 0, 0, 96, 0]).data[0], 0x7f);
+    assert_eq!(to_lun_1(&cdb10(0x28, 0, 1)).sense, Some((5, 0x25, 0)));
+    assert_eq!(to_lun_1(&[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 96]).data.len(), 16);
+}
+
+#[test]
+fn identity_follows_from_the_volume_and_is_the_same_after_a_restart() {
+    let pages = |rig: &Rig| {
+        let mut client = Client::login(rig);
+        let mut page = |number: u8| client.command(&[0x12, 1, number, 1, 0, 0], 256, &[]).data;
+        (page(0x80), page(0x83))
+    };
+    let first = Rig::new();
+    let before = pages(&first);
+    assert_eq!(before.0[4..], *first.volume.to_string().as_bytes());
+    assert_eq!(before.1[8] >> 4, 6, "the first designator is NAA 6");
+    drop(first);
+    assert_eq!(pages(&Rig::new()), before, "T2");
+}
+
+#[test]
+fn digests_are_checked_and_sent_when_agreed_on() {
+    use std::io::{Read, Write};
+    let rig = Rig::new();
+    let login = Login::to(&rig);
+    let mut client = Client::connect(rig.address());
+    client.authenticate(&login).unwrap();
+    let keys = [
+        ("HeaderDigest", "CRC32C"),
+        ("DataDigest", "CRC32C"),
+        ("InitialR2T", "No"),
+    ];
+    client.login_step(&login, 0x87, &keys).unwrap();
+    let crc = |bytes: &[u8], damaged: bool| (crc32c::crc32c(bytes) ^ u32::from(damaged)).to_le_bytes();
+    let mut sender = client.socket.try_clone().unwrap();
+    let mut send = |pdu: Pdu, damage_header: bool, damage_data: bool| {
+        let bytes = pdu.bytes();
+        let (header, data) = bytes.split_at(48);
+        let mut wire = header.to_vec();
+        wire.extend_from_slice(&crc(header, damage_header));
+        if !data.is_empty() {
+            wire.extend_from_slice(data);
+            wire.extend_from_slice(&crc(data, damage_data));
+        }
+        sender.write_all(&wire).unwrap();
+    };
+    let mut receive = || {
+        let mut header = [0; 52];
+        client.socket.read_exact(&mut header).unwrap();
+        assert_eq!(header[48..], crc(&header[..48], false), "the header's digest");
+        let len = u32::from_be_bytes([0, header[5], header[6], header[7]]) as usize;
+        let mut data = vec![0; len.next_multiple_of(4)];
+        client.socket.read_exact(&mut data).unwrap();
+        if len > 0 {
+            let mut digest = [0; 4];
+            client.socket.read_exact(&mut digest).unwrap();
+            assert_eq!(digest, crc(&data, false), "the data's digest");
+        }
+        (header[0], header[3], data)
+    };
+    let mut maker = Client::connect(rig.address());
+    let command = |maker: &mut Client, cdb: &[u8], expected: u32, data: &[u8]| {
+        maker.command_pdu(cdb, expected, if data.is_empty() { 0xc1 } else { 0xa1 }, data)
+    };
+    send(command(&mut maker, &[0], 0, &[]), false, false);
+    assert_eq!(receive().1, 2, "the unit attention");
+    let data = pattern(4096, 8);
+    send(command(&mut maker, &cdb10(0x2a, 0, 8), 4096, &data), false, false);
+    assert_eq!(receive().1, 0);
+    send(command(&mut maker, &cdb10(0x28, 0, 8), 4096, &[]), false, false);
+    assert!(receive().2 == data);
+
+    send(
+        command(&mut maker, &cdb10(0x2a, 0, 8), 4096, &[0; 4096]),
+        false,
+        true,
+    );
+    assert_eq!(receive().0, 0x3f, "a Reject");
+    let (opcode, status, sense) = receive();
+    assert_eq!((opcode, status), (0x21, 2), "and the command's failure");
+    assert_eq!((sense[4], sense[14], sense[15]), (0x0b, 0x47, 0x05));
+    send(command(&mut maker, &[0], 0, &[]), false, false);
+    assert_eq!(receive().1, 0, "the session goes on");
+
+    send(command(&mut maker, &[0], 0, &[]), true, false);
+    let mut byte = [0];
+    let end = client.socket.read(&mut byte).unwrap();
+    assert_eq!(end, 0, "after a damaged header nothing can be trusted");
+    let mut other = Client::login(&rig);
+    assert!(other.read(0, 8).data == data, "the damaged data was not written");
+}
+
+#[test]
+fn four_sessions_with_many_commands_each_see_one_medium() {
+    let rig = Rig::new();
+    let threads: Vec<_> = (0..4u8)
+        .map(|number| {
+            let login = Login {
+                isid: [0x40, 0, 0, 0, 0, number],
+                ..Login::to(&rig)
+            };
+            let mut client = Client::log_in(&rig, &login).unwrap();
+            std::thread::spawn(move || {
+                for round in 0..50u8 {
+                    // A window full of writes, then of reads.
+                    let pieces: Vec<_> = (0..32u8).map(|at| pattern(4096, number ^ round ^ at)).collect();
+                    let lba = |at: usize| u32::from(number) * 4096 + at as u32 * 8;
+                    let mut tags = Vec::new();
+                    for (at, piece) in pieces.iter().enumerate() {
+                        let pdu = client.command_pdu(&cdb10(0x2a, lba(at), 8), 4096, 0xa1, piece);
+                        client.send(&pdu);
+                        tags.push(pdu.be32(16));
+                    }
+                    for _ in &tags {
+                        let answer = client.receive().unwrap();
+                        assert_eq!((answer.opcode(), answer.header[3]), (0x21, 0));
+                        tags.iter()
+                            .position(|tag| *tag == answer.be32(16))
+                            .expect("one of ours");
+                    }
+                    for (at, piece) in pieces.iter().enumerate() {
+                        assert!(client.read(lba(at), 8).data == *piece);
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(Arc::strong_count(&rig.target), 1);
+}
