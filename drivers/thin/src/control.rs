@@ -268,7 +268,7 @@ impl Pool {
             return self.unchanged((), id, Vec::new());
         };
         self.check_not_open(node, id)?;
-        self.change(Priority::Freeing, |_| {
+        self.change(Priority::Reclaim, |_| {
             Ok::<_, PoolError>(Decision::Apply(smallvec![Record::Delete { node }]))
         })
         .map_err(|error| self.driver_error(error))?;

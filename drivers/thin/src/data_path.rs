@@ -325,7 +325,7 @@ impl VersionHandle {
             let mut grown = false;
             let latches = self.pool.latches.exclusive(self.node, first, count);
             self.pool
-                .change(Priority::Freeing, |state| {
+                .change(Priority::Discard, |state| {
                     if let Some(wanted) = state.wanted_leaf(self.node, leaf) {
                         return Ok(Decision::Load(wanted));
                     }

@@ -18,15 +18,17 @@ impl Garbage {
     pub fn push(&mut self, node: Arc<Node>) {
         match node.stored() {
             Some(pointer) => self.pointers.push(pointer),
+            // Nobody else holds it, so nobody is storing it.
+            None if Arc::strong_count(&node) == 1 => {}
             None => self.nodes.push(node),
         }
     }
 
     /// Adds a page taken out of its slot.
-    pub fn push_slot(&mut self, mut slot: Slot) {
-        match slot.node_mut() {
-            Some(node) => self.push(Arc::clone(node)),
-            None => self.push_pointer(slot.pointer()),
+    pub fn push_slot(&mut self, slot: Slot) {
+        match slot.into_node() {
+            Ok(node) => self.push(node),
+            Err(pointer) => self.push_pointer(pointer),
         }
     }
 

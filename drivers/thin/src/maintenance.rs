@@ -75,7 +75,7 @@ impl Pool {
     /// Reclaims a part of one deleted version.
     fn reap_step(&self) -> Result<bool, PoolError> {
         let mut found = false;
-        self.change(Priority::Freeing, |state| {
+        self.change(Priority::Reclaim, |state| {
             let Some(node) = state.versions.reapable() else {
                 return Ok::<_, PoolError>(Decision::Apply(SmallVec::new()));
             };

@@ -55,8 +55,10 @@ pub(crate) enum Decision {
 pub(crate) enum Priority {
     /// Leaves half of the reserve.
     Normal,
-    /// May use all of it: it gives space back.
-    Freeing,
+    /// Leaves a third of it: a discard may have to copy map pages that snapshots share.
+    Discard,
+    /// May use all of it: deleting and reclaiming only ever give space back.
+    Reclaim,
 }
 
 /// What stands in the way of applying records.
@@ -252,7 +254,8 @@ impl State {
         let extra_nodes: u64 = records.iter().map(dirtied_pages).sum();
         let floor = match priority {
             Priority::Normal => self.reserve_chunks() / 2,
-            Priority::Freeing => 0,
+            Priority::Discard => self.reserve_chunks() / 3,
+            Priority::Reclaim => 0,
         };
         if self.spare_chunks(extra_nodes).is_none_or(|spare| spare < floor) {
             return Some(Obstacle::Space);
@@ -273,10 +276,15 @@ impl State {
 
     /// Returns how many chunks data may not use, so that checkpoints, discards and deletes work in a full pool.
     pub(crate) fn reserve_chunks(&self) -> u64 {
-        let chunks = self.geometry.chunk_count;
-        (chunks / 64).clamp(4, (1 << 30) / self.geometry.chunk_bytes)
+        let least = 2 * RESERVE_PAGES.div_ceil(self.geometry.pages_per_chunk());
+        let most = (1 << 30) / self.geometry.chunk_bytes;
+        (self.geometry.chunk_count / 64).clamp(least, most.max(least))
     }
 }
+
+/// The least reserve, in page pairs: a reclaim step needs a path through the map, a row page and the index stream,
+/// and a third of the reserve has to hold them.
+const RESERVE_PAGES: u64 = 24;
 
 /// How many map pages a record makes dirty at most.
 fn dirtied_pages(record: &Record) -> u64 {

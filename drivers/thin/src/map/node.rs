@@ -196,6 +196,11 @@ impl Slot {
         self.node.as_mut()
     }
 
+    /// Returns the page in memory, or else where it is stored.
+    pub fn into_node(self) -> Result<Arc<Node>, PagePointer> {
+        self.node.ok_or(self.pointer)
+    }
+
     /// Returns where the page is stored: none when it is empty or dirty.
     pub fn pointer(&self) -> PagePointer {
         match &self.node {
