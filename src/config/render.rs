@@ -1,0 +1,89 @@
+//! The resolved configuration, written the way a configuration file is, for `--check-config`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver};
+
+pub(super) fn render(config: &Config) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_config(&mut text, config);
+    text
+}
+
+fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
+    writeln!(out, "[agent]\nstate_dir = {}\n\n[api]", quoted(&config.state_dir))?;
+    match &config.listen {
+        Listen::Unix { path, allow_uids } => {
+            writeln!(
+                out,
+                "listen = {}\nallow_uids = {allow_uids:?}",
+                text(&format!("unix:{}", path.display()))
+            )?;
+        }
+        Listen::Tls {
+            address,
+            certificate,
+            key,
+            client_ca,
+        } => {
+            writeln!(out, "listen = \"tcp:{address}\"")?;
+            writeln!(
+                out,
+                "tls_cert = {}\ntls_key = {}",
+                quoted(certificate),
+                quoted(key)
+            )?;
+            writeln!(out, "tls_client_ca = {}", quoted(client_ca))?;
+        }
+        Listen::Insecure { address } => writeln!(out, "listen = \"tcp:{address}\"\ninsecure = true")?,
+    }
+    for pool in &config.pools {
+        let PoolDriver::Thin {
+            path,
+            if_absent,
+            chunk_bytes,
+        } = &pool.driver;
+        writeln!(
+            out,
+            "\n[pool.{}]\ndriver = \"thin\"\npath = {}",
+            text(pool.name.as_str()),
+            quoted(path)
+        )?;
+        match if_absent {
+            IfAbsent::Fail => writeln!(out, "create = false")?,
+            IfAbsent::Create { size_bytes } => writeln!(out, "create = true\nsize = \"{size_bytes}B\"")?,
+        }
+        writeln!(out, "chunk = \"{}KiB\"", chunk_bytes >> 10)?;
+    }
+    let listen: Vec<String> = config
+        .target
+        .listen
+        .iter()
+        .map(|address| format!("\"{address}\""))
+        .collect();
+    writeln!(
+        out,
+        "\n[target]\ndriver = \"iscsi\"\nlisten = [{}]",
+        listen.join(", ")
+    )?;
+    let format = match config.log.format {
+        LogFormat::Auto => "auto",
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    writeln!(
+        out,
+        "\n[log]\nfilter = {}\nformat = \"{format}\"",
+        text(&config.log.filter)
+    )
+}
+
+fn quoted(path: &Path) -> String {
+    text(&path.display().to_string())
+}
+
+fn text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

@@ -1,0 +1,234 @@
+use super::*;
+
+const MINIMAL: &str = r#"
+[pool.default]
+path = "/var/lib/quarry/default.pool"
+[target]
+listen = ["10.0.0.1"]
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("quarry.toml"), text)
+}
+
+fn refusal(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn packaged_example_is_understood_and_has_every_default_written_out() {
+    let text = include_str!("../../packaging/quarry.toml");
+    let config = parse(text).unwrap();
+    assert_eq!(config.pools.len(), 1);
+    let PoolDriver::Thin { if_absent, .. } = &config.pools[0].driver;
+    assert_eq!(
+        *if_absent,
+        IfAbsent::Create {
+            size_bytes: 100 << 30
+        }
+    );
+    let minimal = parse(MINIMAL).unwrap();
+    assert_eq!(
+        (minimal.state_dir, minimal.listen, minimal.log),
+        (config.state_dir, config.listen, config.log)
+    );
+}
+
+#[test]
+fn what_check_config_prints_is_the_same_configuration_again() {
+    let tls = r#"
+[agent]
+state_dir = "/srv/quarry \"x\""
+[api]
+listen = "tcp:[fd00::1]:7443"
+tls_cert = "/c"
+tls_key = "/k"
+tls_client_ca = "/ca"
+[pool.a]
+path = "/dev/vg/a"
+[pool."b.c"]
+path = "/b"
+create = true
+size = "1.5GiB"
+chunk = "1MiB"
+[target]
+listen = ["10.0.0.1:3260", "[fd00::1]:3261"]
+[log]
+filter = "warn"
+format = "json"
+"#;
+    for text in [include_str!("../../packaging/quarry.toml"), MINIMAL, tls] {
+        let config = parse(text).unwrap();
+        assert_eq!(parse(&config.render()).unwrap(), config);
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_with_their_line_and_what_was_meant() {
+    let misspelt = MINIMAL.replace("path =", "paht =");
+    assert_eq!(
+        refusal(&misspelt),
+        "quarry.toml:3: pool.default.paht: there is no such setting; did you mean \"path\"?"
+    );
+    let section = format!("{MINIMAL}\n[tarnget]\n");
+    assert_eq!(
+        refusal(&section),
+        "quarry.toml:7: tarnget: there is no such setting; did you mean \"target\"?"
+    );
+    let strange = format!("{MINIMAL}\n[log]\nrotate_daily = 1\n");
+    assert_eq!(
+        refusal(&strange),
+        "quarry.toml:8: log.rotate_daily: there is no such setting; there are filter, format"
+    );
+}
+
+#[test]
+fn wrong_values_are_refused_with_line_key_and_remedy() {
+    let cases = [
+        ("[target", "1:", "unclosed"),
+        (
+            "[pool.default]\npath = 7\n[target]\nlisten = [\"10.0.0.1\"]\n",
+            "2:",
+            "invalid type",
+        ),
+        (
+            "[target]\nlisten = [\"10.0.0.1\"]\n",
+            "pool",
+            "add a section like [pool.default]",
+        ),
+        (
+            "[pool.default]\npath = \"/p\"\n",
+            "target",
+            "add a section [target]",
+        ),
+        (
+            "[pool.default]\n[target]\nlisten=[\"::1\"]\n",
+            "1: pool.default.path",
+            "is missing",
+        ),
+        (
+            "[pool.default]\npath = \"p\"\n",
+            "2: pool.default.path",
+            "begin it with /",
+        ),
+        ("[pool.\"a b\"]\npath = \"/p\"\n", "1: pool", "letters, digits"),
+        (
+            "[pool.a]\npath = \"/p\"\ndriver = \"zfs\"\n",
+            "3: pool.a.driver",
+            "there is \"thin\"",
+        ),
+        (
+            "[pool.a]\npath = \"/p\"\ncreate = true\n",
+            "1: pool.a.size",
+            "like \"100GiB\"",
+        ),
+        (
+            "[pool.a]\npath = \"/p\"\nsize = \"1GiB\"\n",
+            "3: pool.a.size",
+            "create = true only",
+        ),
+        (
+            "[pool.a]\npath = \"/p\"\ncreate = true\nsize = \"1GB\"\n",
+            "4: pool.a.size",
+            "two ways",
+        ),
+        (
+            "[pool.a]\npath = \"/p\"\ncreate = true\nsize = \"0\"\n",
+            "4: pool.a.size",
+            "is zero",
+        ),
+        (
+            "[pool.a]\npath = \"/p\"\nchunk = \"48KiB\"\n",
+            "3: pool.a.chunk",
+            "power of two",
+        ),
+        (
+            "[pool.a]\npath = \"/p\"\nchunk = \"4MiB\"\n",
+            "3: pool.a.chunk",
+            "power of two",
+        ),
+    ];
+    for (text, place, remedy) in cases {
+        let message = refusal(text);
+        let at = format!(
+            "quarry.toml:{}{place}",
+            if place.starts_with(char::is_numeric) {
+                ""
+            } else {
+                " "
+            }
+        );
+        assert!(message.starts_with(&at), "{message:?} does not begin with {at:?}");
+        assert!(message.contains(remedy), "{message:?} does not say {remedy:?}");
+    }
+}
+
+#[test]
+fn addresses_are_checked_for_safety() {
+    let api = |lines: &str| refusal(&format!("[api]\n{lines}\n{MINIMAL}"));
+    for (lines, remedy) in [
+        (
+            "listen = \"quarry.sock\"",
+            "\"unix:/path\" or \"tcp:ADDRESS:PORT\"",
+        ),
+        ("listen = \"unix:quarry.sock\"", "begin it with /"),
+        ("listen = \"tcp:localhost:1\"", "IP address with port"),
+        (
+            "listen = \"tcp:10.0.0.1:7443\"",
+            "TCP needs tls_cert, tls_key and tls_client_ca",
+        ),
+        ("listen = \"tcp:10.0.0.1:7443\"\ntls_cert = \"/c\"", "all three"),
+        (
+            "listen = \"tcp:10.0.0.1:7443\"\ninsecure = true",
+            "loopback addresses only",
+        ),
+        (
+            "listen = \"tcp:127.0.0.1:7443\"\ninsecure = true\ntls_cert = \"/c\"",
+            "choose one",
+        ),
+        (
+            "listen = \"tcp:127.0.0.1:7443\"\ninsecure = true\nallow_uids = [1]",
+            "unix socket only",
+        ),
+        ("tls_cert = \"/c\"", "remove them"),
+    ] {
+        let message = api(lines);
+        assert!(message.contains(remedy), "{message:?} does not say {remedy:?}");
+    }
+    let open = parse(&format!(
+        "[api]\nlisten = \"tcp:127.0.0.1:7440\"\ninsecure = true\n{MINIMAL}"
+    ))
+    .unwrap();
+    assert_eq!(
+        open.listen,
+        Listen::Insecure {
+            address: "127.0.0.1:7440".parse().unwrap()
+        }
+    );
+    assert!(refusal(&MINIMAL.replace("10.0.0.1", "0.0.0.0")).contains("name each address"));
+    let target = parse(MINIMAL).unwrap().target;
+    assert_eq!(target.listen, ["10.0.0.1:3260".parse().unwrap()]);
+}
+
+#[test]
+fn dev_mode_keeps_everything_in_its_folder_and_remembers_the_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("new");
+    let config = Config::dev(&folder, Some(1 << 30)).unwrap();
+    assert_eq!(config.target.listen, ["127.0.0.1:0".parse().unwrap()]);
+    assert!(config.state_dir.ends_with("new"));
+    std::fs::write(config.target.port_file.unwrap(), "4711\n").unwrap();
+    let again = Config::dev(&folder, None).unwrap();
+    assert_eq!(again.target.listen, ["127.0.0.1:4711".parse().unwrap()]);
+
+    std::fs::write(folder.join("iscsi-port"), "many").unwrap();
+    let message = Config::dev(&folder, None).unwrap_err().to_string();
+    assert!(message.contains("remove it to have one chosen"), "{message}");
+    let long = dir.path().join("x".repeat(120));
+    assert!(
+        Config::dev(&long, None)
+            .unwrap_err()
+            .to_string()
+            .contains("choose a shorter one")
+    );
+}
