@@ -1,0 +1,242 @@
+//! Makes the target equal to the attachments: a volume is exported exactly while it has one (R5).
+//!
+//! Called under the volume's lock by the calls that attach and detach, by recovery, and by the retry of exports
+//! that failed. What the target has been told is kept here, so that only the host that changes is touched.
+//!
+//! Invariants
+//! - E1: a grant not known to be in place is counted as unknown, and set or taken away again the next time.
+//! - E2: the device is open exactly while the volume is exported; the target's is the only handle.
+//!
+//! Failure: an export that cannot be made is remembered with its reason; its attachments show as degraded, and
+//! [`Resources::retry_exports`] tries again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quarry_contract::{
+    Access, ChapCredentials, DeviceLimits, ExportSpec, Grant, InitiatorName, OpenMode, Target, VersionId,
+    VolumeId,
+};
+use secrecy::ExposeSecret;
+use tracing::{info, warn};
+
+use super::Resources;
+use super::error::ResourceError;
+use crate::catalog::record::AttachmentRecord;
+
+/// What the target has been told.
+#[derive(Default)]
+pub(super) struct Exports {
+    states: Mutex<HashMap<VolumeId, State>>,
+}
+
+/// What the target has been told of one volume.
+enum State {
+    /// Exported, with these grants; `None` is one that may or may not be in place (E1).
+    Up(BTreeMap<InitiatorName, Option<Grant>>),
+    /// It should be exported and is not.
+    Failed(String),
+}
+
+impl Exports {
+    fn lock(&self) -> MutexGuard<'_, HashMap<VolumeId, State>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn applied(&self, volume: VolumeId) -> Option<BTreeMap<InitiatorName, Option<Grant>>> {
+        match self.lock().get(&volume) {
+            Some(State::Up(applied)) => Some(applied.clone()),
+            Some(State::Failed(_)) | None => None,
+        }
+    }
+
+    fn note(&self, volume: VolumeId, initiator: &InitiatorName, grant: Option<Grant>) {
+        if let Some(State::Up(applied)) = self.lock().get_mut(&volume) {
+            applied.insert(initiator.clone(), grant);
+        }
+    }
+
+    fn forget(&self, volume: VolumeId, initiator: &InitiatorName) {
+        if let Some(State::Up(applied)) = self.lock().get_mut(&volume) {
+            applied.remove(initiator);
+        }
+    }
+}
+
+/// Computes who may log in to a volume from its attachments: one grant for each host, with the most that any of
+/// its attachments allows.
+pub(super) fn grants_of<'a>(
+    attachments: impl IntoIterator<Item = &'a AttachmentRecord>,
+) -> Result<Vec<Grant>, ResourceError> {
+    let mut grants: BTreeMap<InitiatorName, Grant> = BTreeMap::new();
+    for record in attachments {
+        let initiator = initiator_of(record)?;
+        let access = Access::from(record.mode);
+        let grant = grants.entry(initiator.clone()).or_insert_with(|| Grant {
+            initiator,
+            access,
+            chap: ChapCredentials::from(&record.chap),
+        });
+        if access == Access::ReadWrite {
+            grant.access = access;
+        }
+    }
+    Ok(grants.into_values().collect())
+}
+
+fn initiator_of(record: &AttachmentRecord) -> Result<InitiatorName, ResourceError> {
+    InitiatorName::parse(&record.connector.initiator).map_err(|problem| ResourceError::Internal {
+        detail: format!("a stored initiator name cannot be parsed: {problem}"),
+    })
+}
+
+fn is_same(one: &Grant, other: &Grant) -> bool {
+    one.access == other.access
+        && one.chap.username == other.chap.username
+        && one.chap.secret.expose_secret() == other.chap.secret.expose_secret()
+}
+
+impl Resources {
+    fn target(&self) -> &Arc<dyn Target> {
+        &self.registry.target().target
+    }
+
+    /// Makes the target admit exactly these hosts to a volume. Returns the limits of the device when it was
+    /// opened for this. The volume's lock is held.
+    pub(super) async fn sync_export(
+        &self,
+        volume: VolumeId,
+        wanted: Vec<Grant>,
+    ) -> Result<Option<DeviceLimits>, ResourceError> {
+        if wanted.is_empty() {
+            self.target().unexport(volume).await?;
+            self.exports.lock().remove(&volume);
+            return Ok(None);
+        }
+        match self.exports.applied(volume) {
+            None => self.export(volume, wanted).await.map(Some),
+            Some(applied) => self.change_grants(volume, &applied, wanted).await.map(|()| None),
+        }
+    }
+
+    async fn export(&self, volume: VolumeId, grants: Vec<Grant>) -> Result<DeviceLimits, ResourceError> {
+        let (pool, _) = self.existing_volume(volume).await?;
+        // Read-only grants are the target's to enforce: another host may write at any time.
+        let device = pool
+            .backend
+            .open(VersionId::Volume(volume), OpenMode::ReadWrite)
+            .await?;
+        let limits = device.limits();
+        let applied = grants
+            .iter()
+            .map(|grant| (grant.initiator.clone(), Some(grant.clone())))
+            .collect();
+        if let Err(error) = self
+            .target()
+            .export(ExportSpec {
+                volume,
+                device,
+                grants,
+            })
+            .await
+        {
+            if let Err(left) = self.target().unexport(volume).await {
+                warn!(%volume, error = %left, "a failed export cannot be taken back");
+            }
+            return Err(error.into());
+        }
+        self.exports.lock().insert(volume, State::Up(applied));
+        Ok(limits)
+    }
+
+    async fn change_grants(
+        &self,
+        volume: VolumeId,
+        applied: &BTreeMap<InitiatorName, Option<Grant>>,
+        wanted: Vec<Grant>,
+    ) -> Result<(), ResourceError> {
+        for initiator in applied.keys() {
+            if !wanted.iter().any(|grant| grant.initiator == *initiator) {
+                self.exports.note(volume, initiator, None);
+                self.target().revoke(volume, initiator).await?;
+                self.exports.forget(volume, initiator);
+            }
+        }
+        for grant in wanted {
+            let present = applied.get(&grant.initiator).and_then(Option::as_ref);
+            if present.is_some_and(|present| is_same(present, &grant)) {
+                continue;
+            }
+            let initiator = grant.initiator.clone();
+            self.exports.note(volume, &initiator, None);
+            self.target().grant(volume, grant.clone()).await?;
+            self.exports.note(volume, &initiator, Some(grant));
+        }
+        Ok(())
+    }
+
+    /// Tells whether a volume is exported now.
+    pub(super) fn is_exported(&self, volume: VolumeId) -> bool {
+        self.exports.applied(volume).is_some()
+    }
+
+    /// Returns why a volume that should be exported is not.
+    pub(super) fn export_failure(&self, volume: VolumeId) -> Option<String> {
+        match self.exports.lock().get(&volume) {
+            Some(State::Failed(reason)) => Some(reason.clone()),
+            Some(State::Up(_)) | None => None,
+        }
+    }
+
+    /// Returns the volumes that should be exported and are not, with the reasons.
+    pub(super) fn export_failures(&self) -> Vec<(VolumeId, String)> {
+        let states = self.exports.lock();
+        let mut failed: Vec<(VolumeId, String)> = states
+            .iter()
+            .filter_map(|(volume, state)| match state {
+                State::Failed(reason) => Some((*volume, reason.clone())),
+                State::Up(_) => None,
+            })
+            .collect();
+        failed.sort_unstable();
+        failed
+    }
+
+    /// Tells initiators the size of a volume, when it is exported.
+    pub(super) async fn announce_size(&self, volume: VolumeId) -> Result<(), ResourceError> {
+        if self.is_exported(volume) {
+            self.target().size_changed(volume).await?;
+        }
+        Ok(())
+    }
+
+    /// Exports a volume as its attachments say. A failure is remembered and returned as `false`.
+    pub(super) async fn restore_export(&self, volume: VolumeId) -> Result<bool, ResourceError> {
+        let _held = self.locks.take([volume.into()]).await?;
+        let attachments = self.catalog.attachments_of(volume)?;
+        let grants = grants_of(attachments.iter().map(|(_, record)| record))?;
+        match self.sync_export(volume, grants).await {
+            Ok(_) => Ok(true),
+            Err(error) => {
+                warn!(%volume, %error, "the volume cannot be exported");
+                self.exports
+                    .lock()
+                    .insert(volume, State::Failed(error.to_string()));
+                Ok(false)
+            }
+        }
+    }
+
+    /// Tries once more to make the exports that failed.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn retry_exports(&self) -> Result<(), ResourceError> {
+        for (volume, _) in self.export_failures() {
+            if self.restore_export(volume).await? {
+                info!(%volume, "the volume is exported again");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! The agent itself: what it is made of and how it is.
+
+use std::net::SocketAddr;
+use std::sync::PoisonError;
+
+use quarry_contract::PoolState;
+use uuid::Uuid;
+
+use super::{Page, RecoveryReport, Resources};
+use crate::catalog::record::Moment;
+
+/// What a driver is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverRole {
+    /// It cuts volumes from a pool.
+    Volumes,
+    /// It exports volumes.
+    Target,
+}
+
+/// One configured driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driver {
+    /// What it is used for.
+    pub role: DriverRole,
+    /// Its name.
+    pub name: &'static str,
+    /// The pool or target that it serves.
+    pub instance: String,
+    /// What it can do, ordered.
+    pub capabilities: Vec<&'static str>,
+}
+
+/// The agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its identity.
+    pub id: Uuid,
+    /// When it began.
+    pub started: Moment,
+    /// Its drivers.
+    pub drivers: Vec<Driver>,
+    /// The addresses initiators connect to.
+    pub portals: Vec<SocketAddr>,
+    /// One sentence for each thing that is wrong; empty when all is well.
+    pub problems: Vec<String>,
+    /// What the last start found and did.
+    pub recovery: RecoveryReport,
+}
+
+impl Resources {
+    /// Describes the agent.
+    pub async fn node(&self) -> Node {
+        let pools = self
+            .pools(Page {
+                after: None,
+                limit: usize::MAX,
+            })
+            .await;
+        let mut problems = Vec::new();
+        let mut drivers = Vec::new();
+        for pool in pools {
+            match &pool.status {
+                Ok(status) => {
+                    if let PoolState::ReadOnly { reason } = &status.state {
+                        problems.push(format!("pool {} takes no writes: {reason}", pool.name));
+                    }
+                }
+                Err(error) => problems.push(format!("pool {} does not answer: {error}", pool.name)),
+            }
+            drivers.push(Driver {
+                role: DriverRole::Volumes,
+                name: pool.driver,
+                instance: pool.name,
+                capabilities: pool.capabilities,
+            });
+        }
+        let target = self.registry.target();
+        drivers.push(Driver {
+            role: DriverRole::Target,
+            name: target.driver,
+            instance: target.driver.to_owned(),
+            capabilities: Vec::new(),
+        });
+        for (volume, reason) in self.export_failures() {
+            problems.push(format!(
+                "volume {volume} is attached and cannot be exported: {reason}"
+            ));
+        }
+        Node {
+            id: self.catalog.node(),
+            started: self.started,
+            drivers,
+            portals: target
+                .target
+                .portals()
+                .into_iter()
+                .map(|portal| portal.0)
+                .collect(),
+            problems,
+            recovery: *self.recovery.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+}
