@@ -1,0 +1,288 @@
+//! The agent: puts the parts together, runs them, and takes them apart again.
+//!
+//! Order of the start: configuration → log → lock of the state folder → catalog → drivers → recovery (open
+//! intents, then exports) → API socket → the line `ready endpoint=… iscsi=…` on stdout. Nothing is answered
+//! before recovery has ended, and initiators can log in when the line is out.
+//!
+//! Order of the stop (SIGTERM, SIGINT): no new connections and mutating calls → running calls end → the target
+//! closes its sessions → the pools are closed. A kill at any moment is as good, only slower to start from.
+//!
+//! Failure: whatever stops the start is returned as one error that names the object and the next step.
+
+mod listener;
+mod lock;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::api;
+use crate::catalog::{Catalog, CatalogError};
+use crate::config::{Config, ConfigError};
+use crate::registry::{Registry, RegistryError};
+use crate::resources::{ResourceError, Resources};
+use crate::telemetry;
+
+pub use listener::ListenError;
+pub use lock::StateLockError;
+
+/// How often exports that failed are tried again.
+const RETRY_EXPORTS: Duration = Duration::from_secs(5);
+/// How often the journal is rid of what is older than a day.
+const FORGET_OPERATIONS: Duration = Duration::from_secs(60 * 60);
+/// How long the stop waits for calls that run. Metadata calls take milliseconds.
+const DRAIN: Duration = Duration::from_secs(30);
+/// How long the stop waits for clients to close their connections after their calls have ended.
+const CLOSE_CONNECTIONS: Duration = Duration::from_millis(300);
+
+/// How the agent is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the configuration comes from.
+    pub source: Source,
+    /// Whether to print the resolved configuration and leave it at that.
+    pub check_config: bool,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// Dev mode: everything in one folder.
+    Dev {
+        /// The folder, made when it is not there.
+        dir: PathBuf,
+        /// The size of the pool made at the first start, in bytes; `None` for the default.
+        pool_size_bytes: Option<u64>,
+    },
+}
+
+/// Why the agent does not start, or has stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateLockError),
+    /// The catalog cannot be opened.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// A pool or the target cannot be opened.
+    #[error(transparent)]
+    Drivers(#[from] RegistryError),
+    /// What the process before has left cannot be settled.
+    #[error("cannot settle what the agent before has left: {0}")]
+    Recovery(#[source] ResourceError),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The operating system refuses what every process needs.
+    #[error("the operating system refuses {what}")]
+    System {
+        /// What.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever stops the start.
+pub fn run(options: &Options) -> Result<(), AgentError> {
+    let config = match &options.source {
+        Source::File(path) => Config::load(path)?,
+        Source::Dev { dir, pool_size_bytes } => Config::dev(dir, *pool_size_bytes)?,
+    };
+    if options.check_config {
+        return print(config.render().trim_end());
+    }
+    telemetry::start(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("quarry-api")
+        .build()
+        .map_err(|source| AgentError::System {
+            what: "threads",
+            source,
+        })?;
+    runtime.block_on(async {
+        let signals = Signals::new()?;
+        let agent = Agent::start(config).await?;
+        print(&agent.ready_line())?;
+        signals.first().await;
+        info!("stopping");
+        agent.stop().await;
+        Ok(())
+    })
+}
+
+fn print(line: &str) -> Result<(), AgentError> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .map_err(|source| AgentError::System {
+            what: "writing to stdout",
+            source,
+        })
+}
+
+/// The signals that stop the agent.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, AgentError> {
+        let catch = |kind| {
+            signal(kind).map_err(|source| AgentError::System {
+                what: "signals",
+                source,
+            })
+        };
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn first(mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    model: Arc<Resources>,
+    registry: Registry,
+    endpoint: String,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+    server: tokio::task::JoinHandle<()>,
+    // Last: the folder is another agent's when everything else has ended.
+    _lock: lock::StateLock,
+}
+
+impl Agent {
+    /// Starts an agent. When this returns, calls and logins are answered.
+    ///
+    /// # Errors
+    /// Whatever stops the start.
+    pub async fn start(config: Config) -> Result<Self, AgentError> {
+        let lock = lock::StateLock::take(&config.state_dir)?;
+        let catalog = Catalog::open(&config.state_dir.join("catalog.redb"))?;
+        let registry = Registry::open(&config).await?;
+        Self::start_with(&config, lock, catalog, registry).await
+    }
+
+    async fn start_with(
+        config: &Config,
+        lock: lock::StateLock,
+        catalog: Catalog,
+        registry: Registry,
+    ) -> Result<Self, AgentError> {
+        let model = Resources::new(registry.clone(), catalog);
+        let recovery = model.recover().await.map_err(AgentError::Recovery)?;
+        info!(?recovery, "recovered");
+        let routes = api::routes(Arc::clone(&model))
+            .await
+            .map_err(ListenError::Services)?;
+        let stopping = CancellationToken::new();
+        let listener = listener::Listener::bind(&config.listen).await?;
+        let endpoint = listener.endpoint().to_owned();
+        let server = tokio::spawn(listener.into_server(routes, stopping.clone())?);
+        let tasks = TaskTracker::new();
+        tasks.spawn(every(
+            RETRY_EXPORTS,
+            stopping.clone(),
+            Arc::clone(&model),
+            |model| async move { model.retry_exports().await },
+        ));
+        tasks.spawn(every(
+            FORGET_OPERATIONS,
+            stopping.clone(),
+            Arc::clone(&model),
+            |model| async move { model.forget_old_operations().await.map(|_| ()) },
+        ));
+        tasks.close();
+        info!(%endpoint, "answering calls");
+        Ok(Self {
+            model,
+            registry,
+            endpoint,
+            stopping,
+            tasks,
+            server,
+            _lock: lock,
+        })
+    }
+
+    /// Returns the line that tells whoever started the agent where it is.
+    pub fn ready_line(&self) -> String {
+        let portals = self.registry.target().target.portals();
+        let portals: Vec<String> = portals.iter().map(ToString::to_string).collect();
+        format!("ready endpoint={} iscsi={}", self.endpoint, portals.join(","))
+    }
+
+    /// Returns where calls are answered, as clients write it: `unix:/path` or `http://address:port`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Ends the agent: running calls first, then sessions, then pools.
+    pub async fn stop(self) {
+        self.stopping.cancel();
+        if !self.model.stop(DRAIN).await {
+            warn!("calls are still running; the next start settles them");
+        }
+        let abort = self.server.abort_handle();
+        if tokio::time::timeout(CLOSE_CONNECTIONS, self.server)
+            .await
+            .is_err()
+        {
+            // Clients that hold a stream open, like a health watch.
+            abort.abort();
+        }
+        self.tasks.wait().await;
+        self.registry.close().await;
+        info!("stopped");
+    }
+}
+
+/// Does something again and again until the agent stops; an error is logged, and the next time tries again.
+async fn every<F>(
+    period: Duration,
+    stopping: CancellationToken,
+    model: Arc<Resources>,
+    work: impl Fn(Arc<Resources>) -> F,
+) where
+    F: Future<Output = Result<(), ResourceError>>,
+{
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = work(Arc::clone(&model)).await {
+            warn!(%error, "a background task has failed and will be tried again");
+        }
+    }
+}

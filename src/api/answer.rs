@@ -1,0 +1,255 @@
+//! The model's types, turned into messages.
+
+use prost_types::Timestamp;
+use quarry_contract::{PoolState, SessionInfo};
+use quarry_proto::v1;
+use quarry_proto::v1::volume_source;
+use secrecy::ExposeSecret;
+
+use super::cinder;
+use crate::catalog::record::{
+    AccessMode, Connector, Moment, OperationId, OperationRecord, Progress, Request, Source,
+};
+use crate::resources::{
+    Attachment, AttachmentState, ConnectionInfo, DriverRole, Node, Pool, Snapshot, Volume,
+};
+
+pub(super) fn timestamp(moment: Moment) -> Timestamp {
+    let seconds = i64::try_from(moment.0 / 1000).unwrap_or(i64::MAX);
+    let nanos = i32::try_from(moment.0 % 1000).unwrap_or_default() * 1_000_000;
+    Timestamp { seconds, nanos }
+}
+
+fn source(source: Source) -> Option<v1::VolumeSource> {
+    let source = match source {
+        Source::Blank => return None,
+        Source::Snapshot(id) => volume_source::Source::SnapshotId(id.to_string()),
+        Source::Volume(id) => volume_source::Source::VolumeId(id.to_string()),
+    };
+    Some(v1::VolumeSource { source: Some(source) })
+}
+
+pub(super) fn volume(volume: Volume) -> v1::Volume {
+    v1::Volume {
+        id: volume.id.to_string(),
+        pool: volume.pool,
+        size_bytes: volume.size_bytes,
+        source: source(volume.source),
+        mapped_bytes: volume.mapped_bytes,
+        snapshot_count: volume.snapshot_count,
+        attachment_ids: volume.attachments.iter().map(ToString::to_string).collect(),
+        target_name: volume.target_name,
+        serial: volume.serial,
+        labels: volume.labels.into_iter().collect(),
+        generation: volume.generation,
+        create_time: volume.created.map(timestamp),
+        update_time: volume.updated.map(timestamp),
+    }
+}
+
+pub(super) fn snapshot(snapshot: Snapshot) -> v1::Snapshot {
+    v1::Snapshot {
+        id: snapshot.id.to_string(),
+        volume_id: snapshot.volume.to_string(),
+        pool: snapshot.pool,
+        size_bytes: snapshot.size_bytes,
+        mapped_bytes: snapshot.mapped_bytes,
+        labels: snapshot.labels.into_iter().collect(),
+        generation: snapshot.generation,
+        create_time: snapshot.created.map(timestamp),
+    }
+}
+
+fn mode(mode: AccessMode) -> v1::AccessMode {
+    match mode {
+        AccessMode::ReadOnly => v1::AccessMode::ReadOnly,
+        AccessMode::ReadWrite => v1::AccessMode::ReadWrite,
+    }
+}
+
+fn connector(connector: Connector) -> v1::Connector {
+    let Connector {
+        initiator,
+        host,
+        ip,
+        multipath,
+        enforce_multipath,
+    } = connector;
+    v1::Connector {
+        initiator,
+        host,
+        ip,
+        multipath,
+        enforce_multipath,
+    }
+}
+
+pub(super) fn attachment(attachment: Attachment) -> v1::Attachment {
+    let (state, state_reason) = match attachment.state {
+        AttachmentState::Ready => (v1::AttachmentState::Ready, String::new()),
+        AttachmentState::Active => (v1::AttachmentState::Active, String::new()),
+        AttachmentState::Degraded { reason } => (v1::AttachmentState::Degraded, reason),
+    };
+    v1::Attachment {
+        id: attachment.id.to_string(),
+        volume_id: attachment.volume.to_string(),
+        connector: Some(connector(attachment.connector)),
+        mode: mode(attachment.mode).into(),
+        state: state.into(),
+        state_reason,
+        session_count: attachment.session_count,
+        shared_on_host: attachment.shared_on_host,
+        labels: attachment.labels.into_iter().collect(),
+        generation: attachment.generation,
+        create_time: Some(timestamp(attachment.created)),
+    }
+}
+
+pub(super) fn connection_info(info: &ConnectionInfo) -> v1::ConnectionInfo {
+    let iscsi = v1::IscsiConnectionInfo {
+        portals: info.portals.iter().map(ToString::to_string).collect(),
+        target_name: info.target_name.clone(),
+        lun: info.lun.into(),
+        chap: Some(v1::ChapCredentials {
+            username: info.chap.username.clone(),
+            secret: info.chap.secret.expose_secret().to_owned(),
+        }),
+    };
+    v1::ConnectionInfo {
+        protocol: Some(v1::connection_info::Protocol::Iscsi(iscsi)),
+        cinder_json: cinder::render(info).to_string(),
+        mode: mode(info.mode).into(),
+        discard: info.discard,
+        logical_block_bytes: info.logical_block_bytes,
+        physical_block_bytes: info.physical_block_bytes,
+    }
+}
+
+pub(super) fn session(session: SessionInfo) -> v1::Session {
+    v1::Session {
+        volume_id: session.volume.to_string(),
+        initiator: session.initiator.to_string(),
+        peer: session.peer.to_string(),
+        portal: session.portal.to_string(),
+        tsih: session.tsih.into(),
+    }
+}
+
+pub(super) fn pool(pool: Pool) -> v1::Pool {
+    let mut answer = v1::Pool {
+        name: pool.name,
+        driver: pool.driver.to_owned(),
+        max_volume_bytes: pool.max_volume_bytes,
+        size_granularity_bytes: pool.size_granularity_bytes,
+        capabilities: pool.capabilities.into_iter().map(str::to_owned).collect(),
+        ..Default::default()
+    };
+    match pool.status {
+        Err(reason) => {
+            answer.set_state(v1::PoolState::Down);
+            answer.state_reason = reason;
+        }
+        Ok(status) => {
+            match status.state {
+                PoolState::Up => answer.set_state(v1::PoolState::Up),
+                PoolState::ReadOnly { reason } => {
+                    answer.set_state(v1::PoolState::ReadOnly);
+                    answer.state_reason = reason;
+                }
+            }
+            answer.uuid = status.uuid.to_string();
+            answer.total_bytes = status.total_bytes;
+            answer.free_bytes = status.free_bytes;
+            answer.allocated_bytes = status.allocated_bytes;
+            answer.reclaimable_bytes = status.reclaimable_bytes;
+            answer.provisioned_bytes = status.provisioned_bytes;
+            answer.chunk_bytes = status.chunk_bytes;
+            answer.volume_count = status.volume_count;
+            answer.snapshot_count = status.snapshot_count;
+        }
+    }
+    answer
+}
+
+pub(super) fn node(node: Node) -> v1::NodeInfo {
+    let driver = |driver: crate::resources::Driver| v1::Driver {
+        role: match driver.role {
+            DriverRole::Volumes => v1::DriverRole::Volumes,
+            DriverRole::Target => v1::DriverRole::Target,
+        }
+        .into(),
+        name: driver.name.to_owned(),
+        instance: driver.instance,
+        capabilities: driver.capabilities.into_iter().map(str::to_owned).collect(),
+    };
+    let state = if node.problems.is_empty() {
+        v1::HealthState::Ok
+    } else {
+        v1::HealthState::Degraded
+    };
+    let hostname = nix::unistd::gethostname().unwrap_or_default();
+    v1::NodeInfo {
+        id: node.id.to_string(),
+        hostname: hostname.to_string_lossy().into_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        api_versions: vec!["quarry.v1".to_owned()],
+        start_time: Some(timestamp(node.started)),
+        drivers: node.drivers.into_iter().map(driver).collect(),
+        portals: node.portals.iter().map(ToString::to_string).collect(),
+        health: Some(v1::Health {
+            state: state.into(),
+            problems: node.problems,
+        }),
+        recovery: Some(v1::RecoveryReport {
+            operations_finished: node.recovery.operations_finished,
+            operations_undone: node.recovery.operations_undone,
+            exports_restored: node.recovery.exports_restored,
+            exports_failed: node.recovery.exports_failed,
+        }),
+    }
+}
+
+pub(super) fn operation_kind(request: &Request) -> v1::OperationKind {
+    match request {
+        Request::CreateVolume { .. } => v1::OperationKind::CreateVolume,
+        Request::ExtendVolume { .. } => v1::OperationKind::ExtendVolume,
+        Request::RevertVolume { .. } => v1::OperationKind::RevertVolume,
+        Request::UpdateVolume { .. } => v1::OperationKind::UpdateVolume,
+        Request::DeleteVolume { .. } => v1::OperationKind::DeleteVolume,
+        Request::CreateSnapshots { .. } => v1::OperationKind::CreateSnapshots,
+        Request::DeleteSnapshot { .. } => v1::OperationKind::DeleteSnapshot,
+        Request::CreateAttachment { .. } => v1::OperationKind::CreateAttachment,
+        Request::DeleteAttachment { .. } => v1::OperationKind::DeleteAttachment,
+    }
+}
+
+pub(super) fn operation_state(progress: &Progress) -> v1::OperationState {
+    match progress {
+        Progress::Running => v1::OperationState::Running,
+        Progress::Succeeded { .. } => v1::OperationState::Succeeded,
+        Progress::Failed { .. } => v1::OperationState::Failed,
+    }
+}
+
+pub(super) fn operation(id: OperationId, record: OperationRecord) -> v1::Operation {
+    let error = match &record.progress {
+        Progress::Failed { code, message } => Some(v1::OperationError {
+            reason: v1::Reason::from_error_info(code)
+                .unwrap_or(v1::Reason::Internal)
+                .into(),
+            message: message.clone(),
+        }),
+        Progress::Running | Progress::Succeeded { .. } => None,
+    };
+    v1::Operation {
+        id: id.to_string(),
+        kind: operation_kind(&record.request).into(),
+        target_id: record.request.target().to_string(),
+        state: operation_state(&record.progress).into(),
+        request_id: record.request_id.unwrap_or_default(),
+        create_time: Some(timestamp(record.created)),
+        end_time: record.ended.map(timestamp),
+        error,
+        recovered: record.recovered,
+    }
+}

@@ -1,0 +1,266 @@
+//! Requests, checked and turned into the model's types. What is wrong is refused with the field's name and what
+//! would be right.
+
+use quarry_contract::{InitiatorName, SnapshotId, VolumeId};
+use quarry_proto::v1;
+use quarry_proto::v1::volume_source;
+use uuid::Uuid;
+
+use crate::catalog::record::{AccessMode, Connector, Labels, Source};
+use crate::resources::{Mutation, Page, ResourceError};
+
+/// The most labels an object has, and the longest key and value in bytes.
+const MAX_LABELS: usize = 64;
+const MAX_LABEL_KEY_BYTES: usize = 63;
+const MAX_LABEL_VALUE_BYTES: usize = 1024;
+/// The longest name for a call, in bytes.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+/// The longest name of a host, in bytes.
+const MAX_HOST_BYTES: usize = 255;
+/// How much of a list is returned when the caller does not say, and at most.
+const DEFAULT_PAGE_SIZE: u32 = 100;
+const MAX_PAGE_SIZE: u32 = 1000;
+
+pub(super) fn wrong(field: &str, problem: impl Into<String>) -> ResourceError {
+    ResourceError::InvalidField {
+        field: field.to_owned(),
+        problem: problem.into(),
+    }
+}
+
+/// Shows what the caller sent, cut short.
+fn excerpt(text: &str) -> String {
+    const SHOWN: usize = 64;
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], text.len()),
+        None => format!("{text:?}"),
+    }
+}
+
+pub(super) fn uuid(field: &str, text: &str) -> Result<Uuid, ResourceError> {
+    if text.is_empty() {
+        return Err(wrong(
+            field,
+            "is missing; give a UUID like 0192f0c4-7a3e-7b1c-9d52-3f6a1c2b4d5e",
+        ));
+    }
+    // The hyphenated form only: the other forms that a parser may take are not ids of this interface.
+    let parsed = Uuid::try_parse(text)
+        .ok()
+        .filter(|id| text.len() == 36 && !id.is_nil());
+    parsed.ok_or_else(|| {
+        let problem = format!(
+            "{} is not a UUID; write 32 hexadecimal digits with hyphens, not all zero",
+            excerpt(text)
+        );
+        wrong(field, problem)
+    })
+}
+
+pub(super) fn volume_id(field: &str, text: &str) -> Result<VolumeId, ResourceError> {
+    uuid(field, text).map(VolumeId)
+}
+
+pub(super) fn snapshot_id(field: &str, text: &str) -> Result<SnapshotId, ResourceError> {
+    uuid(field, text).map(SnapshotId)
+}
+
+/// Turns the empty text, which means "any", into `None`.
+pub(super) fn optional<T>(
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, ResourceError>,
+) -> Result<Option<T>, ResourceError> {
+    if text.is_empty() {
+        Ok(None)
+    } else {
+        parse(text).map(Some)
+    }
+}
+
+pub(super) fn initiator(text: &str) -> Result<InitiatorName, ResourceError> {
+    InitiatorName::parse(text).map_err(|problem| wrong("initiator", problem))
+}
+
+pub(super) fn source(source: Option<v1::VolumeSource>) -> Result<Source, ResourceError> {
+    let Some(source) = source else {
+        return Ok(Source::Blank);
+    };
+    match source.source {
+        None => Err(wrong(
+            "source",
+            "is there but empty; name a snapshot or a volume, or leave it out",
+        )),
+        Some(volume_source::Source::SnapshotId(text)) => {
+            snapshot_id("source.snapshot_id", &text).map(Source::Snapshot)
+        }
+        Some(volume_source::Source::VolumeId(text)) => {
+            volume_id("source.volume_id", &text).map(Source::Volume)
+        }
+    }
+}
+
+pub(super) fn labels(labels: impl IntoIterator<Item = (String, String)>) -> Result<Labels, ResourceError> {
+    let labels: Labels = labels.into_iter().collect();
+    if labels.len() > MAX_LABELS {
+        return Err(wrong(
+            "labels",
+            format!("{} labels are more than {MAX_LABELS}", labels.len()),
+        ));
+    }
+    for (key, value) in &labels {
+        if key.is_empty() || key.len() > MAX_LABEL_KEY_BYTES {
+            let problem = format!(
+                "the key {} does not have 1 to {MAX_LABEL_KEY_BYTES} bytes",
+                excerpt(key)
+            );
+            return Err(wrong("labels", problem));
+        }
+        if value.len() > MAX_LABEL_VALUE_BYTES {
+            let problem = format!(
+                "the value of {key:?} has {} bytes, more than {MAX_LABEL_VALUE_BYTES}",
+                value.len()
+            );
+            return Err(wrong("labels", problem));
+        }
+    }
+    Ok(labels)
+}
+
+pub(super) fn mutation(mutation: Option<v1::Mutation>) -> Result<Mutation, ResourceError> {
+    let Some(v1::Mutation {
+        request_id,
+        if_generation,
+    }) = mutation
+    else {
+        return Ok(Mutation::default());
+    };
+    if request_id.len() > MAX_REQUEST_ID_BYTES {
+        let problem = format!("has {} bytes, more than {MAX_REQUEST_ID_BYTES}", request_id.len());
+        return Err(wrong("mutation.request_id", problem));
+    }
+    Ok(Mutation {
+        request_id: Some(request_id).filter(|name| !name.is_empty()),
+        if_generation: Some(if_generation).filter(|generation| *generation != 0),
+    })
+}
+
+pub(super) fn mode(mode: i32) -> Result<AccessMode, ResourceError> {
+    match v1::AccessMode::try_from(mode) {
+        Ok(v1::AccessMode::Unspecified | v1::AccessMode::ReadWrite) => Ok(AccessMode::ReadWrite),
+        Ok(v1::AccessMode::ReadOnly) => Ok(AccessMode::ReadOnly),
+        Err(_) => Err(wrong(
+            "mode",
+            format!("{mode} is not an access mode; 1 is read-write, 2 read-only"),
+        )),
+    }
+}
+
+pub(super) fn connector(connector: Option<v1::Connector>) -> Result<Connector, ResourceError> {
+    let Some(connector) = connector else {
+        let problem = "is missing; iSCSI needs the host's initiator name".to_owned();
+        return Err(ResourceError::ConnectorIncomplete { problem });
+    };
+    let v1::Connector {
+        initiator,
+        host,
+        ip,
+        multipath,
+        enforce_multipath,
+    } = connector;
+    if host.len() > MAX_HOST_BYTES || host.chars().any(char::is_control) {
+        let problem = format!(
+            "{} is not a host name; it has at most {MAX_HOST_BYTES} bytes and no control characters",
+            excerpt(&host)
+        );
+        return Err(wrong("connector.host", problem));
+    }
+    if !ip.is_empty() && ip.parse::<std::net::IpAddr>().is_err() {
+        let problem = format!(
+            "{} is not an IP address; write it as a literal, or leave it out",
+            excerpt(&ip)
+        );
+        return Err(wrong("connector.ip", problem));
+    }
+    Ok(Connector {
+        initiator,
+        host,
+        ip,
+        multipath,
+        enforce_multipath,
+    })
+}
+
+/// How far a list has been read, as the caller carries it: the list's name and the last key, in hexadecimal so
+/// that nobody takes it for something to compute with.
+pub(super) struct Cursor {
+    list: &'static str,
+}
+
+impl Cursor {
+    pub(super) const fn of(list: &'static str) -> Self {
+        Self { list }
+    }
+
+    pub(super) fn token(&self, last: impl std::fmt::Display) -> String {
+        hex::encode(format!("{}:{last}", self.list))
+    }
+
+    fn key(&self, token: &str) -> Result<String, ResourceError> {
+        let text = hex::decode(token)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        let key = text
+            .as_deref()
+            .and_then(|text| text.strip_prefix(self.list)?.strip_prefix(':'));
+        key.map(str::to_owned).ok_or_else(|| self.refused(token))
+    }
+
+    fn refused(&self, token: &str) -> ResourceError {
+        let problem = format!(
+            "{} does not come from a list of {}; use next_page_token of the page before, or leave it out",
+            excerpt(token),
+            self.list
+        );
+        wrong("page_token", problem)
+    }
+
+    /// Reads which part of a list is asked for. One more than the page is fetched, which tells whether another
+    /// page follows.
+    pub(super) fn page<K>(
+        &self,
+        size: u32,
+        token: &str,
+        parse: impl FnOnce(&str) -> Option<K>,
+    ) -> Result<(Page<K>, usize), ResourceError> {
+        if size > MAX_PAGE_SIZE {
+            return Err(wrong("page_size", format!("{size} is more than {MAX_PAGE_SIZE}")));
+        }
+        let size = if size == 0 { DEFAULT_PAGE_SIZE } else { size } as usize;
+        let after = match token {
+            "" => None,
+            token => Some(parse(&self.key(token)?).ok_or_else(|| self.refused(token))?),
+        };
+        Ok((
+            Page {
+                after,
+                limit: size + 1,
+            },
+            size,
+        ))
+    }
+
+    /// Cuts what was fetched to the page, and names where the next begins.
+    pub(super) fn cut<T, K: std::fmt::Display>(
+        &self,
+        mut found: Vec<T>,
+        size: usize,
+        key: impl Fn(&T) -> K,
+    ) -> (Vec<T>, String) {
+        if found.len() <= size {
+            return (found, String::new());
+        }
+        found.truncate(size);
+        let token = found.last().map(|last| self.token(key(last))).unwrap_or_default();
+        (found, token)
+    }
+}

@@ -1,0 +1,7 @@
+//! The semantics of the interface, over drivers in memory: what cinder.md 7.3 lists, and what is refused.
+
+mod bad_input;
+mod crash;
+mod faults;
+mod kit;
+mod semantics;
