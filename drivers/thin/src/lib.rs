@@ -11,9 +11,11 @@
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
 //! | reads and writes | `data_path`; without blocking, `plan` |
 //! | volumes and snapshots | `control`, `handle` |
-//! | what runs in the background | `maintenance` |
+//! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
+//! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
 
+mod backend;
 mod check;
 mod checkpoint;
 mod commit;
@@ -28,6 +30,7 @@ mod handle;
 mod latch;
 mod locks;
 mod log;
+mod maintainer;
 mod maintenance;
 mod map;
 mod options;
@@ -44,11 +47,13 @@ mod state;
 mod version;
 mod write_epoch;
 
+pub use backend::{PoolFile, ThinBackend};
 pub use check::CheckReport;
 pub use device::{DirectFile, PoolDevice, Submission};
 pub use error::PoolError;
 pub use file_device::{FileDevice, FileDeviceError, IoMode};
 pub use handle::VersionHandle;
+pub use maintainer::Maintainer;
 pub use maintenance::Maintenance;
 pub use options::{FormatOptions, OpenOptions};
 pub use plan::{Place, Plan, PlanGuard, Planned, Segment};

@@ -508,3 +508,23 @@ fn replay(device: &dyn PoolDevice, state: &mut State, batch: &LoggedBatch) -> Re
 pub fn identify(device: &dyn PoolDevice) -> Result<Uuid, PoolError> {
     choose_superblock(device).map(|superblock| superblock.uuid)
 }
+
+/// Tells whether a device without superblocks has nothing where a pool or a file system would begin: it was made
+/// for a pool, and its formatting never got to the superblocks, which come last.
+pub(crate) fn is_blank(device: &dyn PoolDevice) -> Result<bool, PoolError> {
+    let size = device
+        .size_bytes()
+        .map_err(PoolError::device("asking for the size"))?;
+    for offset in (0..BLANK_HEAD_BYTES.min(size / BLOCK * BLOCK)).step_by(BLOCK_BYTES) {
+        if read_block(device, offset, "the head of the device")?
+            .iter()
+            .any(|byte| *byte != 0)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Superblocks and the beginning of the log, which formatting does not write before the superblocks.
+const BLANK_HEAD_BYTES: u64 = 72 << 10;

@@ -1,0 +1,257 @@
+//! The thin engine as a driver of the control plane.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use quarry_contract::{
+    BackendCapabilities, BlockDevice, Capability, DriverError, OpenMode, Outcome, PoolStatus, SnapshotId,
+    SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+};
+
+use crate::data_path::LOGICAL_BLOCK_BYTES;
+use crate::locks::lock;
+use crate::maintainer::Maintainer;
+use crate::{
+    FileDevice, FileDeviceError, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, PoolError,
+    VolumeDevice, Workers,
+};
+
+/// A pool with what runs around it: the thread for its background work and the threads for blocking I/O.
+pub struct ThinBackend {
+    pool: Arc<Pool>,
+    workers: Arc<Workers>,
+    maintainer: Mutex<Option<Maintainer>>,
+}
+
+/// The file a pool lives in.
+#[derive(Debug, Clone)]
+pub struct PoolFile {
+    /// A regular file or a block device.
+    pub path: PathBuf,
+    /// How queues do I/O on it.
+    pub io_mode: IoMode,
+}
+
+impl PoolFile {
+    /// The file at `path`, with the best I/O there is.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            io_mode: IoMode::default(),
+        }
+    }
+}
+
+impl ThinBackend {
+    /// Runs a pool that is open.
+    ///
+    /// # Errors
+    /// `Unavailable` when the operating system refuses a thread.
+    pub fn new(pool: Arc<Pool>) -> Result<Self, DriverError> {
+        let maintainer = Maintainer::start(Arc::clone(&pool)).map_err(|source| DriverError::Unavailable {
+            object: format!("pool {}", pool.options.name),
+            problem: "its maintenance thread cannot be started".into(),
+            source: Some(source),
+        })?;
+        Ok(Self {
+            pool,
+            workers: Workers::new(),
+            maintainer: Mutex::new(Some(maintainer)),
+        })
+    }
+
+    /// Opens the pool in a file. Blocks while it recovers.
+    ///
+    /// # Errors
+    /// `Unavailable` when the file does not exist, is in use or holds no pool; `Corrupt`.
+    pub fn open_file(file: &PoolFile, options: OpenOptions) -> Result<Self, DriverError> {
+        let device = FileDevice::open(&file.path, file.io_mode);
+        let device = device.map_err(|error| error.into_driver_error(options.name.as_str()))?;
+        Self::open_device(Arc::new(device), options)
+    }
+
+    /// Makes a sparse file of `size_bytes` with an empty pool in it and opens that. Blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` when the file exists or cannot be made; `InvalidArgument` for the format.
+    pub fn create_file(
+        file: &PoolFile,
+        size_bytes: u64,
+        format: &FormatOptions,
+        options: OpenOptions,
+    ) -> Result<Self, DriverError> {
+        let device = FileDevice::create(&file.path, size_bytes, file.io_mode);
+        let device = device.map_err(|error| error.into_driver_error(options.name.as_str()))?;
+        Pool::format(&device, format).map_err(|error| error.into_driver_error(options.name.as_str()))?;
+        Self::open_device(Arc::new(device), options)
+    }
+
+    /// Opens the pool in a file, or makes both where there is nothing yet. A file that was made, but whose
+    /// formatting was cut short by a crash, is formatted; one with anything else in it is not touched. Blocks.
+    ///
+    /// # Errors
+    /// As [`open_file`](Self::open_file) and [`create_file`](Self::create_file).
+    pub fn open_or_create_file(
+        file: &PoolFile,
+        size_bytes: u64,
+        format: &FormatOptions,
+        options: OpenOptions,
+    ) -> Result<Self, DriverError> {
+        let name = options.name.clone();
+        let device = match FileDevice::open(&file.path, file.io_mode) {
+            Err(FileDeviceError::NotFound { .. }) => {
+                return Self::create_file(file, size_bytes, format, options);
+            }
+            opened => opened.map_err(|error| error.into_driver_error(name.as_str()))?,
+        };
+        let begun_format = matches!(crate::identify(&device), Err(PoolError::NotAPool))
+            && crate::recovery::is_blank(&device).map_err(|error| error.into_driver_error(name.as_str()))?;
+        if begun_format {
+            Pool::format(&device, format).map_err(|error| error.into_driver_error(name.as_str()))?;
+        }
+        Self::open_device(Arc::new(device), options)
+    }
+
+    fn open_device(device: Arc<dyn PoolDevice>, options: OpenOptions) -> Result<Self, DriverError> {
+        let name = options.name.clone();
+        let pool = Pool::open(device, options).map_err(|error| error.into_driver_error(name.as_str()))?;
+        Self::new(pool)
+    }
+
+    /// Returns the pool.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Ends the background work, checkpoints and closes the pool; what is open answers `Closed` from then on.
+    /// Blocks. Does nothing the second time.
+    ///
+    /// # Errors
+    /// What the last checkpoint hit; nothing acknowledged is lost by it.
+    pub fn shutdown(&self) -> Result<(), DriverError> {
+        drop(lock(&self.maintainer).take());
+        self.pool.close().map_err(|error| self.pool.driver_error(error))
+    }
+
+    /// Runs a blocking call where it holds up no async task.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Arc<Pool>) -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let pool = Arc::clone(&self.pool);
+        // Outside of a tokio runtime the caller is a test or tool that may block.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return call(&pool);
+        };
+        let joined = runtime.spawn_blocking(move || call(&pool)).await;
+        joined.unwrap_or_else(|error| {
+            Err(DriverError::Internal {
+                detail: format!("a call into the thin engine did not return: {error}"),
+            })
+        })
+    }
+
+    fn nudge(&self) {
+        if let Some(maintainer) = &*lock(&self.maintainer) {
+            maintainer.nudge();
+        }
+    }
+}
+
+#[async_trait]
+impl VolumeBackend for ThinBackend {
+    fn capabilities(&self) -> BackendCapabilities {
+        let mut features = vec![
+            Capability::ThinProvisioning,
+            Capability::Snapshots,
+            Capability::Clones,
+            Capability::RevertToAny,
+            Capability::OnlineExtend,
+            Capability::GroupSnapshots,
+            Capability::Discard,
+        ];
+        features.sort_unstable();
+        BackendCapabilities {
+            driver: "thin",
+            features,
+            max_volume_bytes: self.pool.max_volume_bytes(),
+            size_granularity_bytes: u64::from(LOGICAL_BLOCK_BYTES),
+        }
+    }
+
+    async fn pool_status(&self) -> Result<PoolStatus, DriverError> {
+        self.pool.check_open()?;
+        Ok(self.pool.status())
+    }
+
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let spec = *spec;
+        self.blocking(move |pool| pool.create_volume(&spec)).await
+    }
+
+    async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError> {
+        self.pool.check_open()?;
+        self.pool.volume(id)
+    }
+
+    async fn volumes(&self) -> Result<Vec<VolumeInfo>, DriverError> {
+        self.pool.check_open()?;
+        Ok(self.pool.volumes())
+    }
+
+    async fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
+        self.blocking(move |pool| pool.extend_volume(id, size_bytes))
+            .await
+    }
+
+    async fn revert_volume(
+        &self,
+        id: VolumeId,
+        snapshot: SnapshotId,
+    ) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let reverted = self.blocking(move |pool| pool.revert_volume(id, snapshot)).await;
+        self.nudge();
+        reverted
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<Outcome<()>, DriverError> {
+        let deleted = self.blocking(move |pool| pool.delete_volume(id)).await;
+        self.nudge();
+        deleted
+    }
+
+    async fn create_snapshots(
+        &self,
+        group: &[SnapshotSpec],
+    ) -> Result<Outcome<Vec<SnapshotInfo>>, DriverError> {
+        let group = group.to_vec();
+        self.blocking(move |pool| pool.create_snapshots(&group)).await
+    }
+
+    async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotInfo, DriverError> {
+        self.pool.check_open()?;
+        self.pool.snapshot(id)
+    }
+
+    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, DriverError> {
+        self.pool.check_open()?;
+        Ok(self.pool.snapshots())
+    }
+
+    async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError> {
+        let deleted = self.blocking(move |pool| pool.delete_snapshot(id)).await;
+        self.nudge();
+        deleted
+    }
+
+    async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError> {
+        let workers = Arc::clone(&self.workers);
+        self.blocking(move |pool| {
+            let handle = pool.open_version(id, mode)?;
+            let device: Arc<dyn BlockDevice> = VolumeDevice::new(handle, workers);
+            Ok(device)
+        })
+        .await
+    }
+}
