@@ -120,20 +120,24 @@ impl VolumeQueue {
         }
     }
 
-    /// Refuses what is longer than the limit; the engine judges the rest.
-    fn check_length(&self, verb: &Verb) -> Result<(), IoError> {
+    /// Refuses what no plan should be made for: transfers that do not fit the limits. The engine judges the rest.
+    fn check_shape(&self, verb: &Verb) -> Result<(), IoError> {
         let limits = self.device.limits();
+        let block = limits.logical_block_bytes;
         match verb {
-            Verb::Read { offset, buffer } | Verb::Write { offset, buffer, .. }
-                if buffer.len() > limits.max_transfer_bytes as usize =>
-            {
-                Err(IoError::Misaligned {
-                    offset: *offset,
-                    length: buffer.len() as u64,
-                    block: limits.logical_block_bytes,
+            Verb::Read { offset, buffer } | Verb::Write { offset, buffer, .. } => {
+                let length = buffer.len() as u64;
+                let fits = length <= u64::from(limits.max_transfer_bytes)
+                    && offset.is_multiple_of(u64::from(block))
+                    && length.is_multiple_of(u64::from(block));
+                let offset = *offset;
+                fits.then_some(()).ok_or(IoError::Misaligned {
+                    offset,
+                    length,
+                    block,
                 })
             }
-            _ => Ok(()),
+            Verb::Flush | Verb::Discard { .. } | Verb::WriteZeroes { .. } => Ok(()),
         }
     }
 }
@@ -145,7 +149,7 @@ impl IoQueue for VolumeQueue {
         }
         self.in_flight += 1;
         let Request { tag, verb } = request;
-        if let Err(error) = self.check_length(&verb) {
+        if let Err(error) = self.check_shape(&verb) {
             self.ended.push(workers::completion(tag, verb, Err(error)));
             return Ok(());
         }

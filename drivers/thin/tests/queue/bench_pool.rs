@@ -1,0 +1,158 @@
+//! Pools on files for these tests.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use quarry_contract::{DataSource, OpenMode, PoolName, VersionId, VolumeId, VolumeSpec};
+use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice, Workers};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const POOL_BYTES: u64 = 256 << 20;
+
+/// Where a pool is and how its queues do I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    pub directory: &'static str,
+    pub mode: IoMode,
+}
+
+/// Every way a queue can do I/O: at once on memory, through a ring on memory and on disk, with threads.
+pub const KINDS: [Kind; 4] = [
+    Kind {
+        directory: "/dev/shm",
+        mode: IoMode::Auto,
+    },
+    Kind {
+        directory: "/dev/shm",
+        mode: IoMode::Uring,
+    },
+    Kind {
+        directory: "/tmp",
+        mode: IoMode::Uring,
+    },
+    Kind {
+        directory: "/tmp",
+        mode: IoMode::Threads,
+    },
+];
+
+/// Runs `test` for every kind that this machine allows.
+pub fn each_kind(test: impl Fn(Kind)) {
+    for kind in KINDS {
+        match (kind.mode, quarry_sys::ring::probe()) {
+            (IoMode::Uring, Err(error)) => {
+                println!("skipped {kind:?}: io_uring is not allowed here: {error}")
+            }
+            _ => test(kind),
+        }
+    }
+}
+
+/// A pool on a file that is removed at the end.
+pub struct BenchPool {
+    pub pool: Arc<Pool>,
+    pub workers: Arc<Workers>,
+    path: PathBuf,
+    kind: Kind,
+    _directory: TempDir,
+}
+
+impl BenchPool {
+    pub fn new(kind: Kind) -> Self {
+        let directory = tempfile::tempdir_in(kind.directory).unwrap();
+        let path = directory.path().join("pool");
+        let device = FileDevice::create(&path, POOL_BYTES, kind.mode).unwrap();
+        let options = FormatOptions {
+            log_bytes: 1 << 20,
+            ..FormatOptions::default()
+        };
+        Pool::format(&device, &options).unwrap();
+        drop(device);
+        Self {
+            pool: open(&path, kind),
+            workers: Workers::new(),
+            path,
+            kind,
+            _directory: directory,
+        }
+    }
+
+    /// Makes a blank volume and opens it.
+    pub fn volume(&self, size_bytes: u64) -> (VolumeId, Arc<VolumeDevice>) {
+        let id = VolumeId(Uuid::new_v4());
+        self.pool
+            .create_volume(&VolumeSpec {
+                id,
+                size_bytes,
+                source: DataSource::Blank,
+            })
+            .unwrap();
+        (id, self.open(id.into_version(), OpenMode::ReadWrite))
+    }
+
+    pub fn open(&self, version: VersionId, mode: OpenMode) -> Arc<VolumeDevice> {
+        let handle = self.pool.open_version(version, mode).unwrap();
+        VolumeDevice::new(handle, Arc::clone(&self.workers))
+    }
+
+    /// Lets go of the pool without closing it, and recovers it from its file.
+    pub fn reopen(self) -> Self {
+        let Self {
+            pool,
+            workers,
+            path,
+            kind,
+            _directory,
+        } = self;
+        assert_eq!(Arc::strong_count(&pool), 1, "Q4: somebody still holds the pool");
+        drop(pool);
+        Self {
+            pool: open(&path, kind),
+            workers,
+            path,
+            kind,
+            _directory,
+        }
+    }
+}
+
+fn open(path: &std::path::Path, kind: Kind) -> Arc<Pool> {
+    let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::open(path, kind.mode).unwrap());
+    Pool::open(device, OpenOptions::named(PoolName::parse("bench").unwrap())).unwrap()
+}
+
+/// Names a volume's own version.
+pub trait IntoVersion {
+    fn into_version(self) -> VersionId;
+}
+
+impl IntoVersion for VolumeId {
+    fn into_version(self) -> VersionId {
+        VersionId::Volume(self)
+    }
+}
+
+/// A small deterministic source of choices (xorshift64).
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub fn roll(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        (self.roll() >> 16) % bound
+    }
+
+    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.roll() as u8).collect()
+    }
+}

@@ -1,0 +1,7 @@
+//! The queue layer over the engine, on real files, in every way it can do I/O.
+
+mod bench_pool;
+mod busy;
+mod conformance;
+mod deep;
+mod waking;
