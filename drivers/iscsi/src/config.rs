@@ -8,6 +8,10 @@ use std::time::Duration;
 pub struct TargetConfig {
     /// Where to listen; port 0 takes a free one.
     pub portals: Vec<SocketAddr>,
+    /// Whether connections wait, after the start, until
+    /// [`accept_logins`](crate::IscsiTarget::accept_logins): an initiator that comes back while exports are
+    /// still being rebuilt would be told that its target does not exist, which some take as final.
+    pub hold_logins: bool,
     /// What target names begin with: `iqn.YYYY-MM.reversed.domain`. It must never change for a volume.
     pub name_prefix: String,
     /// I/O threads; 0 means one for each processor.
@@ -27,6 +31,7 @@ impl TargetConfig {
     pub fn listening_on(portals: Vec<SocketAddr>) -> Self {
         Self {
             portals,
+            hold_logins: false,
             name_prefix: "iqn.2026-11.io.quarry".to_owned(),
             reactors: 0,
             max_sessions: 4096,

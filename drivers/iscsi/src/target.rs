@@ -148,6 +148,15 @@ impl IscsiTarget {
         Ok(target)
     }
 
+    /// Takes the connections that have waited since a start with
+    /// [`hold_logins`](TargetConfig::hold_logins), and all that follow.
+    pub fn accept_logins(&self) {
+        if self.shared.config.hold_logins {
+            // The first reactor has the listeners.
+            self.shared.send(0, Message::Accept);
+        }
+    }
+
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }

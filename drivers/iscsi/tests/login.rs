@@ -7,6 +7,7 @@ use client::{Client, Login, Pdu, pairs};
 use quarry_contract::conformance::block_on;
 use quarry_contract::{Access, Target};
 use rig::{INITIATOR, Rig, eventually, grant, initiator, volume};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 const STRANGER: &str = "iqn.2026-11.io.quarry.test:stranger";
@@ -275,4 +276,22 @@ fn session_shows_who_is_logged_in_from_where() {
     assert_eq!(sessions[0].peer, client.socket.local_addr().unwrap());
     assert_eq!(sessions[0].portal, rig.target.portals()[0]);
     assert_eq!(sessions[0].tsih, client.tsih);
+}
+
+#[test]
+fn connections_of_a_start_with_held_logins_wait_and_are_answered_in_the_end() {
+    let rig = Rig::with(64 << 20, |config| config.hold_logins = true, &[]);
+    let (target, login) = (Arc::clone(&rig.target), Login::to(&rig));
+    let (sender, receiver) = mpsc::channel();
+    let address = rig.address();
+    let waiting = std::thread::spawn(move || {
+        let mut client = Client::connect(address);
+        sender.send(()).expect("the test waits");
+        client.authenticate(&login)
+    });
+    receiver.recv().expect("the connection is taken by the system");
+    // Not there yet when the initiator came; there when it is let in.
+    rig.export(rig.volume, &[grant(INITIATOR, Access::ReadWrite)]);
+    target.accept_logins();
+    assert_eq!(waiting.join().expect("no panic"), Ok(()));
 }

@@ -11,6 +11,8 @@ use crate::pass::Pass;
 
 /// What a reactor is asked to do. A pass is dropped when it is done.
 pub enum Message {
+    /// Begin to take connections from the listeners.
+    Accept,
     /// Take a new connection.
     Adopt(TcpStream, Portal),
     /// Cut a session; done when nothing of it is at the device and its queue is dropped.

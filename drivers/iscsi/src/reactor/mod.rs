@@ -96,6 +96,15 @@ macro_rules! around {
     };
 }
 
+/// Begins to look for connections at the listeners.
+fn watch(epoll: &Epoll, listeners: &[(TcpListener, Portal)]) -> io::Result<()> {
+    for (index, (listener, _)) in listeners.iter().enumerate() {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, token(LISTENER, index));
+        epoll.add(listener, event)?;
+    }
+    Ok(())
+}
+
 impl Reactor {
     /// Prepares a reactor. The one with listeners takes connections for all.
     ///
@@ -110,9 +119,8 @@ impl Reactor {
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, token(MAILBOX, 0)))?;
-        for (index, (listener, _)) in listeners.iter().enumerate() {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, token(LISTENER, index));
-            epoll.add(listener, event)?;
+        if !shared.config.hold_logins {
+            watch(&epoll, &listeners)?;
         }
         let now = Instant::now();
         Ok(Self {
@@ -249,6 +257,11 @@ impl Reactor {
                             Ok(()) => self.touch(index as usize),
                             Err(reason) => self.cut(index as usize, &reason),
                         }
+                    }
+                }
+                Message::Accept => {
+                    if let Err(error) = watch(&self.epoll, &self.listeners) {
+                        tracing::error!(%error, "the listeners cannot be watched: no logins");
                     }
                 }
                 Message::Stop(pass) => {
