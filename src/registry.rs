@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
-use quarry_contract::memory::{MemoryBackend, MemoryBackendOptions};
 use quarry_contract::{DriverError, PoolName, Target, VolumeBackend};
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
+use quarry_thin::{FormatOptions, OpenOptions, PoolFile, ThinBackend};
+use tracing::{error, info};
 
 use crate::config::{Config, IfAbsent, PoolConfig, PoolDriver, TargetConfig};
 
@@ -20,6 +21,10 @@ use crate::config::{Config, IfAbsent, PoolConfig, PoolDriver, TargetConfig};
 pub struct Registry {
     pools: BTreeMap<PoolName, Arc<dyn VolumeBackend>>,
     target: NamedTarget,
+    /// The target, when it waits for the exports before it takes logins.
+    iscsi: Option<Arc<IscsiTarget>>,
+    /// The pools that have to be closed.
+    thin: Vec<(PoolName, Arc<ThinBackend>)>,
 }
 
 /// The target with the name of its driver.
@@ -34,16 +39,11 @@ pub struct NamedTarget {
 /// Why a driver cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// A pool cannot be opened.
-    #[error("cannot open pool {pool}: {source}")]
-    Pool {
-        /// The pool.
-        pool: PoolName,
-        /// The cause.
-        source: DriverError,
-    },
+    /// A pool cannot be opened; the error names it.
+    #[error(transparent)]
+    Pool(#[from] DriverError),
     /// The iSCSI target cannot be started.
-    #[error("cannot start the iSCSI target: {source}{}", next_step(source))]
+    #[error("cannot start the iSCSI target{}", next_step(source))]
     Target {
         /// The cause.
         source: StartError,
@@ -61,10 +61,9 @@ pub enum RegistryError {
 
 fn next_step(error: &StartError) -> String {
     match error {
-        StartError::Listen { portal, source } => format!(
-            " ({source}); see what else uses port {} with `ss -ltnp`, or choose another address",
-            portal.port()
-        ),
+        StartError::Listen { portal, .. } => {
+            format!("; see what else uses {portal} with `ss -ltnp`, or choose another address")
+        }
         _ => String::new(),
     }
 }
@@ -75,17 +74,34 @@ impl Registry {
     /// # Errors
     /// Names the pool or the target that cannot be opened.
     pub async fn open(config: &Config) -> Result<Self, RegistryError> {
-        let mut pools = BTreeMap::new();
+        let iscsi = open_target(&config.target)?;
+        let target = NamedTarget {
+            driver: "iscsi",
+            target: Arc::clone(&iscsi) as Arc<dyn Target>,
+        };
+        let mut registry = Self {
+            iscsi: Some(iscsi),
+            ..Self::new(BTreeMap::new(), target)
+        };
         for pool in &config.pools {
-            pools.insert(pool.name.clone(), open_pool(pool)?);
+            let backend = open_pool(pool).await?;
+            info!(pool = %pool.name, "the pool is open");
+            registry
+                .pools
+                .insert(pool.name.clone(), Arc::clone(&backend) as Arc<dyn VolumeBackend>);
+            registry.thin.push((pool.name.clone(), backend));
         }
-        let target = open_target(&config.target)?;
-        Ok(Self::new(pools, target))
+        Ok(registry)
     }
 
     /// Takes up drivers that are open already.
     pub fn new(pools: BTreeMap<PoolName, Arc<dyn VolumeBackend>>, target: NamedTarget) -> Self {
-        Self { pools, target }
+        Self {
+            pools,
+            target,
+            iscsi: None,
+            thin: Vec::new(),
+        }
     }
 
     /// Returns the pools, ordered by name.
@@ -103,27 +119,64 @@ impl Registry {
         &self.target
     }
 
-    /// Ends all sessions and closes the pools.
+    /// Lets initiators in. Called when the exports are there: an initiator that comes earlier waits, instead of
+    /// being told that its volume does not exist.
+    pub fn accept_logins(&self) {
+        if let Some(iscsi) = &self.iscsi {
+            iscsi.accept_logins();
+        }
+    }
+
+    /// Ends all sessions, then closes the pools. A pool that cannot be closed well is as one after a kill: the
+    /// next start recovers it.
     pub async fn close(self) {
         self.target.target.shutdown().await;
+        for (pool, backend) in self.thin {
+            let closed = tokio::task::spawn_blocking(move || backend.shutdown()).await;
+            match closed {
+                Ok(Ok(())) => info!(%pool, "the pool is closed"),
+                Ok(Err(problem)) => {
+                    error!(%pool, error = %problem, "the pool is closed without a checkpoint")
+                }
+                Err(panic) => error!(%pool, error = %panic, "closing the pool has panicked"),
+            }
+        }
     }
 }
 
-fn open_pool(pool: &PoolConfig) -> Result<Arc<dyn VolumeBackend>, RegistryError> {
-    let PoolDriver::Thin { if_absent, .. } = &pool.driver;
-    let capacity_bytes = match if_absent {
-        IfAbsent::Create { size_bytes } => *size_bytes,
-        IfAbsent::Fail => 1 << 30,
+async fn open_pool(pool: &PoolConfig) -> Result<Arc<ThinBackend>, RegistryError> {
+    let PoolDriver::Thin {
+        path,
+        if_absent,
+        chunk_bytes,
+    } = pool.driver.clone();
+    let file = PoolFile::at(path);
+    let options = OpenOptions::named(pool.name.clone());
+    // Opening reads the checkpoint and replays the log: it blocks.
+    let open = move || match if_absent {
+        IfAbsent::Fail => ThinBackend::open_file(&file, options),
+        IfAbsent::Create { size_bytes } => {
+            let format = FormatOptions {
+                chunk_bytes,
+                ..FormatOptions::default()
+            };
+            ThinBackend::open_or_create_file(&file, size_bytes, &format, options)
+        }
     };
-    Ok(Arc::new(MemoryBackend::new(MemoryBackendOptions::of_capacity(
-        pool.name.clone(),
-        capacity_bytes,
-    ))))
+    let opened = tokio::task::spawn_blocking(open).await.unwrap_or_else(|panic| {
+        Err(DriverError::Internal {
+            detail: format!("opening the pool has panicked: {panic}"),
+        })
+    });
+    Ok(Arc::new(opened?))
 }
 
-fn open_target(config: &TargetConfig) -> Result<NamedTarget, RegistryError> {
-    let target = IscsiTarget::start(IscsiConfig::listening_on(config.listen.clone()))
-        .map_err(|source| RegistryError::Target { source })?;
+fn open_target(config: &TargetConfig) -> Result<Arc<IscsiTarget>, RegistryError> {
+    let start = IscsiConfig {
+        hold_logins: true,
+        ..IscsiConfig::listening_on(config.listen.clone())
+    };
+    let target = IscsiTarget::start(start).map_err(|source| RegistryError::Target { source })?;
     if let Some(path) = &config.port_file
         && let Some(portal) = target.portals().first()
     {
@@ -132,10 +185,7 @@ fn open_target(config: &TargetConfig) -> Result<NamedTarget, RegistryError> {
             source,
         })?;
     }
-    Ok(NamedTarget {
-        driver: "iscsi",
-        target: Arc::new(target),
-    })
+    Ok(Arc::new(target))
 }
 
 /// Writes the port under another name and renames: a crash leaves the old file or the new one.

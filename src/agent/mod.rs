@@ -12,6 +12,9 @@
 mod listener;
 mod lock;
 
+#[cfg(test)]
+mod tests;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -200,6 +203,7 @@ impl Agent {
         let model = Resources::new(registry.clone(), catalog);
         let recovery = model.recover().await.map_err(AgentError::Recovery)?;
         info!(?recovery, "recovered");
+        registry.accept_logins();
         let routes = api::routes(Arc::clone(&model))
             .await
             .map_err(ListenError::Services)?;
