@@ -411,14 +411,81 @@ struct LoggedBatch {
     records: Vec<u8>,
 }
 
+/// Reads blocks of the ring, many at a time.
+struct LogReader<'a> {
+    device: &'a dyn PoolDevice,
+    uuid: Uuid,
+    geometry: Geometry,
+    /// Behind the last block that can hold something.
+    end: u64,
+    first: u64,
+    window: quarry_contract::IoBuffer,
+}
+
+/// How much of the log is read at once, in blocks.
+const LOG_WINDOW_BLOCKS: u64 = 256;
+
+impl LogReader<'_> {
+    fn block(&mut self, block: u64) -> Result<&[u8], PoolError> {
+        let held = (self.window.len() / BLOCK_BYTES) as u64;
+        if !(self.first..self.first + held).contains(&block) {
+            let to_wrap = self.geometry.log_blocks - block % self.geometry.log_blocks;
+            let count = LOG_WINDOW_BLOCKS.min(to_wrap).min(self.end - block);
+            let offset = self.geometry.log_offset(block);
+            self.first = block;
+            self.window = quarry_contract::IoBuffer::zeroed(count as usize * BLOCK_BYTES);
+            self.device
+                .read_at(offset, &mut self.window)
+                .map_err(PoolError::device(format!("reading the log at byte {offset}")))?;
+        }
+        let at = (block - self.first) as usize * BLOCK_BYTES;
+        Ok(&self.window[at..at + BLOCK_BYTES])
+    }
+
+    fn header(&mut self, block: u64) -> Result<Option<BatchHeader>, PoolError> {
+        let uuid = self.uuid;
+        Ok(BatchHeader::read(uuid, self.block(block)?))
+    }
+
+    /// Reads batch `number` at `block`; `None` when it is not there as a whole.
+    fn batch(&mut self, number: u64, block: u64) -> Result<Option<LoggedBatch>, PoolError> {
+        let Some(header) = self.header(block)? else {
+            return Ok(None);
+        };
+        let record_bytes = header.record_bytes.get() as usize;
+        let blocks = BatchHeader::blocks_for(record_bytes);
+        if header.batch.get() != number || header.block.get() != block || blocks > self.end - block {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(blocks as usize * BLOCK_BYTES);
+        for next in block..block + blocks {
+            bytes.extend_from_slice(self.block(next)?);
+        }
+        let records = &bytes[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + record_bytes];
+        Ok(header.matches(records).then(|| LoggedBatch {
+            number,
+            blocks,
+            record_count: header.record_count.get(),
+            records: records.to_vec(),
+        }))
+    }
+}
+
 /// Reads the log from its head to the first batch that is not valid.
 fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Vec<LoggedBatch>, PoolError> {
-    let geometry = &superblock.geometry;
-    let end = superblock.log_block + geometry.log_blocks;
+    let geometry = superblock.geometry;
+    let mut reader = LogReader {
+        device,
+        uuid: superblock.uuid,
+        geometry,
+        end: superblock.log_block + geometry.log_blocks,
+        first: 0,
+        window: quarry_contract::IoBuffer::zeroed(0),
+    };
     let (mut number, mut block) = (superblock.log_batch, superblock.log_block);
     let mut batches = Vec::new();
-    while block < end {
-        let Some(batch) = read_batch(device, superblock, number, block, end)? else {
+    while block < reader.end {
+        let Some(batch) = reader.batch(number, block)? else {
             break;
         };
         block += batch.blocks;
@@ -426,14 +493,15 @@ fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Ve
         batches.push(batch);
     }
     // A batch is written only when the one before it is durable (C2): a valid later one means damage, not a tear.
-    let window = end.min(block + LogRing::max_batch_blocks(geometry.log_blocks));
+    let window = reader
+        .end
+        .min(block + LogRing::max_batch_blocks(geometry.log_blocks));
     for later in block..window {
-        let bytes = read_block(device, geometry.log_offset(later), "the log")?;
-        let header = BatchHeader::read(superblock.uuid, &bytes);
-        if let Some(header) =
-            header.filter(|header| header.block.get() == later && header.batch.get() > number)
-            && read_batch(device, superblock, header.batch.get(), later, end)?.is_some()
-        {
+        let Some(header) = reader.header(later)? else {
+            continue;
+        };
+        let is_later = header.block.get() == later && header.batch.get() > number;
+        if is_later && reader.batch(header.batch.get(), later)?.is_some() {
             return Err(PoolError::damaged(
                 "redo log",
                 format!(
@@ -444,35 +512,6 @@ fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Ve
         }
     }
     Ok(batches)
-}
-
-fn read_batch(
-    device: &dyn PoolDevice,
-    superblock: &SuperblockFields,
-    number: u64,
-    block: u64,
-    end: u64,
-) -> Result<Option<LoggedBatch>, PoolError> {
-    let geometry = &superblock.geometry;
-    let mut bytes = read_block(device, geometry.log_offset(block), "the log")?.to_vec();
-    let Some(header) = BatchHeader::read(superblock.uuid, &bytes) else {
-        return Ok(None);
-    };
-    let record_bytes = header.record_bytes.get() as usize;
-    let blocks = BatchHeader::blocks_for(record_bytes);
-    if header.batch.get() != number || header.block.get() != block || blocks > end - block {
-        return Ok(None);
-    }
-    for next in block + 1..block + blocks {
-        bytes.extend_from_slice(&read_block(device, geometry.log_offset(next), "the log")?);
-    }
-    let records = &bytes[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + record_bytes];
-    Ok(header.matches(records).then(|| LoggedBatch {
-        number,
-        blocks,
-        record_count: header.record_count.get(),
-        records: records.to_vec(),
-    }))
 }
 
 /// Applies a batch.
