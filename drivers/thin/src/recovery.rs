@@ -126,10 +126,13 @@ fn choose_superblock(device: &dyn PoolDevice) -> Result<SuperblockFields, PoolEr
         .map_err(PoolError::device("asking for the size"))?
         / BLOCK
         * BLOCK;
-    if size < 4 * BLOCK {
-        return Err(PoolError::NotAPool);
-    }
-    let heads = [0, BLOCK].map(|offset| read_superblock(device, offset).and_then(|block| block.decode()));
+    let copy_at = |offset: u64| {
+        if offset + BLOCK > size {
+            return Err(PoolError::NotAPool);
+        }
+        read_superblock(device, offset).and_then(|block| block.decode())
+    };
+    let heads = [0, BLOCK].map(copy_at);
     // The head copies know where the tail copies are; without them, they are at the present end.
     let end = heads
         .iter()
@@ -143,8 +146,7 @@ fn choose_superblock(device: &dyn PoolDevice) -> Result<SuperblockFields, PoolEr
             actual_bytes: size,
         });
     }
-    let tails = [end - 2 * BLOCK, end - BLOCK]
-        .map(|offset| read_superblock(device, offset).and_then(|block| block.decode()));
+    let tails = [2, 1].map(|blocks| copy_at(end.saturating_sub(blocks * BLOCK)));
     let mut best: Option<SuperblockFields> = None;
     let mut problem = PoolError::NotAPool;
     for copy in heads.into_iter().chain(tails) {

@@ -186,9 +186,31 @@ impl SuperblockFields {
                 .and_then(|length| start.checked_add(length))
                 .is_some_and(|sum| sum <= end)
         };
+        let whole_blocks = [
+            g.device_bytes,
+            g.log_start,
+            g.directory_start,
+            g.bitmap_start,
+            g.data_start,
+        ];
+        // Counters that grow by one per event cannot come near this; beyond it arithmetic could overflow.
+        let counters = [
+            self.generation,
+            self.log_batch,
+            self.log_block,
+            self.next_node,
+            self.version_rows,
+        ];
+        if whole_blocks.iter().any(|at| !at.is_multiple_of(BLOCK)) {
+            return Some("an area does not begin on a block".into());
+        }
+        if counters.iter().any(|counter| *counter > 1 << 62) || self.log_batch == 0 {
+            return Some("a counter is impossible".into());
+        }
         let problem = if !g.chunk_bytes.is_power_of_two() || !(16 << 10..=1 << 20).contains(&g.chunk_bytes) {
             "chunk_bytes"
-        } else if g.log_blocks == 0 || !fits(g.log_start, g.log_blocks.checked_mul(BLOCK), g.directory_start)
+        } else if !(16..=65_536).contains(&g.log_blocks)
+            || !fits(g.log_start, g.log_blocks.checked_mul(BLOCK), g.directory_start)
         {
             "log"
         } else if !fits(
@@ -207,6 +229,9 @@ impl SuperblockFields {
         {
             "bitmap"
         } else if g.chunk_count == 0
+            || !g.data_start.is_multiple_of(g.chunk_bytes)
+            || self.index_bytes > g.device_bytes
+            || self.version_rows > g.device_bytes
             || g.device_bytes < 4 * BLOCK
             || !fits(
                 g.data_start,
