@@ -7,6 +7,7 @@
 //! An answer goes to standard output, a [`Failure`] to standard error and into the exit code: 0 done, 1 refused or
 //! failed, 2 wrong usage, 3 not found, 4 nobody answers.
 
+mod agent;
 mod answer;
 mod argument;
 mod attachment;
@@ -40,6 +41,7 @@ use failure::{Exit, Failure};
     disable_help_subcommand = true,
     after_help = "\
 Examples:
+  quarry agent --dev /tmp/quarry &                   try it: everything in one folder
   export QUARRY_ENDPOINT=unix:/tmp/quarry/quarry.sock
   quarry volume create --size 2GiB                   a thin volume
   quarry attachment create --volume ID --initiator iqn.1993-08.org.debian:01:host1 -o json
@@ -130,6 +132,8 @@ Examples:
   quarry operation list --target VOLUME_ID"
     )]
     Operation(operation::Command),
+    /// Run the agent in the foreground until SIGTERM or Ctrl-C
+    Agent(agent::AgentArgs),
 }
 
 /// Runs the command line of this process and returns what to exit with.
@@ -152,6 +156,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
+    if let Noun::Agent(args) = cli.noun {
+        return agent::run(args);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -171,6 +178,7 @@ async fn call(noun: Noun, connection: &ConnectionArgs) -> Result<Answer, Failure
         Noun::Attachment(command) => attachment::run(command, channel).await,
         Noun::Node(command) => node::run(command, channel).await,
         Noun::Operation(command) => operation::run(command, channel).await,
+        Noun::Agent(_) => unreachable!("the agent is run without a connection to one"),
     }
 }
 
@@ -192,6 +200,7 @@ mod tests {
             &["quarry", "volume"],
             &["quarry", "volume", "create"],
             &["quarry", "attachment", "create"],
+            &["quarry", "agent"],
         ] {
             let line = path.iter().copied().chain(["--help"]);
             let help = Cli::try_parse_from(line).unwrap_err().to_string();
