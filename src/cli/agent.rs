@@ -21,7 +21,12 @@ When calls and logins are answered, one line is printed:
   ready endpoint=unix:/tmp/quarry/quarry.sock iscsi=127.0.0.1:3260")]
 pub struct AgentArgs {
     /// Run with this config file
-    #[arg(long, value_name = "FILE", required_unless_present = "dev", conflicts_with = "dev")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "dev",
+        conflicts_with = "dev"
+    )]
     config: Option<PathBuf>,
     /// Run without a config: keep everything in this folder, with a pool in a sparse file there
     #[arg(long, value_name = "DIR")]
