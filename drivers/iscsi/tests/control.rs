@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use client::{Client, Login, Pdu, SILENCE, cdb10};
 use quarry_contract::conformance::{block_on, target};
+use quarry_contract::memory::MemoryDevice;
 use quarry_contract::{Access, Target};
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 use rig::{DEADLINE, INITIATOR, Rig, eventually, grant, initiator, loopback};
@@ -166,7 +167,7 @@ fn slow_device_does_not_delay_other_volumes() {
         |config| config.reactors = 1,
         &[grant(INITIATOR, Access::ReadWrite)],
     );
-    let other = Rig::with(1 << 20, |_| {}, &[]).device;
+    let other = MemoryDevice::of_size(1 << 20);
     block_on(rig.target.export(quarry_contract::ExportSpec {
         volume: rig::volume(2),
         device: other,
@@ -354,6 +355,24 @@ fn snack_and_unknown_task_functions_are_refused_politely() {
         client.send(&request);
         assert_eq!(client.receive().unwrap().header[2], response);
     }
+}
+
+#[test]
+fn shutdown_answers_what_the_device_finishes_in_time() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    rig.device.hold();
+    let tag = held_write(&rig, &mut client, 0);
+    let target = Arc::clone(&rig.target);
+    let stopped = in_background(move || block_on(target.shutdown()));
+    // The port is closed first.
+    eventually("nobody is let in", || {
+        std::net::TcpStream::connect(rig.address()).is_err()
+    });
+    rig.device.release();
+    assert_eq!(client.outcome(tag).status, 0);
+    client.expect_close();
+    stopped.recv_timeout(DEADLINE).unwrap();
 }
 
 #[test]

@@ -127,6 +127,8 @@ pub struct Connection {
     /// It is in the reactor's list of connections to flush.
     pub touched: bool,
     close_after_flush: bool,
+    /// The target stops: nothing more is read, and what is under way is answered.
+    draining: bool,
     ending: Option<LoginStatus>,
     passes: Vec<Pass>,
 }
@@ -174,6 +176,7 @@ impl Connection {
             blocked: false,
             touched: false,
             close_after_flush: false,
+            draining: false,
             ending: None,
             passes: Vec::new(),
         })
@@ -202,6 +205,7 @@ impl Connection {
     /// Tells whether it is to be read from now.
     pub fn listens(&self) -> bool {
         !self.close_after_flush
+            && !self.draining
             && self.outbox.small_bytes() < DEAF_BYTES
             && !matches!(self.phase, Phase::Reinstating(_))
     }
@@ -586,6 +590,9 @@ impl Connection {
             session.released(released, io!(self, around));
             self.close_after_flush |= session.closes_after_flush();
         }
+        if self.draining && self.outbox.is_empty() && self.is_drained() {
+            return Err(Closed::ByTarget);
+        }
         if self.close_after_flush && self.outbox.is_empty() {
             return Err(match self.ending {
                 Some(status) => Closed::Refused(status),
@@ -593,6 +600,11 @@ impl Connection {
             });
         }
         Ok(())
+    }
+
+    /// Stops reading; the connection ends when what is under way is answered.
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
 
     /// Tells whether something is queued that the socket may take.

@@ -41,6 +41,12 @@ const READS_PER_TURN: usize = 8;
 
 const EVENTS: usize = 256;
 
+/// How long a session may go on after a stop, to be answered what is under way.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// How long no connection is accepted after accepting has failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
 /// What an event is about; the low bits hold a number.
 const KIND_SHIFT: u32 = 60;
 const MAILBOX: u64 = 0;
@@ -82,7 +88,10 @@ pub struct Reactor {
     closing: Vec<usize>,
     now: Instant,
     next_tick: Instant,
-    stop: Option<Pass>,
+    /// Being stopped: the pass to drop at the end, and when sessions are cut.
+    stop: Option<(Pass, Instant)>,
+    /// Accepting has failed; the listeners are not watched until the next tick.
+    deaf: bool,
 }
 
 /// Splits a reactor into a connection's surroundings; the connection itself is borrowed apart.
@@ -143,6 +152,7 @@ impl Reactor {
             now,
             next_tick: now,
             stop: None,
+            deaf: false,
         })
     }
 
@@ -172,6 +182,15 @@ impl Reactor {
             if self.now >= self.next_tick {
                 self.tick();
             }
+            if self
+                .stop
+                .as_ref()
+                .is_some_and(|(_, deadline)| self.now >= *deadline)
+            {
+                for index in 0..self.connections.len() {
+                    self.cut(index, &Closed::ByTarget);
+                }
+            }
             self.settle();
             if self.stop.is_some() && self.live == 0 {
                 return;
@@ -180,10 +199,15 @@ impl Reactor {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        if self.live == 0 {
+        if self.live == 0 && !self.deaf {
             return EpollTimeout::NONE;
         }
-        let left = self.next_tick.saturating_duration_since(Instant::now());
+        let next = match &self.stop {
+            // Sessions that are cut wait for the device, which wakes us.
+            Some((_, deadline)) if self.now < *deadline => self.next_tick.min(*deadline),
+            _ => self.next_tick,
+        };
+        let left = next.saturating_duration_since(Instant::now());
         let millis = (left.as_millis() + 1).min(60_000) as u16;
         EpollTimeout::from(millis)
     }
@@ -201,6 +225,9 @@ impl Reactor {
 
     fn tick(&mut self) {
         self.next_tick = self.now + self.tick_period();
+        if std::mem::take(&mut self.deaf) {
+            self.watch_listeners(EpollFlags::EPOLLIN);
+        }
         for index in 0..self.connections.len() {
             let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut) else {
                 continue;
@@ -264,16 +291,22 @@ impl Reactor {
                         tracing::error!(%error, "the listeners cannot be watched: no logins");
                     }
                 }
-                Message::Stop(pass) => {
-                    self.stop = Some(pass);
-                    for (listener, _) in self.listeners.drain(..) {
-                        // It goes with the listener's descriptor anyway.
-                        let _ = self.epoll.delete(&listener);
-                    }
-                    for index in 0..self.connections.len() {
-                        self.cut(index, &Closed::ByTarget);
-                    }
-                }
+                Message::Stop(pass) => self.stop(pass),
+            }
+        }
+    }
+
+    /// Begins to stop: nobody is let in, and sessions end when what is under way is answered, or in a while.
+    fn stop(&mut self, pass: Pass) {
+        self.stop = Some((pass, self.now + DRAIN_TIME));
+        for (listener, _) in self.listeners.drain(..) {
+            // It goes with the listener's descriptor anyway.
+            let _ = self.epoll.delete(&listener);
+        }
+        for index in 0..self.connections.len() {
+            if let Some(slot) = &mut self.connections[index] {
+                slot.connection.drain();
+                self.touch(index);
             }
         }
     }
@@ -303,9 +336,23 @@ impl Reactor {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
+                    // No descriptors left, most likely. They come back as connections end; asking again at once
+                    // would only burn the processor.
                     tracing::warn!(%error, %portal, "accepting a connection failed");
+                    self.deaf = true;
+                    self.next_tick = self.next_tick.min(self.now + ACCEPT_PAUSE);
+                    self.watch_listeners(EpollFlags::empty());
                     return;
                 }
+            }
+        }
+    }
+
+    fn watch_listeners(&self, interest: EpollFlags) {
+        for (index, (listener, portal)) in self.listeners.iter().enumerate() {
+            let mut event = EpollEvent::new(interest, token(LISTENER, index));
+            if let Err(error) = self.epoll.modify(listener, &mut event) {
+                tracing::error!(%error, %portal, "watching a portal failed");
             }
         }
     }

@@ -112,6 +112,13 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    /// Lets go of what a test that has failed still holds: the target waits for it.
+    fn drop(&mut self) {
+        self.device.release();
+    }
+}
+
 /// Waits until a condition holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
