@@ -204,6 +204,9 @@ impl Agent {
         let recovery = model.recover().await.map_err(AgentError::Recovery)?;
         info!(?recovery, "recovered");
         registry.accept_logins();
+        if let Err(error) = model.forget_old_operations().await {
+            warn!(%error, "the journal keeps what is older than a day until the next try");
+        }
         let routes = api::routes(Arc::clone(&model))
             .await
             .map_err(ListenError::Services)?;

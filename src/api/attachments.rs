@@ -68,8 +68,8 @@ impl v1::attachments_server::Attachments for Api {
         let volume = request::optional(&volume_id, |text| request::volume_id("volume_id", text))?;
         let initiator = request::optional(&initiator, request::initiator)?;
         let found = self.model.attachments(page, volume, initiator).await?;
-        let (attachments, next_page_token) = CURSOR.cut(found, size, |attachment| attachment.id);
-        let attachments = attachments.into_iter().map(answer::attachment).collect();
+        let (attachments, next_page_token) =
+            CURSOR.cut(found, size, |attachment| attachment.id, answer::attachment);
         Ok(Response::new(v1::ListAttachmentsResponse {
             attachments,
             next_page_token,
@@ -120,8 +120,7 @@ impl v1::attachments_server::Attachments for Api {
         found.sort_by_cached_key(key);
         found.retain(|session| page.after.as_ref().is_none_or(|after| key(session) > *after));
         found.truncate(page.limit);
-        let (sessions, next_page_token) = SESSION_CURSOR.cut(found, size, key);
-        let sessions = sessions.into_iter().map(answer::session).collect();
+        let (sessions, next_page_token) = SESSION_CURSOR.cut(found, size, key, answer::session);
         Ok(Response::new(v1::ListSessionsResponse {
             sessions,
             next_page_token,

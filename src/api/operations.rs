@@ -44,11 +44,8 @@ impl v1::operations_server::Operations for Api {
                 && (kind == v1::OperationKind::Unspecified || kind == answer::operation_kind(&record.request))
         };
         let found = self.model.operations(page, wanted)?;
-        let (operations, next_page_token) = CURSOR.cut(found, size, |(id, _)| *id);
-        let operations = operations
-            .into_iter()
-            .map(|(id, record)| answer::operation(id, record))
-            .collect();
+        let turn = |(id, record)| answer::operation(id, record);
+        let (operations, next_page_token) = CURSOR.cut(found, size, |(id, _)| *id, turn);
         Ok(Response::new(v1::ListOperationsResponse {
             operations,
             next_page_token,

@@ -35,8 +35,7 @@ impl v1::pools_server::Pools for Api {
                 limit: page.limit,
             })
             .await;
-        let (pools, next_page_token) = CURSOR.cut(found, size, |pool| pool.name.clone());
-        let pools = pools.into_iter().map(answer::pool).collect();
+        let (pools, next_page_token) = CURSOR.cut(found, size, |pool| pool.name.clone(), answer::pool);
         Ok(Response::new(v1::ListPoolsResponse {
             pools,
             next_page_token,

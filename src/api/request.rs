@@ -1,6 +1,7 @@
 //! Requests, checked and turned into the model's types. What is wrong is refused with the field's name and what
 //! would be right.
 
+use prost::Message;
 use quarry_contract::{InitiatorName, SnapshotId, VolumeId};
 use quarry_proto::v1;
 use quarry_proto::v1::volume_source;
@@ -20,6 +21,8 @@ const MAX_HOST_BYTES: usize = 255;
 /// How much of a list is returned when the caller does not say, and at most.
 const DEFAULT_PAGE_SIZE: u32 = 100;
 const MAX_PAGE_SIZE: u32 = 1000;
+/// How large a page may become, in bytes: well below the 4 MiB that gRPC clients take in one message.
+const MAX_PAGE_BYTES: usize = 2 << 20;
 
 pub(super) fn wrong(field: &str, problem: impl Into<String>) -> ResourceError {
     ResourceError::InvalidField {
@@ -249,18 +252,28 @@ impl Cursor {
         ))
     }
 
-    /// Cuts what was fetched to the page, and names where the next begins.
-    pub(super) fn cut<T, K: std::fmt::Display>(
+    /// Turns what was fetched into messages, as many as fit the page, and names where the next page begins.
+    pub(super) fn cut<T, K: std::fmt::Display, M: Message>(
         &self,
-        mut found: Vec<T>,
+        found: Vec<T>,
         size: usize,
         key: impl Fn(&T) -> K,
-    ) -> (Vec<T>, String) {
-        if found.len() <= size {
-            return (found, String::new());
+        turn: impl Fn(T) -> M,
+    ) -> (Vec<M>, String) {
+        let mut messages = Vec::with_capacity(found.len().min(size));
+        let mut token = String::new();
+        let mut bytes = 0;
+        for object in found {
+            let next = self.token(key(&object));
+            let message = turn(object);
+            bytes += message.encoded_len();
+            // One object always fits: labels are limited.
+            if messages.len() == size || (bytes > MAX_PAGE_BYTES && !messages.is_empty()) {
+                return (messages, token);
+            }
+            messages.push(message);
+            token = next;
         }
-        found.truncate(size);
-        let token = found.last().map(|last| self.token(key(last))).unwrap_or_default();
-        (found, token)
+        (messages, String::new())
     }
 }

@@ -85,8 +85,7 @@ impl v1::snapshots_server::Snapshots for Api {
         let volume = request::optional(&volume_id, |text| request::volume_id("volume_id", text))?;
         let pool = Some(pool.as_str()).filter(|name| !name.is_empty());
         let found = self.model.snapshots(page, volume, pool).await?;
-        let (snapshots, next_page_token) = CURSOR.cut(found, size, |snapshot| snapshot.id);
-        let snapshots = snapshots.into_iter().map(answer::snapshot).collect();
+        let (snapshots, next_page_token) = CURSOR.cut(found, size, |snapshot| snapshot.id, answer::snapshot);
         Ok(Response::new(v1::ListSnapshotsResponse {
             snapshots,
             next_page_token,

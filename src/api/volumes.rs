@@ -59,8 +59,7 @@ impl v1::volumes_server::Volumes for Api {
         let labels = request::labels(labels)?;
         let pool = Some(pool.as_str()).filter(|name| !name.is_empty());
         let found = self.model.volumes(page, pool, &labels).await?;
-        let (volumes, next_page_token) = CURSOR.cut(found, size, |volume| volume.id);
-        let volumes = volumes.into_iter().map(answer::volume).collect();
+        let (volumes, next_page_token) = CURSOR.cut(found, size, |volume| volume.id, answer::volume);
         Ok(Response::new(v1::ListVolumesResponse {
             volumes,
             next_page_token,

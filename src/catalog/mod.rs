@@ -14,6 +14,8 @@
 //! intents that are open then are settled at the next start.
 
 mod error;
+#[cfg(test)]
+pub(crate) mod power_cut;
 pub mod record;
 mod store;
 

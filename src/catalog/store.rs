@@ -5,11 +5,13 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use quarry_contract::{SnapshotId, VolumeId};
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, Table,
+    TableDefinition,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -66,6 +68,8 @@ pub enum Change {
 pub struct Catalog {
     database: Arc<Database>,
     node: Uuid,
+    /// Set when a write has failed: nothing can be written until the next open.
+    has_failed: Arc<AtomicBool>,
 }
 
 /// What stands around every record.
@@ -124,19 +128,30 @@ impl Catalog {
         // The mode of a file that somebody else has copied here.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(file_error)?;
         let backend = FileBackend::new(file).map_err(|e| open_error(path, e))?;
+        Self::open_on(backend, path)
+    }
+
+    /// Opens the catalog on any storage; `path` is for the errors.
+    pub(crate) fn open_on(storage: impl StorageBackend, path: &Path) -> Result<Self, CatalogError> {
         let database = Builder::new()
-            .create_with_backend(backend)
+            .create_with_backend(storage)
             .map_err(|e| open_error(path, e))?;
         let node = prepare(&database, path)?;
         Ok(Self {
             database: Arc::new(database),
             node,
+            has_failed: Arc::default(),
         })
     }
 
     /// Returns the agent's identity, made when the catalog was.
     pub fn node(&self) -> Uuid {
         self.node
+    }
+
+    /// Tells whether a write has failed since the open. Calls that change something fail until the next one.
+    pub fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::SeqCst)
     }
 
     /// Makes a batch of changes durable, all of them or none (G1). It is finished even when the caller stops

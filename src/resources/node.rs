@@ -82,6 +82,13 @@ impl Resources {
             instance: target.driver.to_owned(),
             capabilities: Vec::new(),
         });
+        if self.catalog.has_failed() {
+            problems.push(
+                "the catalog takes no writes after a failed one, calls that change something fail; see to the disk \
+                 of the state folder and restart the agent"
+                    .to_owned(),
+            );
+        }
         for (volume, reason) in self.export_failures() {
             problems.push(format!(
                 "volume {volume} is attached and cannot be exported: {reason}"

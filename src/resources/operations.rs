@@ -4,12 +4,14 @@
 //! request id, and an [`Intent`] to open before its first effect (R1). What the call returns is written with the
 //! end of the operation in one batch: the object's record and the closed intent are never apart.
 //!
-//! Failure: when that batch cannot be written the intent stays open, and the next start settles it.
+//! Failure: when that batch cannot be written, or a driver has failed in a way that leaves open whether its
+//! effect is there, the intent stays open, and the next start settles it.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use quarry_contract::ErrorKind;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
@@ -132,6 +134,24 @@ impl<A> Done<A> {
     }
 }
 
+/// Tells whether a driver's failure leaves open what has happened, for the calls that recovery settles by
+/// looking. What recovery would do again (a delete, a detach) is closed as failed: its caller has been told so,
+/// and may have made other plans by the next start.
+fn is_uncertain(request: &Request, error: &ResourceError) -> bool {
+    let is_looked_at = matches!(
+        request,
+        Request::CreateVolume { .. } | Request::CreateSnapshots { .. } | Request::ExtendVolume { .. }
+    );
+    let ResourceError::Driver(error) = error else {
+        return false;
+    };
+    is_looked_at
+        && matches!(
+            error.kind(),
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Internal
+        )
+}
+
 impl Resources {
     /// Runs a mutating call (see the module's documentation).
     pub(super) async fn mutate<A, F>(
@@ -178,6 +198,10 @@ impl Resources {
             }
             Err(error) => {
                 info!(operation = %id, %target, code = error.code(), %error, "refused");
+                if intent.is_open && is_uncertain(&intent.record.request, &error) {
+                    warn!(operation = %id, %target, "what has become of the call is seen at the next start");
+                    return Err(error);
+                }
                 if let Err(unclosed) = intent.fail(&error).await {
                     warn!(operation = %id, error = %unclosed, "the intent stays open until the next start");
                 }

@@ -34,7 +34,7 @@ async fn die_in(kit: Kit, call: Call) -> Kit {
         recovered: false,
     };
     let change = Change::PutOperation(OperationId(Uuid::now_v7()), record);
-    let kit = kit.restart_after(|_| vec![change]).await;
+    let kit = kit.restart_after(vec![change]).await;
     let request = v1::ListOperationsRequest::default();
     let listed = kit
         .api

@@ -1,15 +1,15 @@
 //! An agent's model and services over drivers in memory, with a restart and a way to make the target fail.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use quarry_contract::memory::{MemoryBackend, MemoryBackendOptions, MemoryTarget};
 use quarry_contract::{
-    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Outcome, PoolName, Portal, SessionInfo,
-    Target, VolumeBackend, VolumeId,
+    DriverError, Durability, ExportInfo, ExportSpec, Grant, InitiatorName, IoBuffer, OpenMode, Outcome,
+    PoolName, Portal, SessionInfo, Tag, Target, Verb, VersionId, VolumeBackend, VolumeId,
 };
 use quarry_proto::v1;
 use quarry_proto::v1::attachments_server::Attachments as _;
@@ -21,7 +21,8 @@ use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use crate::api::Api;
-use crate::catalog::Catalog;
+use crate::catalog::power_cut::CutDisk;
+use crate::catalog::{Catalog, Change};
 use crate::registry::{NamedTarget, Registry};
 use crate::resources::Resources;
 
@@ -130,7 +131,22 @@ pub(super) struct Kit {
     pub(super) target: Arc<FaultyTarget>,
     pub(super) backend: Arc<dyn VolumeBackend>,
     pools: BTreeMap<PoolName, Arc<dyn VolumeBackend>>,
-    dir: TempDir,
+    storage: Storage,
+}
+
+/// Where the catalog is.
+enum Storage {
+    File(TempDir),
+    Disk(CutDisk),
+}
+
+impl Storage {
+    fn open(&self) -> Catalog {
+        match self {
+            Storage::File(dir) => Catalog::open(&dir.path().join("catalog.redb")).unwrap(),
+            Storage::Disk(disk) => Catalog::open_on(disk.clone(), Path::new("simulated")).unwrap(),
+        }
+    }
 }
 
 impl Kit {
@@ -150,49 +166,105 @@ impl Kit {
             (name, backend)
         };
         let pools: BTreeMap<_, _> = names.iter().map(pool).collect();
-        let dir = tempfile::tempdir().unwrap();
-        let (api, target) = start(&pools, &dir.path().join("catalog.redb")).await;
-        let backend = Arc::clone(&pools[&PoolName::parse(names[0]).unwrap()]);
+        Self::over(pools, Storage::File(tempfile::tempdir().unwrap())).await
+    }
+
+    /// One pool of 1 GiB, and a catalog on a disk that can lose its power.
+    pub(super) async fn on_disk(disk: CutDisk) -> Self {
+        let name = PoolName::parse("default").unwrap();
+        let backend: Arc<dyn VolumeBackend> = Arc::new(MemoryBackend::new(
+            MemoryBackendOptions::of_capacity(name.clone(), 1 << 30),
+        ));
+        Self::over([(name, backend)].into(), Storage::Disk(disk)).await
+    }
+
+    async fn over(pools: BTreeMap<PoolName, Arc<dyn VolumeBackend>>, storage: Storage) -> Self {
+        let (api, target) = start(&pools, storage.open()).await;
+        let backend = Arc::clone(pools.values().next().unwrap());
         Self {
             api,
             target,
             backend,
             pools,
-            dir,
+            storage,
         }
     }
 
     /// Ends the process and starts another on the same pool and catalog.
     pub(super) async fn restart(self) -> Self {
-        self.restart_after(|_| Vec::new()).await
+        self.restart_after(Vec::new()).await
     }
 
-    /// The same, with changes of the catalog that the process wrote before it died.
-    pub(super) async fn restart_after(
-        self,
-        written: impl FnOnce(&Catalog) -> Vec<crate::catalog::Change>,
-    ) -> Self {
+    /// The same, with starts before that are cut after so many operations of the disk.
+    pub(super) async fn restart_with_cuts(self, cuts: &[u64]) -> Self {
         let Self {
             api,
             target,
-            backend,
             pools,
-            dir,
+            storage,
+            ..
         } = self;
         drop((api, target));
-        let path: PathBuf = dir.path().join("catalog.redb");
-        let catalog = Catalog::open(&path).unwrap();
-        let changes = written(&catalog);
-        catalog.commit(changes).await.unwrap();
-        drop(catalog);
-        let (api, target) = start(&pools, &path).await;
-        Self {
+        let Storage::Disk(disk) = &storage else {
+            panic!("only a simulated disk can be cut")
+        };
+        for cut in cuts {
+            disk.power_on();
+            disk.cut_after(*cut);
+            let named = NamedTarget {
+                driver: "memory",
+                target: FaultyTarget::new(),
+            };
+            if let Ok(catalog) = Catalog::open_on(disk.clone(), Path::new("simulated")) {
+                // It fails, or was done before the cut: both are fine.
+                let _ = Resources::new(Registry::new(pools.clone(), named), catalog)
+                    .recover()
+                    .await;
+            }
+        }
+        disk.power_on();
+        Self::over(pools, storage).await
+    }
+
+    /// The same, with changes of the catalog that the process wrote before it died.
+    pub(super) async fn restart_after(self, written: Vec<Change>) -> Self {
+        let Self {
             api,
             target,
-            backend,
             pools,
-            dir,
+            storage,
+            ..
+        } = self;
+        drop((api, target));
+        if let Storage::Disk(disk) = &storage {
+            disk.power_on();
         }
+        if !written.is_empty() {
+            storage.open().commit(written).await.unwrap();
+        }
+        Self::over(pools, storage).await
+    }
+
+    /// Writes to the beginning of a volume that is not attached.
+    pub(super) async fn write(&self, id: u128) {
+        let id = VersionId::Volume(VolumeId(Uuid::from_u128(id)));
+        let device = self.backend.open(id, OpenMode::ReadWrite).await.unwrap();
+        let mut queue = device.open_queue(1).unwrap();
+        let buffer = IoBuffer::from_slice(&[7; 4096]);
+        let verb = Verb::Write {
+            offset: 0,
+            buffer,
+            durability: Durability::Flushed,
+        };
+        queue
+            .submit(quarry_contract::Request { tag: Tag(0), verb })
+            .unwrap();
+        queue.kick();
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            queue.reap(&mut completions);
+        }
+        completions.remove(0).result.unwrap();
     }
 
     pub(super) async fn create(&self, id: u128, mib: u64) -> v1::Volume {
@@ -338,15 +410,14 @@ impl Kit {
 
 async fn start(
     pools: &BTreeMap<PoolName, Arc<dyn VolumeBackend>>,
-    catalog: &std::path::Path,
+    catalog: Catalog,
 ) -> (Api, Arc<FaultyTarget>) {
     let target = FaultyTarget::new();
     let named = NamedTarget {
         driver: "memory",
         target: Arc::clone(&target) as Arc<dyn Target>,
     };
-    let registry = Registry::new(pools.clone(), named);
-    let model = Resources::new(registry, Catalog::open(catalog).unwrap());
+    let model = Resources::new(Registry::new(pools.clone(), named), catalog);
     model.recover().await.unwrap();
     (Api { model }, target)
 }
