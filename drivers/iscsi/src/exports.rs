@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use quarry_contract::{
     Access, BlockDevice, ChapCredentials, ExportInfo, Grant, InitiatorName, Portal, SessionInfo, VolumeId,
@@ -203,8 +203,9 @@ impl Export {
         self.lock().grant(grant)
     }
 
-    /// Takes a grant away and returns the sessions that lived by it (X1); `None` when there was none.
-    pub fn revoke(&self, initiator: &InitiatorName) -> Option<Vec<ConnectionAddress>> {
+    /// Takes a grant away. Tells whether there was one, and the initiator's sessions that have not ended (X1),
+    /// which may be there without a grant when an earlier revoke was not waited for.
+    pub fn revoke(&self, initiator: &InitiatorName) -> (bool, Vec<ConnectionAddress>) {
         self.lock().revoke(initiator)
     }
 
@@ -220,7 +221,7 @@ impl Export {
         let mut changed = !extra.is_empty();
         let mut ended = Vec::new();
         for initiator in &extra {
-            ended.extend(state.revoke(initiator).unwrap_or_default());
+            ended.extend(state.revoke(initiator).1);
         }
         for grant in grants {
             changed |= state.grant(grant);
@@ -276,11 +277,12 @@ impl ExportState {
         other_access || other_credentials
     }
 
-    fn revoke(&mut self, initiator: &InitiatorName) -> Option<Vec<ConnectionAddress>> {
+    fn revoke(&mut self, initiator: &InitiatorName) -> (bool, Vec<ConnectionAddress>) {
         let before = self.grants.len();
         self.grants.retain(|record| record.initiator != *initiator);
         let theirs = self.sessions.iter().filter(|s| s.initiator == *initiator);
-        (self.grants.len() < before).then(|| theirs.map(|session| session.address).collect())
+        let sessions = theirs.map(|session| session.address).collect();
+        (self.grants.len() < before, sessions)
     }
 }
 
@@ -295,7 +297,8 @@ pub struct ExportTable {
 #[derive(Default)]
 struct TableState {
     exports: HashMap<VolumeId, Arc<Export>>,
-    removed: VecDeque<VolumeId>,
+    /// Each with its export as long as sessions of it have not ended.
+    removed: VecDeque<(VolumeId, Weak<Export>)>,
 }
 
 /// The session handles in use.
@@ -356,7 +359,7 @@ impl ExportTable {
                 sessions: Vec::new(),
             }),
         });
-        state.removed.retain(|removed| *removed != volume);
+        state.removed.retain(|(removed, _)| *removed != volume);
         state.exports.insert(volume, Arc::clone(&export));
         (export, true)
     }
@@ -368,8 +371,15 @@ impl ExportTable {
         if state.removed.len() == REMEMBERED {
             state.removed.pop_front();
         }
-        state.removed.push_back(volume);
+        state.removed.push_back((volume, Arc::downgrade(&export)));
         Some(export)
+    }
+
+    /// Returns a removed export that still has sessions.
+    pub fn removed(&self, volume: VolumeId) -> Option<Arc<Export>> {
+        let state = self.read();
+        let known = state.removed.iter().rev().find(|(removed, _)| *removed == volume);
+        known.and_then(|(_, export)| export.upgrade())
     }
 
     /// Reads the volume out of a target's name.
@@ -497,7 +507,7 @@ impl Authority for ExportTable {
         };
         let state = self.read();
         let Some(export) = state.exports.get(&volume) else {
-            return match state.removed.contains(&volume) {
+            return match state.removed.iter().any(|(removed, _)| *removed == volume) {
                 true => Admission::Removed,
                 false => Admission::Unknown,
             };

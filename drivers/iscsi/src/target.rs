@@ -257,15 +257,20 @@ impl Target for IscsiTarget {
         let Some(export) = self.shared.exports.find(volume) else {
             return Ok(Outcome::Unchanged(()));
         };
-        let Some(ended) = export.revoke(initiator) else {
-            return Ok(Outcome::Unchanged(()));
-        };
+        let (had_grant, ended) = export.revoke(initiator);
         self.close_sessions(ended).await;
-        Ok(Outcome::Changed(()))
+        Ok(match had_grant {
+            true => Outcome::Changed(()),
+            false => Outcome::Unchanged(()),
+        })
     }
 
     async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError> {
         let Some(export) = self.shared.exports.remove(volume) else {
+            // An earlier call may not have been waited for; its sessions must be gone all the same (T4, T5).
+            if let Some(export) = self.shared.exports.removed(volume) {
+                self.close_sessions(export.close()).await;
+            }
             return Ok(Outcome::Unchanged(()));
         };
         self.close_sessions(export.close()).await;

@@ -68,6 +68,41 @@ fn revoke_returns_when_the_sessions_writes_are_over_and_none_comes_after() {
 }
 
 #[test]
+fn repeated_calls_wait_for_what_an_abandoned_one_began() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    rig.device.hold();
+    held_write(&rig, &mut client, 0);
+    let abandon = |call: std::pin::Pin<Box<dyn Future<Output = ()> + '_>>| {
+        let mut call = call;
+        let waker = std::task::Waker::noop();
+        assert!(
+            call.as_mut()
+                .poll(&mut std::task::Context::from_waker(waker))
+                .is_pending()
+        );
+    };
+    let host = initiator(INITIATOR);
+    abandon(Box::pin(async {
+        drop(rig.target.revoke(rig.volume, &host).await)
+    }));
+    client.expect_close();
+    abandon(Box::pin(async {
+        drop(rig.target.revoke(rig.volume, &host).await)
+    }));
+    abandon(Box::pin(async { drop(rig.target.unexport(rig.volume).await) }));
+    let (target, volume) = (Arc::clone(&rig.target), rig.volume);
+    let gone = in_background(move || block_on(target.unexport(volume)).unwrap());
+    assert!(
+        gone.recv_timeout(SILENCE).is_err(),
+        "T4: a write is at the device"
+    );
+    rig.device.release();
+    assert!(!gone.recv_timeout(DEADLINE).unwrap().is_changed());
+    assert_eq!(Arc::strong_count(&rig.device), 1, "T5");
+}
+
+#[test]
 fn revoke_under_load_lets_no_write_through_after_it_returns() {
     let rig = Rig::new();
     for round in 0..20u8 {

@@ -396,6 +396,52 @@ fn digests_are_checked_and_sent_when_agreed_on() {
 }
 
 #[test]
+fn many_large_writes_at_odd_places_all_end() {
+    // Each leaves a segment that is all but full of unsolicited data, together more than the session's budget:
+    // only the data that is still to be asked for can empty them.
+    const WRITES: u32 = 120;
+    const BYTES: usize = 384 << 10;
+    const FIRST: usize = 256 << 10;
+    let rig = Rig::new();
+    let login = Login::to(&rig)
+        .key("FirstBurstLength", &FIRST.to_string())
+        .key("MaxBurstLength", &(1 << 20).to_string());
+    let mut client = Client::log_in(&rig, &login).unwrap();
+    let data = pattern(BYTES, 3);
+    let lba = |number: u32| 510 + number * 1024;
+    let mut tags = std::collections::HashSet::new();
+    for number in 0..WRITES {
+        let cdb = cdb10(0x2a, lba(number), (BYTES / 512) as u16);
+        let write = client.command_pdu(&cdb, BYTES as u32, 0xa1, &data[..FIRST]);
+        client.send(&write);
+        tags.insert(write.be32(16));
+    }
+    while !tags.is_empty() {
+        let pdu = client.receive().expect("an R2T or a status");
+        match pdu.opcode() {
+            0x31 => {
+                let at = pdu.be32(40) as usize;
+                let end = at + pdu.be32(44) as usize;
+                let rest = Pdu::new(0x05, 0x80)
+                    .put32(16, pdu.be32(16))
+                    .put32(20, pdu.be32(20))
+                    .put32(40, at as u32)
+                    .with_data(&data[at..end]);
+                client.send(&rest);
+            }
+            0x21 => {
+                assert_eq!(pdu.header[3], 0);
+                assert!(tags.remove(&pdu.be32(16)));
+            }
+            _ => panic!("unexpected PDU {pdu:x?}"),
+        }
+    }
+    for number in [0, 1, WRITES - 1] {
+        assert!(client.read(lba(number), (BYTES / 512) as u16).data == data);
+    }
+}
+
+#[test]
 fn four_sessions_with_many_commands_each_see_one_medium() {
     let rig = Rig::new();
     let threads: Vec<_> = (0..4u8)

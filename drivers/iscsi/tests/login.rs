@@ -223,10 +223,27 @@ fn login_that_takes_too_long_is_cut_off() {
         &[grant(INITIATOR, Access::ReadWrite)],
     );
     let mut silent = Client::connect(rig.address());
+    let mut discovery = Client::connect(rig.address());
+    let hello = [("InitiatorName", INITIATOR), ("SessionType", "Discovery")];
+    discovery
+        .login_step(&Login::to(&rig), 0x87, &hello)
+        .expect("discovery");
+    let mut slow = Client::connect(rig.address());
+    let drip = std::thread::spawn(move || {
+        use std::io::Write;
+        // A byte now and then makes a login no shorter.
+        let began = std::time::Instant::now();
+        while slow.socket.write_all(&[0x43]).is_ok() {
+            assert!(began.elapsed() < rig::DEADLINE, "the login goes on for ever");
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    });
     let mut halfway = Client::connect(rig.address());
     halfway.authenticate(&Login::to(&rig)).unwrap();
     silent.expect_close();
     halfway.expect_close();
+    discovery.expect_close();
+    drip.join().expect("no panic");
     Client::login(&rig);
 }
 

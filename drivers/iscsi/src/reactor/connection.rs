@@ -120,8 +120,8 @@ pub struct Connection {
     phase: Phase,
     next_stat_sn: u32,
     outbox: Outbox,
-    /// When it was opened, or last heard of.
-    pub heard: Instant,
+    opened: Instant,
+    heard: Instant,
     /// The socket takes no more for now.
     pub blocked: bool,
     /// It is in the reactor's list of connections to flush.
@@ -172,6 +172,7 @@ impl Connection {
             phase: Phase::Login(Box::default()),
             next_stat_sn: 1,
             outbox: Outbox::default(),
+            opened: now,
             heard: now,
             blocked: false,
             touched: false,
@@ -197,9 +198,13 @@ impl Connection {
         self.address.serial
     }
 
-    /// Tells whether the login is not over.
-    pub fn is_logging_in(&self) -> bool {
-        !matches!(self.phase, Phase::Session(_))
+    /// Tells whether it has not shown who it is: it is logging in, or a discovery session, which needs no proof.
+    /// Such connections are limited in number and time.
+    pub fn is_pending(&self) -> bool {
+        match &self.phase {
+            Phase::Session(session) => session.is_discovery(),
+            _ => true,
+        }
     }
 
     /// Tells whether it is to be read from now.
@@ -618,20 +623,19 @@ impl Connection {
     /// When its time is over.
     pub fn tick(&mut self, now: Instant, around: &mut Surroundings<'_>) -> Result<(), Closed> {
         let config = &around.shared.config;
+        if self.is_pending() {
+            return match now.saturating_duration_since(self.opened) >= config.login_timeout {
+                true => Err(Closed::LoginTimeout),
+                false => Ok(()),
+            };
+        }
         let silent = now.saturating_duration_since(self.heard);
-        match &mut self.phase {
-            Phase::Session(session) => {
-                if silent >= config.ping_interval
-                    && session.ping(io!(self, around))
-                    && silent >= 2 * config.ping_interval
-                {
-                    return Err(Closed::Silent);
-                }
-            }
-            Phase::Login(_) | Phase::Reinstating(_) if silent >= config.login_timeout => {
-                return Err(Closed::LoginTimeout);
-            }
-            Phase::Login(_) | Phase::Reinstating(_) => {}
+        if let Phase::Session(session) = &mut self.phase
+            && silent >= config.ping_interval
+            && session.ping(io!(self, around))
+            && silent >= 2 * config.ping_interval
+        {
+            return Err(Closed::Silent);
         }
         Ok(())
     }
@@ -652,6 +656,11 @@ impl Connection {
             session.released(released, io!(self, around));
             self.outbox.discard(around.buffers, &mut 0);
         }
+    }
+
+    /// Gives the passes that are kept.
+    pub fn take_passes(&mut self) -> Vec<Pass> {
+        std::mem::take(&mut self.passes)
     }
 
     /// Tells whether nothing of a connection that was cut is left at the device.

@@ -275,9 +275,9 @@ impl Reactor {
                     if self.find(index, serial).is_some_and(|slot| !slot.cut)
                         && let Some(slot) = &mut self.connections[index as usize]
                     {
-                        let was_pending = slot.connection.is_logging_in();
+                        let was_pending = slot.connection.is_pending();
                         let result = slot.connection.old_session_ended(around!(self));
-                        if was_pending && !slot.connection.is_logging_in() {
+                        if was_pending && !slot.connection.is_pending() {
                             self.shared.login_ended();
                         }
                         match result {
@@ -419,7 +419,7 @@ impl Reactor {
             slot.connection.blocked = false;
         }
         if events.intersects(EpollFlags::EPOLLIN | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR) {
-            let was_pending = slot.connection.is_logging_in();
+            let was_pending = slot.connection.is_pending();
             let mut result = Ok(true);
             for _ in 0..READS_PER_TURN {
                 result = slot
@@ -429,7 +429,7 @@ impl Reactor {
                     break;
                 }
             }
-            if was_pending && !slot.connection.is_logging_in() {
+            if was_pending && !slot.connection.is_pending() {
                 self.shared.login_ended();
             }
             if let Err(reason) = result {
@@ -529,7 +529,7 @@ impl Reactor {
             }
             _ => tracing::debug!(%peer, %reason, "connection closed"),
         }
-        if slot.connection.is_logging_in() {
+        if slot.connection.is_pending() {
             self.shared.login_ended();
         }
         // The descriptor is open, so it can be taken out.
@@ -550,19 +550,22 @@ impl Reactor {
             };
             self.closing.swap_remove(at);
             self.live -= 1;
-            if let Some(medium) = slot.connection.medium() {
+            let Slot { mut connection, .. } = *slot;
+            let passes = connection.take_passes();
+            let session = connection.medium().map(|medium| {
                 let queue = self.devices.detach(medium.queue());
-                if let Some(queue) = &queue
-                    && let Some(descriptor) = queue.wake_fd()
-                {
+                if let Some(descriptor) = queue.as_ref().and_then(|queue| queue.wake_fd()) {
                     let _ = self.epoll.delete(descriptor);
                 }
-                drop(queue);
-                self.shared.exports.unregister(medium.export(), medium.tsih());
-            }
-            // Drops the device's last handle here, and only then the passes of those who wait for that.
-            let Slot { connection, .. } = *slot;
+                (Arc::clone(medium.export()), medium.tsih())
+            });
+            // First the last handle of the device, then the session's place, then the passes of those who wait
+            // for both.
             drop(connection);
+            if let Some((export, tsih)) = session {
+                self.shared.exports.unregister(&export, tsih);
+            }
+            drop(passes);
         }
     }
 }

@@ -455,44 +455,71 @@ impl Session {
         let Some(task) = self.tasks.get(slot) else {
             return Advance::Done;
         };
-        let tag = |step: usize| tag_of(io.connection, slot, step);
+        if matches!(task.work, Work::Read | Work::Verify(_) | Work::Repeat) {
+            return self.submit_segments(slot, queue, io);
+        }
         while task.failure.is_none() && task.submitted < task.steps() {
-            let step = task.submitted;
             let verb = match &mut task.work {
-                Work::Flush => Verb::Flush,
                 Work::Verbs(verbs) => match verbs.pop() {
                     Some(verb) => verb,
                     None => break,
                 },
-                Work::Read | Work::Verify(_) | Work::Repeat => {
-                    let len = task.span.segment(step).1 as usize;
-                    if self.charged > 0 && self.charged + len > BUDGET_BYTES {
-                        return Advance::Blocked;
-                    }
-                    self.charged += len;
-                    task.charged += len;
-                    let mut buffer = io.buffers.take(len);
-                    let offset = task.span.device_offset(step);
-                    if matches!(task.work, Work::Repeat) {
-                        let block = task.parameter.as_slice();
-                        buffer
-                            .chunks_exact_mut(block.len())
-                            .for_each(|part| part.copy_from_slice(block));
-                        Verb::Write {
-                            offset,
-                            buffer,
-                            durability: quarry_contract::Durability::Cached,
-                        }
-                    } else {
-                        Verb::Read { offset, buffer }
-                    }
-                }
-                Work::Write(_) | Work::UnmapList | Work::SameBlock { .. } | Work::Nothing => break,
+                Work::Flush => Verb::Flush,
+                _ => break,
             };
+            let tag = tag_of(io.connection, slot, task.submitted);
             task.submitted += 1;
-            io.devices.submit(queue, DeviceRequest { tag: tag(step), verb });
+            io.devices.submit(queue, DeviceRequest { tag, verb });
         }
         Advance::Done
+    }
+
+    /// Hands to the device, as the budget allows, the segments of a task that brings their contents itself.
+    fn submit_segments(&mut self, slot: u16, queue: usize, io: &mut Io<'_>) -> Advance {
+        loop {
+            let Some(task) = self.tasks.get(slot) else {
+                return Advance::Done;
+            };
+            let step = task.submitted;
+            if task.failure.is_some() || step == task.steps() {
+                return Advance::Done;
+            }
+            let len = task.span.segment(step).1 as usize;
+            if self.exceeds_budget(len, io) {
+                return Advance::Blocked;
+            }
+            let Some(task) = self.tasks.get(slot) else {
+                return Advance::Done;
+            };
+            self.charged += len;
+            task.charged += len;
+            let mut buffer = io.buffers.take(len);
+            let offset = task.span.device_offset(step);
+            let verb = if matches!(task.work, Work::Repeat) {
+                let block = task.parameter.as_slice();
+                buffer
+                    .chunks_exact_mut(block.len())
+                    .for_each(|part| part.copy_from_slice(block));
+                Verb::Write {
+                    offset,
+                    buffer,
+                    durability: quarry_contract::Durability::Cached,
+                }
+            } else {
+                Verb::Read { offset, buffer }
+            };
+            task.submitted += 1;
+            let tag = tag_of(io.connection, slot, step);
+            io.devices.submit(queue, DeviceRequest { tag, verb });
+        }
+    }
+
+    /// Tells whether more bytes in buffers must wait (S3).
+    ///
+    /// They must not when nothing is moving that would give bytes back by itself: part-filled segments of writes
+    /// are waiting, perhaps, for the very data that is not being asked for.
+    pub(super) fn exceeds_budget(&mut self, bytes: usize, io: &Io<'_>) -> bool {
+        self.charged + bytes > BUDGET_BYTES && (!io.outbox.is_empty() || self.tasks.any_moving())
     }
 
     /// Hands the segments of a write to the device that have come in whole.

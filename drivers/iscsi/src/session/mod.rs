@@ -176,6 +176,11 @@ impl Session {
         &self.parameters
     }
 
+    /// Tells whether it is a discovery session.
+    pub fn is_discovery(&self) -> bool {
+        matches!(self.role, Role::Discovery { .. })
+    }
+
     /// Returns the medium of a normal session.
     pub fn medium(&self) -> Option<&Medium> {
         match &self.role {
@@ -256,10 +261,8 @@ impl Session {
 
     /// Says that bytes of buffers have left through the outbox.
     pub fn released(&mut self, bytes: usize, io: &mut Io<'_>) {
-        if bytes > 0 {
-            self.charged -= bytes;
-            self.pump(io);
-        }
+        self.charged -= bytes;
+        self.pump(io);
     }
 
     /// Ends the session: no request reaches the device any more (S2).

@@ -269,6 +269,13 @@ impl TaskTable {
         }
     }
 
+    /// Tells whether a task waits for the device, or for data that is on its way.
+    pub fn any_moving(&self) -> bool {
+        let used = self.slots.iter().zip(&self.tags).filter(|(_, tag)| tag.is_some());
+        used.map(|(task, _)| task)
+            .any(|task| task.in_flight() > 0 || !task.aborted && task.awaiting != Awaiting::Nothing)
+    }
+
     /// Returns the slots in use.
     pub fn live(&self) -> Vec<u16> {
         let used = self.tags.iter().enumerate().filter(|(_, tag)| tag.is_some());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::command::residual_of;
 use super::task::{Awaiting, Work};
-use super::{BUDGET_BYTES, Io, Session, Sink, Violation};
+use super::{Io, Session, Sink, Violation};
 use crate::pdu::{DataIn, DataOut, NO_TAG, ReadyToTransfer};
 use crate::scsi::{Sense, Status};
 
@@ -141,6 +141,7 @@ impl Session {
         task.data_sn = 0;
         if task.failure.is_some() {
             self.settle(slot, io);
+            self.pump(io);
         } else {
             self.enqueue(slot, io);
         }
@@ -154,9 +155,12 @@ impl Session {
             return true;
         };
         let burst = max_burst.min(task.wanted - task.received);
-        if self.charged > 0 && self.charged + burst as usize > BUDGET_BYTES {
+        if self.exceeds_budget(burst as usize, io) {
             return false;
         }
+        let Some(task) = self.tasks.get(slot) else {
+            return true;
+        };
         self.charged += burst as usize;
         task.charged += burst as usize;
         task.ttt = ttt;
