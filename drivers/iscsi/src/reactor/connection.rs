@@ -13,14 +13,13 @@ use std::time::Instant;
 use quarry_contract::{Completion, Portal};
 
 use super::outbox::{Digests, Flushed, Outbox};
-use super::{BufferPool, DeviceQueues, Message};
-use crate::exports::{ConnectionAddress, Registered, Registration};
-use crate::login::{Admitted, LoginMachine, LoginStatus, Reply, SessionKind, Step};
+use super::{BufferPool, DeviceQueues};
+use crate::exports::ConnectionAddress;
+use crate::login::{Admitted, LoginMachine, LoginStatus, Reply};
 use crate::negotiation::DEFAULT_SEGMENT_BYTES;
 use crate::pass::Pass;
-use crate::pdu::{BHS_BYTES, Bhs, Lengths, Login, LoginResponse, Malformed, RejectReason, Request, padded};
-use crate::scsi::LogicalUnit;
-use crate::session::{Flow, Io, Medium, Numbers, Role, Session, Sink, Violation};
+use crate::pdu::{BHS_BYTES, Bhs, Lengths, Login, Malformed, RejectReason, Request, padded};
+use crate::session::{Flow, Io, Medium, Session, Sink, Violation};
 use crate::target::Shared;
 
 /// The least that is worth a read of its own into an I/O buffer, in bytes.
@@ -89,10 +88,13 @@ struct Segment {
     crc: u32,
 }
 
-enum Phase {
+/// How far a connection has come.
+pub(super) enum Phase {
+    /// It is logging in.
     Login(Box<LoginMachine>),
     /// Logged in, but the initiator's old session must end first.
     Reinstating(Box<(Admitted, Reply, Login)>),
+    /// It is in the full feature phase.
     Session(Box<Session>),
 }
 
@@ -109,27 +111,27 @@ pub struct Surroundings<'a> {
 /// See the module.
 pub struct Connection {
     socket: TcpStream,
-    peer: SocketAddr,
-    local: SocketAddr,
-    portal: Portal,
-    address: ConnectionAddress,
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) portal: Portal,
+    pub(super) address: ConnectionAddress,
     reading: Reading,
     head: Vec<u8>,
-    collected: Vec<u8>,
-    digests: Digests,
-    phase: Phase,
-    next_stat_sn: u32,
-    outbox: Outbox,
+    pub(super) collected: Vec<u8>,
+    pub(super) digests: Digests,
+    pub(super) phase: Phase,
+    pub(super) next_stat_sn: u32,
+    pub(super) outbox: Outbox,
     opened: Instant,
     heard: Instant,
     /// The socket takes no more for now.
     pub blocked: bool,
     /// It is in the reactor's list of connections to flush.
     pub touched: bool,
-    close_after_flush: bool,
+    pub(super) close_after_flush: bool,
     /// The target stops: nothing more is read, and what is under way is answered.
     draining: bool,
-    ending: Option<LoginStatus>,
+    pub(super) ending: Option<LoginStatus>,
     passes: Vec<Pass>,
 }
 
@@ -403,161 +405,6 @@ impl Connection {
             self.collected = Vec::new();
         }
         Ok(())
-    }
-
-    fn login_step(&mut self, login: &Login, around: &mut Surroundings<'_>) -> Result<(), Closed> {
-        let Phase::Login(machine) = &mut self.phase else {
-            return Ok(());
-        };
-        if around.shared.is_stopping() {
-            self.refuse(login, LoginStatus::ServiceUnavailable);
-            return Ok(());
-        }
-        if login.tsih != 0 {
-            // One connection a session: there is none to join, and none to take over at this recovery level.
-            self.refuse(login, LoginStatus::SessionDoesNotExist);
-            return Ok(());
-        }
-        let mut random = [0; 33];
-        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
-        let exports = &around.shared.exports;
-        match machine.step(login, &self.collected, exports, || random) {
-            Step::Continue(reply) => self.answer_login(login, reply, 0),
-            Step::Complete(reply, admitted) => self.admit(*admitted, reply, *login, around)?,
-            Step::Fail(status) => self.refuse(login, status),
-        }
-        Ok(())
-    }
-
-    fn answer_login(&mut self, login: &Login, reply: Reply, tsih: u16) {
-        let response = LoginResponse {
-            transit: reply.transit,
-            more_text: false,
-            current_stage: reply.current_stage,
-            next_stage: reply.next_stage,
-            isid: login.isid,
-            tsih,
-            itt: login.itt,
-            status: 0,
-            data_bytes: reply.text.len(),
-        };
-        let header = self.encode_login(&response, login.cmd_sn);
-        self.outbox.small(&header, reply.text);
-    }
-
-    fn refuse(&mut self, login: &Login, status: LoginStatus) {
-        let response = LoginResponse {
-            transit: false,
-            more_text: false,
-            current_stage: login.current_stage & 1,
-            next_stage: 0,
-            isid: login.isid,
-            tsih: login.tsih,
-            itt: login.itt,
-            status: status as u16,
-            data_bytes: 0,
-        };
-        let header = self.encode_login(&response, login.cmd_sn);
-        self.outbox.header(&header);
-        self.ending = Some(status);
-        self.close_after_flush = true;
-    }
-
-    fn encode_login(&mut self, response: &LoginResponse, cmd_sn: u32) -> Bhs {
-        let numbers = Numbers::new(self.next_stat_sn, cmd_sn);
-        self.next_stat_sn = self.next_stat_sn.wrapping_add(1);
-        response.encode(numbers.peek())
-    }
-
-    /// Makes a session of a login, now or when the initiator's old session has ended (RFC 7143 6.3.5).
-    fn admit(
-        &mut self,
-        admitted: Admitted,
-        reply: Reply,
-        login: Login,
-        around: &mut Surroundings<'_>,
-    ) -> Result<(), Closed> {
-        let (target, parameters) = match &admitted.kind {
-            SessionKind::Discovery { username } => {
-                let role = Role::Discovery {
-                    initiator: admitted.initiator.clone(),
-                    username: username.clone(),
-                };
-                // A discovery session is not registered: nothing of it can be taken away.
-                self.start_session(&login, reply, 1, admitted.parameters, role);
-                return Ok(());
-            }
-            SessionKind::Normal { target } => (target, admitted.parameters),
-        };
-        let ends = (self.peer, self.portal);
-        let exports = &around.shared.exports;
-        match exports.register(target, &admitted.initiator, admitted.isid, self.address, ends) {
-            Registered::Live(export, Registration { tsih, nexus, device }) => {
-                let queue = around.devices.attach(export.volume, &device);
-                let unit = LogicalUnit::new(Arc::clone(&export.identity), device);
-                tracing::info!(volume = %export.volume, initiator = %admitted.initiator, peer = %self.peer,
-                    tsih, "session opened");
-                let medium = Medium::new(unit, export, (nexus, tsih), queue, self.address);
-                self.start_session(&login, reply, tsih, parameters, Role::Normal(Box::new(medium)));
-            }
-            Registered::After(old) => {
-                let (shared, own) = (Arc::clone(around.shared), self.address);
-                let pass = Pass::then(move || {
-                    let message = Message::OldSessionEnded {
-                        index: own.index,
-                        serial: own.serial,
-                    };
-                    shared.send(own.reactor, message);
-                });
-                self.phase = Phase::Reinstating(Box::new((admitted, reply, login)));
-                around.shared.send(
-                    old.reactor,
-                    Message::CloseSession {
-                        index: old.index,
-                        serial: old.serial,
-                        pass,
-                    },
-                );
-            }
-            Registered::Refused(status) => self.refuse(&login, status),
-        }
-        Ok(())
-    }
-
-    /// Goes on with a login that waited for the initiator's old session to end.
-    ///
-    /// # Errors
-    /// When the connection ends.
-    pub fn old_session_ended(&mut self, around: &mut Surroundings<'_>) -> Result<(), Closed> {
-        let phase = std::mem::replace(&mut self.phase, Phase::Login(Box::default()));
-        match phase {
-            Phase::Reinstating(waiting) => {
-                let (admitted, reply, login) = *waiting;
-                self.admit(admitted, reply, login, around)
-            }
-            other => {
-                self.phase = other;
-                Ok(())
-            }
-        }
-    }
-
-    fn start_session(
-        &mut self,
-        login: &Login,
-        reply: Reply,
-        tsih: u16,
-        parameters: crate::negotiation::Parameters,
-        role: Role,
-    ) {
-        self.answer_login(login, reply, tsih);
-        let numbers = Numbers::new(self.next_stat_sn, login.cmd_sn);
-        self.digests = Digests {
-            header: parameters.header_digest,
-            data: parameters.data_digest,
-        };
-        self.outbox.digests = self.digests;
-        self.phase = Phase::Session(Box::new(Session::new(parameters, numbers, role, self.local)));
     }
 
     /// Takes the end of a device request.

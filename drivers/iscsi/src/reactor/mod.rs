@@ -7,6 +7,7 @@
 //! One turn: wait; read and act on every ready connection; start all device requests at once and take what has
 //! completed; send every connection's responses at once; again until nothing moves.
 
+mod admission;
 mod buffers;
 mod connection;
 mod device_queue;

@@ -14,8 +14,10 @@
 
 mod command;
 mod management;
+mod medium;
 mod negotiate;
 mod numbers;
+mod steps;
 mod task;
 mod transfer;
 
@@ -24,8 +26,8 @@ use std::sync::Arc;
 
 use quarry_contract::Completion;
 
-pub use command::Medium;
 use management::Ending;
+pub use medium::Medium;
 pub use numbers::Numbers;
 use task::TaskTable;
 

@@ -1,0 +1,249 @@
+//! What a normal session works on, and what each command needs of it.
+
+use std::sync::Arc;
+
+use quarry_contract::{Access, Verb, ZeroMode};
+
+use super::task::{Span, Work};
+use crate::exports::{ConnectionAddress, Export, Nexus};
+use crate::pdu::ScsiCommand;
+use crate::scsi::{BlockRange, ByteCheck, Command, LogicalUnit, Sense, is_lun_zero};
+use crate::scsi::{parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
+
+/// The most data that a VERIFY compares with, in bytes: it is held in memory as a whole.
+const MAX_COMPARE_BYTES: u32 = 1 << 20;
+
+/// What a normal session works on.
+pub struct Medium {
+    unit: LogicalUnit,
+    export: Arc<Export>,
+    nexus: Arc<Nexus>,
+    tsih: u16,
+    /// The reactor's queue of the device.
+    queue: usize,
+    address: ConnectionAddress,
+}
+
+/// What a command needs before it can be answered.
+pub enum Plan {
+    /// Nothing: this is its data.
+    Reply(Vec<u8>),
+    /// Work on the medium.
+    Work {
+        work: Work,
+        span: Span,
+        /// Data-Out bytes of use.
+        wanted: u32,
+        /// What the CDB would transfer, in bytes.
+        command_bytes: u64,
+    },
+}
+
+impl Medium {
+    /// Joins a registered session with its reactor's queue.
+    pub fn new(
+        unit: LogicalUnit,
+        export: Arc<Export>,
+        (nexus, tsih): (Arc<Nexus>, u16),
+        queue: usize,
+        address: ConnectionAddress,
+    ) -> Self {
+        Self {
+            unit,
+            export,
+            nexus,
+            tsih,
+            queue,
+            address,
+        }
+    }
+
+    /// Returns the export.
+    pub fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    /// Returns the session's handle.
+    pub fn tsih(&self) -> u16 {
+        self.tsih
+    }
+
+    /// Returns the reactor's queue of the device.
+    pub fn queue(&self) -> usize {
+        self.queue
+    }
+
+    /// Returns where the session lives.
+    pub fn address(&self) -> ConnectionAddress {
+        self.address
+    }
+
+    /// Returns the target's name.
+    pub fn target_name(&self) -> &str {
+        &self.unit.identity().target_name
+    }
+
+    /// Returns the logical block, in bytes.
+    pub fn block_bytes(&self) -> u32 {
+        self.unit.block_bytes()
+    }
+
+    fn write_protected(&self) -> bool {
+        self.nexus.access.get() == Access::ReadOnly || self.unit.device().is_read_only()
+    }
+
+    /// Decides what a command needs.
+    pub fn plan(&self, request: &ScsiCommand) -> Result<Plan, Sense> {
+        let command = Command::parse(&request.cdb);
+        if !is_lun_zero(request.lun) {
+            return absent_unit(command);
+        }
+        let passes_attention = command.as_ref().is_ok_and(Command::passes_unit_attention);
+        if !passes_attention && let Some(attention) = self.nexus.take_attention() {
+            return Err(attention);
+        }
+        let command = command?;
+        if let Command::RequestSense {
+            descriptor_format,
+            allocation,
+        } = command
+            && let Some(attention) = self.nexus.take_attention()
+        {
+            let mut data = sense_data(attention, descriptor_format);
+            data.truncate(allocation as usize);
+            return Ok(Plan::Reply(data));
+        }
+        if command.writes() && self.write_protected() {
+            return Err(Sense::WRITE_PROTECTED);
+        }
+        match self.unit.answer(&command, self.write_protected()) {
+            Some(answer) => answer.map(Plan::Reply),
+            None => self.plan_work(&command, request),
+        }
+    }
+
+    pub(super) fn span(&self, range: BlockRange, bytes: u32) -> Span {
+        let start = range.lba * u64::from(self.unit.block_bytes());
+        Span::new(start, bytes, self.unit.limits().max_transfer_bytes)
+    }
+
+    fn plan_work(&self, command: &Command, request: &ScsiCommand) -> Result<Plan, Sense> {
+        let block = self.unit.block_bytes();
+        let readable = if request.read { request.expected_bytes } else { 0 };
+        let writable = if request.write { request.expected_bytes } else { 0 };
+        let none = Span::default();
+        let plan = |work, span, wanted, command_bytes: u64| Plan::Work {
+            work,
+            span,
+            wanted,
+            command_bytes,
+        };
+        Ok(match *command {
+            Command::Read(range) => {
+                self.unit.check_transfer(range)?;
+                let bytes = range.blocks * block;
+                // Whole blocks, as many as the initiator has room for; the residual tells the rest.
+                let useful = bytes.min(readable).next_multiple_of(block);
+                plan(Work::Read, self.span(range, useful), 0, bytes.into())
+            }
+            Command::Write { range, durability } => {
+                self.unit.check_transfer(range)?;
+                let bytes = range.blocks * block;
+                let useful = bytes.min(writable - writable % block);
+                let span = self.span(range, useful);
+                plan(Work::Write(durability), span, useful, bytes.into())
+            }
+            Command::Verify { range, check } => {
+                self.unit.check_transfer(range)?;
+                let bytes = range.blocks * block;
+                let sent = match check {
+                    ByteCheck::MediumOnly => 0,
+                    ByteCheck::Whole => bytes,
+                    ByteCheck::OneBlock => block.min(bytes),
+                };
+                if sent > writable || sent > MAX_COMPARE_BYTES {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                plan(Work::Verify(check), self.span(range, bytes), sent, sent.into())
+            }
+            Command::SynchronizeCache(range) => {
+                self.unit.check_range(range)?;
+                plan(Work::Flush, none, 0, 0)
+            }
+            Command::Unmap { parameter_bytes } => {
+                let sent = parameter_bytes.min(writable);
+                plan(Work::UnmapList, none, sent, parameter_bytes.into())
+            }
+            Command::WriteSame {
+                range,
+                unmap,
+                no_data,
+            } => {
+                self.unit.check_write_same(range)?;
+                if no_data {
+                    let verbs = vec![self.zeroes(range, unmap)];
+                    plan(Work::Verbs(verbs), none, 0, 0)
+                } else if writable != block {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                } else {
+                    plan(Work::SameBlock { range, unmap }, none, block, block.into())
+                }
+            }
+            // The others were answered without work.
+            _ => return Err(Sense::INVALID_OPCODE),
+        })
+    }
+
+    pub(super) fn zeroes(&self, range: BlockRange, unmap: bool) -> Verb {
+        let block = u64::from(self.unit.block_bytes());
+        Verb::WriteZeroes {
+            offset: range.lba * block,
+            length: u64::from(range.blocks) * block,
+            mode: if unmap {
+                ZeroMode::MayUnmap
+            } else {
+                ZeroMode::KeepMapped
+            },
+        }
+    }
+
+    /// Turns an UNMAP list into requests (SBC-3 5.28). Nothing is unmapped unless every range is good.
+    pub(super) fn discards(&self, list: &[u8]) -> Result<Vec<Verb>, Sense> {
+        let block = u64::from(self.unit.block_bytes());
+        let ranges = parse_unmap_list(list)?;
+        for range in &ranges {
+            self.unit.check_range(*range)?;
+        }
+        let wanted = ranges.iter().filter(|range| range.blocks > 0);
+        Ok(wanted
+            .map(|range| Verb::Discard {
+                offset: range.lba * block,
+                length: u64::from(range.blocks) * block,
+            })
+            .collect())
+    }
+}
+
+/// Answers for a LUN that has no unit (SAM-5 4.7.4, SPC-4 6.6.2).
+fn absent_unit(command: Result<Command, Sense>) -> Result<Plan, Sense> {
+    match command {
+        Ok(Command::Inquiry {
+            vital_page: None,
+            allocation,
+        }) => Ok(Plan::Reply(unsupported_inquiry(allocation))),
+        Ok(Command::ReportLuns { select, allocation }) => {
+            let mut data = report_luns(select)?;
+            data.truncate(allocation as usize);
+            Ok(Plan::Reply(data))
+        }
+        Ok(Command::RequestSense {
+            descriptor_format,
+            allocation,
+        }) => {
+            let mut data = sense_data(Sense::LUN_NOT_SUPPORTED, descriptor_format);
+            data.truncate(allocation as usize);
+            Ok(Plan::Reply(data))
+        }
+        _ => Err(Sense::LUN_NOT_SUPPORTED),
+    }
+}
