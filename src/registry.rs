@@ -13,6 +13,7 @@ use quarry_contract::{DriverError, PoolName, Target, VolumeBackend};
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
 use quarry_thin::{FormatOptions, OpenOptions, PoolFile, ThinBackend};
 use tracing::{error, info};
+use uuid::Uuid;
 
 use crate::config::{Config, IfAbsent, PoolConfig, PoolDriver, TargetConfig};
 
@@ -39,9 +40,46 @@ pub struct NamedTarget {
 /// Why a driver cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// A pool cannot be opened; the error names it.
-    #[error(transparent)]
-    Pool(#[from] DriverError),
+    /// A pool cannot be opened.
+    #[error("cannot open pool {pool} in {}", path.display())]
+    Pool {
+        /// The pool.
+        pool: PoolName,
+        /// Its file or block device.
+        path: PathBuf,
+        /// The cause.
+        source: DriverError,
+    },
+    /// A pool that was in use has vanished. An empty one in its place would hide that.
+    #[error(
+        "the file of pool {pool} ({known}), {}, is gone; mount or restore it, or use another state folder to begin \
+         with an empty pool",
+        path.display()
+    )]
+    PoolGone {
+        /// The pool.
+        pool: PoolName,
+        /// Where it was.
+        path: PathBuf,
+        /// Its identity.
+        known: Uuid,
+    },
+    /// Another pool is where a pool was.
+    #[error(
+        "{} holds pool {found}, not {known} that pool {pool} was; put the right file or device there, or give this \
+         pool another name",
+        path.display()
+    )]
+    PoolReplaced {
+        /// The pool.
+        pool: PoolName,
+        /// Where it was.
+        path: PathBuf,
+        /// Its identity.
+        known: Uuid,
+        /// The identity of what is there.
+        found: Uuid,
+    },
     /// The iSCSI target cannot be started.
     #[error("cannot start the iSCSI target{}", next_step(source))]
     Target {
@@ -69,11 +107,12 @@ fn next_step(error: &StartError) -> String {
 }
 
 impl Registry {
-    /// Opens what the configuration names.
+    /// Opens what the configuration names. `known` are the identities of pools that were in use before: such a
+    /// pool is never made anew.
     ///
     /// # Errors
     /// Names the pool or the target that cannot be opened.
-    pub async fn open(config: &Config) -> Result<Self, RegistryError> {
+    pub async fn open(config: &Config, known: &BTreeMap<String, Uuid>) -> Result<Self, RegistryError> {
         let iscsi = open_target(&config.target)?;
         let target = NamedTarget {
             driver: "iscsi",
@@ -84,7 +123,7 @@ impl Registry {
             ..Self::new(BTreeMap::new(), target)
         };
         for pool in &config.pools {
-            let backend = open_pool(pool).await?;
+            let backend = open_pool(pool, known.get(pool.name.as_str()).copied()).await?;
             info!(pool = %pool.name, "the pool is open");
             registry
                 .pools
@@ -112,6 +151,13 @@ impl Registry {
     /// Returns one pool's backend.
     pub fn pool(&self, name: &str) -> Option<(&PoolName, &Arc<dyn VolumeBackend>)> {
         self.pools.iter().find(|(known, _)| known.as_str() == name)
+    }
+
+    /// Returns the identities of the pools that are kept in files or on devices.
+    pub fn pool_identities(&self) -> impl Iterator<Item = (&PoolName, Uuid)> {
+        self.thin
+            .iter()
+            .map(|(name, backend)| (name, backend.pool().uuid()))
     }
 
     /// Returns the target.
@@ -144,31 +190,60 @@ impl Registry {
     }
 }
 
-async fn open_pool(pool: &PoolConfig) -> Result<Arc<ThinBackend>, RegistryError> {
+async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBackend>, RegistryError> {
     let PoolDriver::Thin {
         path,
         if_absent,
         chunk_bytes,
     } = pool.driver.clone();
-    let file = PoolFile::at(path);
-    let options = OpenOptions::named(pool.name.clone());
+    let name = pool.name.clone();
+    if let Some(known) = known
+        && !path.exists()
+    {
+        return Err(RegistryError::PoolGone {
+            pool: name,
+            path,
+            known,
+        });
+    }
+    let file = PoolFile::at(path.clone());
+    let options = OpenOptions::named(name.clone());
     // Opening reads the checkpoint and replays the log: it blocks.
-    let open = move || match if_absent {
-        IfAbsent::Fail => ThinBackend::open_file(&file, options),
-        IfAbsent::Create { size_bytes } => {
+    let open = move || match (known, if_absent) {
+        (None, IfAbsent::Create { size_bytes }) => {
             let format = FormatOptions {
                 chunk_bytes,
                 ..FormatOptions::default()
             };
             ThinBackend::open_or_create_file(&file, size_bytes, &format, options)
         }
+        (Some(_), _) | (None, IfAbsent::Fail) => ThinBackend::open_file(&file, options),
     };
     let opened = tokio::task::spawn_blocking(open).await.unwrap_or_else(|panic| {
         Err(DriverError::Internal {
             detail: format!("opening the pool has panicked: {panic}"),
         })
     });
-    Ok(Arc::new(opened?))
+    let backend = match opened {
+        Ok(backend) => Arc::new(backend),
+        Err(source) => {
+            return Err(RegistryError::Pool {
+                pool: name,
+                path,
+                source,
+            });
+        }
+    };
+    let found = backend.pool().uuid();
+    match known {
+        Some(known) if known != found => Err(RegistryError::PoolReplaced {
+            pool: name,
+            path,
+            known,
+            found,
+        }),
+        _ => Ok(backend),
+    }
 }
 
 fn open_target(config: &TargetConfig) -> Result<Arc<IscsiTarget>, RegistryError> {

@@ -26,7 +26,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::api;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Change};
 use crate::config::{Config, ConfigError};
 use crate::registry::{Registry, RegistryError};
 use crate::resources::{ResourceError, Resources};
@@ -190,7 +190,16 @@ impl Agent {
     pub async fn start(config: Config) -> Result<Self, AgentError> {
         let lock = lock::StateLock::take(&config.state_dir)?;
         let catalog = Catalog::open(&config.state_dir.join("catalog.redb"))?;
-        let registry = Registry::open(&config).await?;
+        let known = catalog.pools()?;
+        let registry = Registry::open(&config, &known).await?;
+        let new: Vec<Change> = registry
+            .pool_identities()
+            .filter(|(name, _)| !known.contains_key(name.as_str()))
+            .map(|(name, uuid)| Change::PutPool(name.to_string(), uuid))
+            .collect();
+        if !new.is_empty() {
+            catalog.commit(new).await?;
+        }
         Self::start_with(&config, lock, catalog, registry).await
     }
 

@@ -222,6 +222,33 @@ async fn what_is_in_the_way_of_the_socket_is_left_alone() {
     assert_eq!(fs::read_to_string(path).unwrap(), "precious");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pool_that_vanished_or_was_replaced_is_not_made_anew() {
+    let dir = TempDir::new().unwrap();
+    Agent::start(dev(dir.path())).await.unwrap().stop().await;
+    let pool = dir.path().join("q/default.pool");
+    let aside = dir.path().join("aside.pool");
+    fs::rename(&pool, &aside).unwrap();
+    let gone = Agent::start(dev(dir.path())).await.err().unwrap().to_string();
+    assert!(
+        gone.contains("default.pool, is gone; mount or restore it"),
+        "{gone}"
+    );
+    assert!(!pool.exists());
+
+    let other = TempDir::new().unwrap();
+    Agent::start(dev(other.path())).await.unwrap().stop().await;
+    fs::rename(other.path().join("q/default.pool"), &pool).unwrap();
+    let replaced = Agent::start(dev(dir.path())).await.err().unwrap().to_string();
+    assert!(
+        replaced.contains("put the right file or device there"),
+        "{replaced}"
+    );
+
+    fs::rename(&aside, &pool).unwrap();
+    Agent::start(dev(dir.path())).await.unwrap().stop().await;
+}
+
 /// A certificate authority with one certificate for each side.
 struct Authority {
     ca: String,

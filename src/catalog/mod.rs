@@ -1,5 +1,5 @@
-//! The durable records of what no backend can know: attachments, labels and generations, and the journal of
-//! operations.
+//! The durable records of what no backend can know: attachments, labels and generations, which pools there were,
+//! and the journal of operations.
 //!
 //! Called by the resource model only. One file (`catalog.redb`, mode 0600, because it holds CHAP secrets), read
 //! and written through [`Catalog`]; the records are in [`record`].

@@ -1,5 +1,6 @@
 //! The catalog's file: tables in redb, batches of changes, reads.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -36,6 +37,9 @@ const OPEN_OPERATIONS: TableDefinition<Key, ()> = TableDefinition::new("open_ope
 /// The caller's name for a call, and its operation.
 const REQUESTS: TableDefinition<&str, Key> = TableDefinition::new("requests");
 
+/// The pools that were in use, and their identities.
+const POOLS: TableDefinition<&str, Key> = TableDefinition::new("pools");
+
 /// The format of the tables above.
 const FORMAT: u64 = 1;
 /// The version of the records in them (G2).
@@ -59,6 +63,8 @@ pub enum Change {
     PutAttachment(AttachmentId, AttachmentRecord),
     /// Forgets an attachment.
     RemoveAttachment(AttachmentId),
+    /// Remembers which pool is in use under a name.
+    PutPool(String, Uuid),
     /// Writes an operation.
     PutOperation(OperationId, OperationRecord),
 }
@@ -165,6 +171,21 @@ impl Catalog {
         tokio::task::spawn_blocking(write)
             .await
             .map_err(|_| CatalogError::Closed)?
+    }
+
+    /// Returns the pools that were in use, by name, with their identities.
+    ///
+    /// # Errors
+    /// When the read fails.
+    pub fn pools(&self) -> Result<BTreeMap<String, Uuid>, CatalogError> {
+        let read = self.database.begin_read().map_err(CatalogError::io)?;
+        let table = read.open_table(POOLS).map_err(CatalogError::io)?;
+        let mut pools = BTreeMap::new();
+        for entry in table.iter().map_err(CatalogError::io)? {
+            let (name, uuid) = entry.map_err(CatalogError::io)?;
+            pools.insert(name.value().to_owned(), Uuid::from_bytes(uuid.value()));
+        }
+        Ok(pools)
     }
 
     /// Returns what is kept of a volume.
@@ -416,6 +437,7 @@ fn prepare(database: &Database, path: &Path) -> Result<Uuid, CatalogError> {
         .map_err(CatalogError::io)?;
     write.open_table(OPEN_OPERATIONS).map_err(CatalogError::io)?;
     write.open_table(REQUESTS).map_err(CatalogError::io)?;
+    write.open_table(POOLS).map_err(CatalogError::io)?;
     write.commit().map_err(CatalogError::io)?;
     Ok(node)
 }
@@ -442,8 +464,14 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
         let mut operations = write.open_table(OPERATIONS).map_err(CatalogError::io)?;
         let mut open = write.open_table(OPEN_OPERATIONS).map_err(CatalogError::io)?;
         let mut requests = write.open_table(REQUESTS).map_err(CatalogError::io)?;
+        let mut pools = write.open_table(POOLS).map_err(CatalogError::io)?;
         for change in changes {
             match change {
+                Change::PutPool(name, uuid) => {
+                    pools
+                        .insert(name.as_str(), uuid.into_bytes())
+                        .map_err(CatalogError::io)?;
+                }
                 Change::PutVolume(id, record) => put(&mut volumes, id.0, record)?,
                 Change::RemoveVolume(id) => remove(&mut volumes, id.0)?,
                 Change::PutSnapshot(id, record) => put(&mut snapshots, id.0, record)?,
