@@ -161,6 +161,13 @@ impl SimDevice {
         state.cut_at = Some(state.counts.changes() + nth);
     }
 
+    /// Returns how many calls that could change the medium are left before a planned cut.
+    pub fn calls_before_cut(&self) -> Option<u64> {
+        let state = self.state();
+        let cut_at = state.cut_at?;
+        cut_at.checked_sub(state.counts.changes())
+    }
+
     /// Tells whether the power is cut.
     pub fn is_cut(&self) -> bool {
         self.state().is_cut

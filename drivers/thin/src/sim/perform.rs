@@ -113,12 +113,7 @@ impl World {
                 Err(error) => self.interrupt("a checkpoint", &error, None),
             },
             Action::CleanReopen => self.clean_reopen(),
-            Action::Kill => {
-                self.abandon();
-                self.open()?;
-                self.settle_on_what_is_found()?;
-                Ok(Step::Done)
-            }
+            Action::Kill => self.kill(),
         }
     }
 
@@ -240,10 +235,8 @@ impl World {
             Called::Changed => Err(Violation(format!(
                 "V1: creating volume {volume} again changed it"
             ))),
-            Called::Failed(error) => Err(Violation(format!(
-                "V1: creating volume {volume} again: {}",
-                chain(&error)
-            ))),
+            // The repeated call waits for the commit of what the first one did.
+            Called::Failed(error) => self.interrupt("V1: creating a volume again", &error, None),
         }
     }
 
@@ -416,7 +409,14 @@ impl World {
         let handle = self.handle(volume)?;
         let mut bytes = vec![0xa5; length as usize];
         if let Err(error) = handle.read(offset, &mut bytes) {
-            return self.interrupt("B6: reading after a refused change", &error, None);
+            let step = self.interrupt("B6: reading after a refused change", &error, None)?;
+            self.volume(volume).put(offset, length, value);
+            self.before = Some(self.model.clone());
+            return Ok(if step == Step::Done {
+                Step::Interrupted
+            } else {
+                step
+            });
         }
         for (index, sector) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
             let lba = offset / SECTOR_BYTES + index as u64;
@@ -490,9 +490,37 @@ impl World {
             volume.contents.settle();
         }
         // A pool closed in good order owes nothing to the medium's cache.
+        let calls_before_cut = self.device.calls_before_cut();
         self.device = self.device.power_cycle();
-        self.reopen_clean()?;
-        Ok(Step::Done)
+        if let Some(calls) = calls_before_cut {
+            self.device.cut_power_at(calls);
+        }
+        self.faults_planned = false;
+        let opened = self.open().and_then(|()| self.check_pool());
+        match opened.and_then(|()| self.compare_now()) {
+            Err(_) if self.device.is_cut() => {
+                self.before = Some(self.model.clone());
+                Ok(Step::Interrupted)
+            }
+            result => result.map(|()| Step::Done),
+        }
+    }
+
+    /// Opens the pool again as a new process does, on whatever the medium's cache shows.
+    fn kill(&mut self) -> Result<Step, Violation> {
+        let faults_planned = self.faults_planned;
+        self.abandon();
+        self.faults_planned = faults_planned;
+        let opened = self.open().and_then(|()| self.settle_on_what_is_found());
+        match opened {
+            Ok(()) => Ok(Step::Done),
+            // What could not be read because of a fault is judged once the power is back.
+            Err(_) if self.device.is_cut() || faults_planned => {
+                self.before = Some(self.model.clone());
+                Ok(Step::Interrupted)
+            }
+            Err(violation) => Err(violation),
+        }
     }
 
     fn covers_whole_chunks(&self, volume: u64, offset: u64, length: u64) -> bool {

@@ -97,6 +97,8 @@ const BLOCK_BYTES: u64 = 512;
 #[derive(Debug, Clone)]
 pub struct Violation(pub String);
 
+impl std::error::Error for Violation {}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -289,13 +291,6 @@ impl World {
     pub(super) fn open(&mut self) -> Result<(), Violation> {
         self.try_open()
             .map_err(|error| Violation(format!("opening the pool: {}", chain(&error))))
-    }
-
-    /// Opens the pool again on a medium that lost nothing and on which everything is durable.
-    pub(super) fn reopen_clean(&mut self) -> Result<(), Violation> {
-        self.open()?;
-        self.check_pool()?;
-        self.compare_now()
     }
 
     /// Adds the seed, the history and the device's latest calls.

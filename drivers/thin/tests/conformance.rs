@@ -1,0 +1,136 @@
+//! The thin driver, judged by the contract's own suites.
+
+use std::sync::Arc;
+
+use quarry_contract::conformance::block_device::{self, DeviceFixture};
+use quarry_contract::{BlockDevice, DataSource, OpenMode, VersionId, VolumeId, VolumeSpec};
+use quarry_thin::sim::SimDevice;
+use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice, Workers};
+
+/// Makes the media that pools are formatted on, and takes them through a power cut.
+trait Medium {
+    fn fresh(&mut self) -> Arc<dyn PoolDevice>;
+    /// Cuts the power where that can be done; else only closes and opens.
+    fn power_cut(&mut self) -> Arc<dyn PoolDevice>;
+}
+
+/// One volume of a fresh pool for each device asked for.
+struct Volumes<M: Medium> {
+    medium: M,
+    /// What the last device was made of.
+    latest: Option<(Arc<Pool>, Arc<Workers>)>,
+}
+
+fn volume_id() -> VolumeId {
+    VolumeId(uuid::Uuid::from_u128(1))
+}
+
+impl<M: Medium> Volumes<M> {
+    fn over(medium: M) -> Self {
+        Self { medium, latest: None }
+    }
+
+    fn open(&mut self, mode: OpenMode) -> Arc<dyn BlockDevice> {
+        let (pool, workers) = self.latest.as_ref().expect("a pool was made");
+        let id = VersionId::Volume(volume_id());
+        let handle = pool.open_version(id, mode).expect("opening the volume");
+        VolumeDevice::new(handle, Arc::clone(workers))
+    }
+
+    fn make(&mut self, size_bytes: u64, mode: OpenMode) -> Arc<dyn BlockDevice> {
+        self.latest = None;
+        let device = self.medium.fresh();
+        let options = FormatOptions {
+            log_bytes: 256 << 10,
+            ..FormatOptions::default()
+        };
+        Pool::format(device.as_ref(), &options).expect("formatting");
+        let pool = Pool::open(device, OpenOptions::default()).expect("opening the pool");
+        let spec = VolumeSpec {
+            id: volume_id(),
+            size_bytes,
+            source: DataSource::Blank,
+        };
+        pool.create_volume(&spec).expect("creating the volume");
+        self.latest = Some((pool, Workers::new()));
+        self.open(mode)
+    }
+}
+
+impl<M: Medium> DeviceFixture for Volumes<M> {
+    fn blank(&mut self, size_bytes: u64) -> Arc<dyn BlockDevice> {
+        self.make(size_bytes, OpenMode::ReadWrite)
+    }
+
+    fn read_only(&mut self, size_bytes: u64) -> Option<Arc<dyn BlockDevice>> {
+        Some(self.make(size_bytes, OpenMode::ReadOnly))
+    }
+
+    fn power_cut(&mut self, device: Arc<dyn BlockDevice>) -> Option<Arc<dyn BlockDevice>> {
+        drop(device);
+        self.latest = None;
+        let pool = Pool::open(self.medium.power_cut(), OpenOptions::default()).expect("recovery");
+        self.latest = Some((pool, Workers::new()));
+        Some(self.open(OpenMode::ReadWrite))
+    }
+}
+
+/// A medium that loses what was not flushed.
+#[derive(Default)]
+struct Simulated(Option<Arc<SimDevice>>);
+
+impl Medium for Simulated {
+    fn fresh(&mut self) -> Arc<dyn PoolDevice> {
+        let device = SimDevice::new(64 << 20, 1);
+        self.0 = Some(Arc::clone(&device));
+        device
+    }
+
+    fn power_cut(&mut self) -> Arc<dyn PoolDevice> {
+        let device = self.0.as_ref().expect("a device was made").power_cycle();
+        self.0 = Some(Arc::clone(&device));
+        device
+    }
+}
+
+/// A sparse file, which keeps what it was given as long as the machine runs.
+struct File {
+    directory: tempfile::TempDir,
+    mode: IoMode,
+    count: u32,
+}
+
+impl File {
+    fn path(&self) -> std::path::PathBuf {
+        self.directory.path().join(format!("pool-{}", self.count))
+    }
+}
+
+impl Medium for File {
+    fn fresh(&mut self) -> Arc<dyn PoolDevice> {
+        self.count += 1;
+        Arc::new(FileDevice::create(&self.path(), 64 << 20, self.mode).expect("creating a file"))
+    }
+
+    fn power_cut(&mut self) -> Arc<dyn PoolDevice> {
+        Arc::new(FileDevice::open(&self.path(), self.mode).expect("opening the file"))
+    }
+}
+
+#[test]
+fn volumes_on_a_simulated_medium_keep_the_block_device_contract() {
+    block_device::run(&mut Volumes::over(Simulated::default()));
+}
+
+#[test]
+fn volumes_on_a_file_keep_the_block_device_contract_in_every_io_mode() {
+    for mode in [IoMode::Auto, IoMode::Threads] {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let file = File {
+            directory,
+            mode,
+            count: 0,
+        };
+        block_device::run(&mut Volumes::over(file));
+    }
+}

@@ -1,0 +1,15 @@
+//! The thin engine on a medium that fails: simulated power cuts, faults, damage and lies, judged by an oracle.
+//!
+//! Every suite runs over seeds and is deterministic. A failing seed prints its number; it is replayed alone by
+//! `QUARRY_SIM_SEED=<number> cargo test -p quarry-thin --test crash <suite>`. `QUARRY_SIM_SEEDS=<factor>` runs
+//! that many times the default number of seeds, `QUARRY_SIM_FIRST=<number>` begins elsewhere.
+
+mod concurrency;
+mod controls;
+mod damage;
+mod every_step;
+mod faults;
+mod full_pool;
+mod histories;
+mod long_traces;
+mod seeds;

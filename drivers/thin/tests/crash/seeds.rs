@@ -1,0 +1,48 @@
+//! Which seeds a suite runs over, and how a failure is told.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use quarry_thin::sim::Violation;
+
+fn number_from_environment(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")),
+    )
+}
+
+/// Runs `body` for each seed and fails with the violations of the first few that find one.
+pub fn for_each_seed(suite: &str, count: u64, body: impl Fn(u64) -> Result<(), Violation>) {
+    let first = number_from_environment("QUARRY_SIM_FIRST").unwrap_or(0);
+    let factor = number_from_environment("QUARRY_SIM_SEEDS").unwrap_or(1);
+    let seeds = match number_from_environment("QUARRY_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => first..first + count * factor,
+    };
+    let total = seeds.end - seeds.start;
+    let mut failures = Vec::new();
+    for seed in seeds {
+        let outcome = catch_unwind(AssertUnwindSafe(|| body(seed)));
+        let problem = match outcome {
+            Ok(Ok(())) => continue,
+            Ok(Err(violation)) => violation.to_string(),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                format!("panicked: {}", text.unwrap_or("(no text)"))
+            }
+        };
+        failures.push(format!(
+            "seed {seed} (replay: QUARRY_SIM_SEED={seed} cargo test -p quarry-thin --test crash {suite}): {problem}"
+        ));
+        if failures.len() == 3 {
+            break;
+        }
+    }
+    assert!(
+        failures.is_empty(),
+        "{suite}: the first failures of {total} seeds\n{}",
+        failures.join("\n\n")
+    );
+}
