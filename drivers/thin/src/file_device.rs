@@ -308,7 +308,8 @@ impl Drop for FileDevice {
     }
 }
 
-/// Takes the lock (F1). Waits only for a holder that is dead and whose I/O the kernel is still ending.
+/// Takes the lock (F1). Waits only for a holder that is dead and whose I/O the kernel is still ending, or that
+/// proc_locks(5) does not name: it shows a dead and reaped process, like one of another pid namespace, as 0.
 fn lock(path: &Path, file: &File) -> Result<(), FileDeviceError> {
     let deadline = Instant::now() + DEAD_HOLDER_PATIENCE;
     loop {
@@ -316,7 +317,7 @@ fn lock(path: &Path, file: &File) -> Result<(), FileDeviceError> {
             Ok(()) => return Ok(()),
             Err(LockError::Io(source)) => return Err(failed("locking", path, source)),
             Err(LockError::Held { holder }) => {
-                if !holder.is_some_and(is_dead) || Instant::now() > deadline {
+                if !holder.is_none_or(is_dead) || Instant::now() > deadline {
                     return Err(FileDeviceError::Locked {
                         path: path.into(),
                         holder,
