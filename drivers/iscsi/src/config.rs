@@ -18,7 +18,7 @@ pub struct TargetConfig {
     pub reactors: usize,
     /// The most sessions at a time, over all exports.
     pub max_sessions: usize,
-    /// The most connections that have not logged in yet.
+    /// The most connections that have not logged in yet; beyond it each new one costs the oldest its place.
     pub max_pending_logins: usize,
     /// How long a login may take.
     pub login_timeout: Duration,

@@ -55,13 +55,14 @@ impl Shared {
         }
     }
 
-    /// Counts a connection that is to log in; false when there are too many.
-    pub fn login_begins(&self) -> bool {
-        let most = self.config.max_pending_logins;
-        let count = |pending: usize| (pending < most).then_some(pending + 1);
-        self.pending_logins
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, count)
-            .is_ok()
+    /// Counts a connection that is to log in.
+    pub fn login_begins(&self) {
+        self.pending_logins.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Tells whether one of those that have not logged in has to go.
+    pub fn has_too_many_pending_logins(&self) -> bool {
+        self.pending_logins() > self.config.max_pending_logins
     }
 
     /// Says that such a connection has logged in or gone.

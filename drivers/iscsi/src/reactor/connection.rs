@@ -52,6 +52,9 @@ pub enum Closed {
     /// The login took too long.
     #[error("login timed out")]
     LoginTimeout,
+    /// Too many connections have not logged in, and this one had the most time for it.
+    #[error("too many connections that have not logged in")]
+    Crowded,
     /// The initiator does not answer pings.
     #[error("no answer to a ping")]
     Silent,
@@ -207,6 +210,11 @@ impl Connection {
             Phase::Session(session) => session.is_discovery(),
             _ => true,
         }
+    }
+
+    /// Returns when it was accepted.
+    pub fn opened(&self) -> Instant {
+        self.opened
     }
 
     /// Tells whether it is to be read from now.

@@ -326,11 +326,8 @@ impl Reactor {
         // Bounded, so that a flood of connections does not keep sessions waiting.
         for _ in 0..16 {
             match listener.accept() {
-                Ok((socket, peer)) => {
-                    if !self.shared.login_begins() {
-                        tracing::warn!(%peer, "too many connections that have not logged in: refused");
-                        continue;
-                    }
+                Ok((socket, _)) => {
+                    self.shared.login_begins();
                     let reactor = self.next_reactor;
                     self.next_reactor = (reactor + 1) % self.shared.reactors();
                     self.shared.send(reactor, Message::Adopt(socket, portal));
@@ -391,11 +388,26 @@ impl Reactor {
                 }));
                 self.live += 1;
                 self.next_tick = self.next_tick.min(self.now + self.tick_period());
+                if self.shared.has_too_many_pending_logins() {
+                    self.cut_oldest_pending_login(index);
+                }
             }
             Err(error) => {
                 tracing::debug!(%error, "taking a connection failed");
                 self.shared.login_ended();
             }
+        }
+    }
+
+    /// Makes room for a new connection, so that a flood of silent ones keeps nobody out who logs in swiftly.
+    fn cut_oldest_pending_login(&mut self, newest: usize) {
+        let pending = self.connections.iter().enumerate().filter_map(|(index, slot)| {
+            let slot = slot.as_deref()?;
+            let counts = index != newest && !slot.cut && slot.connection.is_pending();
+            counts.then(|| (slot.connection.opened(), index))
+        });
+        if let Some((_, oldest)) = pending.min() {
+            self.cut(oldest, &Closed::Crowded);
         }
     }
 
