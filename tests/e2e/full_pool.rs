@@ -1,0 +1,74 @@
+//! A full pool refuses the write with the SCSI status for it, loses nothing, and goes on after space is freed.
+
+use crate::agent_process::{AgentProcess, eventually};
+use crate::command::{self, json};
+use crate::initiator::{attach, detach};
+
+#[test]
+fn a_full_pool_refuses_writes_keeps_data_and_goes_on_after_a_delete() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("agent");
+    let agent = AgentProcess::start_with(&dir, &["--dev-pool-size", "256MiB"]);
+    let ballast = command::volume(&agent, "64MiB");
+    let attached_ballast = attach(&agent, ballast);
+    attached_ballast
+        .qemu_io(&["write -P 0x0b 0 64M", "flush"])
+        .unwrap();
+    detach(&agent, &attached_ballast);
+
+    // Thin: the volume is larger than the pool.
+    let volume = command::volume(&agent, "1GiB");
+    let attached = attach(&agent, volume);
+    let mut written = 0;
+    let complaint = loop {
+        assert!(written < 256, "256 MiB fit beside 64 MiB in a pool of 256 MiB");
+        match attached.qemu_io(&[&format!("write -P {} {written}M 8M", 1 + written / 8), "flush"]) {
+            Ok(_) => written += 8,
+            Err(complaint) => break complaint,
+        }
+    };
+    assert!(complaint.contains("No space left on device"), "{complaint}");
+    assert!(written >= 64, "only {written} MiB fit");
+
+    let has_all = |written: u64| {
+        let reads: Vec<String> = (0..written / 8)
+            .map(|slot| format!("read -P {} {}M 8M", 1 + slot, slot * 8))
+            .collect();
+        let reads: Vec<&str> = reads.iter().map(String::as_str).collect();
+        attached.qemu_io(&reads).unwrap();
+    };
+    has_all(written);
+    // What is mapped can be overwritten in place, and a full pool survives a kill.
+    attached.qemu_io(&["write -P 1 0 8M", "flush"]).unwrap();
+    agent.kill();
+    let agent = AgentProcess::start(&dir);
+    has_all(written);
+
+    json(&agent, &format!("volume delete {ballast}"));
+    eventually("the deleted volume's space can be written", || {
+        let tag = 1 + written / 8;
+        attached
+            .qemu_io(&[&format!("write -P {tag} {written}M 8M"), "flush"])
+            .ok()
+    });
+    has_all(written + 8);
+}
+
+#[test]
+fn discards_give_space_back() {
+    let temporary = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start_with(&temporary.path().join("agent"), &["--dev-pool-size", "256MiB"]);
+    let volume = command::volume(&agent, "1GiB");
+    let attached = attach(&agent, volume);
+    for _ in 0..3 {
+        // Three times 128 MiB: without discard the pool would be full.
+        attached
+            .qemu_io(&["write -P 0x33 0 128M", "flush", "discard 0 128M", "flush"])
+            .unwrap();
+        attached.qemu_io(&["read -P 0 0 128M"]).unwrap();
+        eventually("the space is back", || {
+            let pool = &json(&agent, "pool list")[0];
+            (pool["free_bytes"].as_u64().unwrap() > 160 << 20).then_some(())
+        });
+    }
+}

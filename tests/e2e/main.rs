@@ -1,0 +1,21 @@
+//! End to end: the real `quarry` binary, real sockets, a client nobody here wrote, and `kill -9`.
+//!
+//! Needs `qemu-io` and `qemu-img` with the iSCSI driver (Debian packages qemu-utils and qemu-block-extra), no
+//! root and no kernel module. Each test runs agents of its own in a folder of its own.
+
+mod agent_process;
+mod command;
+mod dice;
+mod grpc;
+mod initiator;
+
+mod bad_input;
+mod call_sequence;
+mod crash;
+mod detach;
+mod full_pool;
+mod garbage;
+mod os_brick;
+mod pool_file;
+mod shutdown;
+mod user_story;
