@@ -3,7 +3,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`ring`] | asynchronous file I/O through io_uring, in which memory under I/O has one owner: the ring |
-//! | [`file`] | what `std` lacks on files and block devices: direct I/O, locks with their holder, holes, discard |
+//! | [`mod@file`] | what `std` lacks on files and block devices: direct I/O, locks with their holder, holes, discard |
 //!
 //! Nothing here knows of pools or volumes. Everything public is safe to call with any arguments.
 
