@@ -113,6 +113,7 @@ impl State {
         self.pages.settle(stored.pages, &mut self.space, discard);
         self.log.advance_head(stored.log_batch, stored.log_block);
         self.stored = stored.index;
+        self.garbage.let_go_of_stored();
     }
 }
 

@@ -44,6 +44,18 @@ impl Garbage {
         self.pointers.is_empty() && self.nodes.is_empty()
     }
 
+    /// Lets go of nodes that have been stored by now, so that they take no memory until they are freed.
+    pub fn let_go_of_stored(&mut self) {
+        let Self { pointers, nodes } = self;
+        nodes.retain(|node| match node.stored() {
+            Some(pointer) => {
+                pointers.push(pointer);
+                false
+            }
+            None => true,
+        });
+    }
+
     /// Returns where the garbage is stored so far.
     pub fn pointers(&self) -> Vec<PagePointer> {
         let stored = self.nodes.iter().filter_map(|node| node.stored());

@@ -110,13 +110,16 @@ impl Pool {
 
     fn evict_if_over_budget(&self) {
         if self.clean_bytes() > self.options.cache_bytes {
-            self.evict();
+            self.evict(2);
         }
     }
 
+    /// Called after a page was loaded. One pass, which spares what has been used since the one before: what is over
+    /// the budget may be pages that a checkpoint keeps in memory, and whoever loads the way to a leaf page by page
+    /// would never get there if each page went when the next one came.
     pub(crate) fn evict_if_far_over_budget(&self) {
         if self.clean_bytes() > self.options.cache_bytes + self.options.cache_bytes / 8 + 64 * BLOCK {
-            self.evict();
+            self.evict(1);
         }
     }
 
@@ -125,11 +128,11 @@ impl Pool {
         state.gauge.resident().saturating_sub(state.gauge.dirty()) * BLOCK
     }
 
-    /// Drops stored map pages from memory, not recently used ones first, until three quarters of the budget are
-    /// left.
-    fn evict(&self) {
+    /// Drops stored map pages from memory until three quarters of the budget are left. A pass drops what has not been
+    /// used since the pass before.
+    fn evict(&self, passes: u32) {
         let target = self.options.cache_bytes / 4 * 3;
-        for _pass in 0..2 {
+        for _pass in 0..passes {
             let nodes: Vec<NodeId> = read(&self.state)
                 .versions
                 .iter()

@@ -16,6 +16,8 @@ use quarry_contract::{
 use quarry_thin::sim::{SECTOR_BYTES, SimDevice, Stamp};
 use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle};
 
+use crate::seeds::for_each_seed;
+
 const CHUNK: u64 = 16 << 10;
 const SECTORS: u64 = 8 * CHUNK / SECTOR_BYTES;
 const WRITERS: u64 = 4;
@@ -345,7 +347,8 @@ fn options() -> OpenOptions {
 
 #[test]
 fn threads_see_their_writes_and_snapshots_stay_as_they_were() {
-    for seed in 0..4 {
+    let suite = "threads_see_their_writes_and_snapshots_stay_as_they_were";
+    for_each_seed(suite, 4, |seed| {
         let device = SimDevice::new(64 << 20, seed);
         format(device.as_ref());
         let pool = Pool::open(device.clone(), options()).expect("opening");
@@ -368,17 +371,19 @@ fn threads_see_their_writes_and_snapshots_stay_as_they_were() {
         }
         let status = pool.status();
         assert_eq!(status.allocated_bytes, allocated_when_new, "space: {status:?}");
-    }
+        Ok(())
+    });
 }
 
 #[test]
 fn what_threads_flushed_survives_a_power_cut_in_the_middle() {
-    for seed in 0..10 {
+    let suite = "what_threads_flushed_survives_a_power_cut_in_the_middle";
+    for_each_seed(suite, 10, |seed| {
         let device = SimDevice::new(64 << 20, seed);
         format(device.as_ref());
         let pool = Pool::open(device.clone(), options()).expect("opening");
         let volumes = [create(&pool, 1), create(&pool, 2)];
-        let length = Duration::from_millis(100 + seed * 20);
+        let length = Duration::from_millis(100 + seed % 10 * 20);
         let cut = device.clone();
         storm(&pool, &volumes, seed, length, move || drop(cut.power_cycle()));
         let bounds: Vec<_> = volumes
@@ -417,5 +422,6 @@ fn what_threads_flushed_survives_a_power_cut_in_the_middle() {
         let report = pool.check().expect("check");
         assert!(report.problems.is_empty(), "{:?}", report.problems);
         assert_eq!(report.data_chunks, 0, "space: everything came back");
-    }
+        Ok(())
+    });
 }

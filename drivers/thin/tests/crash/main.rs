@@ -13,3 +13,4 @@ mod full_pool;
 mod histories;
 mod long_traces;
 mod seeds;
+mod small_cache;

@@ -1,6 +1,9 @@
 //! Which seeds a suite runs over, and how a failure is told.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use quarry_thin::sim::Violation;
 
@@ -10,6 +13,24 @@ fn number_from_environment(name: &str) -> Option<u64> {
         text.parse()
             .unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")),
     )
+}
+
+/// How long one seed may take: hundreds of times what the slowest takes.
+const SEED_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Runs the body of one seed, and ends the process with the seed's name when it hangs.
+fn with_deadline<R>(name: &str, body: impl FnOnce() -> R) -> R {
+    let (ended, running) = mpsc::channel::<()>();
+    let name = name.to_owned();
+    thread::spawn(move || {
+        if running.recv_timeout(SEED_DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("{name}: hangs, no end after {} s", SEED_DEADLINE.as_secs());
+            std::process::abort();
+        }
+    });
+    let result = body();
+    drop(ended);
+    result
 }
 
 /// Runs `body` for each seed and fails with the violations of the first few that find one.
@@ -23,7 +44,10 @@ pub fn for_each_seed(suite: &str, count: u64, body: impl Fn(u64) -> Result<(), V
     let total = seeds.end - seeds.start;
     let mut failures = Vec::new();
     for seed in seeds {
-        let outcome = catch_unwind(AssertUnwindSafe(|| body(seed)));
+        let name = format!(
+            "seed {seed} (replay: QUARRY_SIM_SEED={seed} cargo test -p quarry-thin --test crash {suite})"
+        );
+        let outcome = catch_unwind(AssertUnwindSafe(|| with_deadline(&name, || body(seed))));
         let problem = match outcome {
             Ok(Ok(())) => continue,
             Ok(Err(violation)) => violation.to_string(),
@@ -33,9 +57,7 @@ pub fn for_each_seed(suite: &str, count: u64, body: impl Fn(u64) -> Result<(), V
                 format!("panicked: {}", text.unwrap_or("(no text)"))
             }
         };
-        failures.push(format!(
-            "seed {seed} (replay: QUARRY_SIM_SEED={seed} cargo test -p quarry-thin --test crash {suite}): {problem}"
-        ));
+        failures.push(format!("{name}: {problem}"));
         if failures.len() == 3 {
             break;
         }
