@@ -12,7 +12,7 @@
 
 use std::sync::MutexGuard;
 
-use crate::format::{BLOCK, BLOCK_BYTES};
+use crate::format::{BLOCK, BLOCK_BYTES, Geometry};
 use crate::locks::{lock, write};
 use crate::log::SealedBatch;
 use crate::pool::Pool;
@@ -81,9 +81,9 @@ impl Pool {
 }
 
 /// Writes blocks into the ring, in two parts where they wrap.
-fn write_log(
+pub(crate) fn write_log(
     device: &dyn PoolDevice,
-    geometry: &crate::format::Geometry,
+    geometry: &Geometry,
     block: u64,
     frame: &[u8],
 ) -> Result<(), PoolError> {

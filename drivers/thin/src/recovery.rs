@@ -1,9 +1,12 @@
 //! Formatting a pool, and opening one whatever happened to it before.
 //!
 //! Order of an open: choose the superblock · make all its copies equal, flush · read bitmap, index and version
-//! table · read the log · flush · apply the log. The flush before the first record is applied makes durable what a
-//! killed process left in the operating system's cache: nothing may be built on a batch that a power cut could
-//! still take away.
+//! table · read the log · rewrite its last batch, flush · apply the log.
+//!
+//! Invariant O1: nothing is built on what a power cut could still take away. What a killed process left in caches
+//! is made durable by a flush, unless its own flush failed: then reads still show it, and no later flush writes it.
+//! So what may have had no good flush after it is written again. Of the log that is the last batch (C2). Of the
+//! superblock copies two are durable at any time (K3), and the others are made equal to the newest one found.
 //!
 //! Format: docs/formats/pool.md, "Recovery".
 
@@ -12,6 +15,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::commit::write_log;
 use crate::format::{
     BATCH_HEADER_BYTES, BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, BatchHeader, DirectoryEntry, Geometry,
     INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock,
@@ -70,9 +74,7 @@ impl Pool {
         let mut state = load_checkpoint(&*device, &superblock)?;
         let batches = read_log(&*device, &superblock)?;
         if writable {
-            device
-                .flush()
-                .map_err(PoolError::device("flushing before the log is applied"))?;
+            make_log_durable(&*device, &superblock.geometry, batches.last())?;
         }
         for batch in &batches {
             replay(&*device, &mut state, batch)?;
@@ -408,9 +410,20 @@ impl WordReader<'_> {
 /// A batch read from the log.
 struct LoggedBatch {
     number: u64,
-    blocks: u64,
+    block: u64,
     record_count: u32,
-    records: Vec<u8>,
+    record_bytes: usize,
+    frame: Vec<u8>,
+}
+
+impl LoggedBatch {
+    fn blocks(&self) -> u64 {
+        (self.frame.len() / BLOCK_BYTES) as u64
+    }
+
+    fn records(&self) -> &[u8] {
+        &self.frame[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + self.record_bytes]
+    }
 }
 
 /// Reads blocks of the ring, many at a time.
@@ -459,17 +472,18 @@ impl LogReader<'_> {
         if header.batch.get() != number || header.block.get() != block || blocks > self.end - block {
             return Ok(None);
         }
-        let mut bytes = Vec::with_capacity(blocks as usize * BLOCK_BYTES);
+        let mut frame = Vec::with_capacity(blocks as usize * BLOCK_BYTES);
         for next in block..block + blocks {
-            bytes.extend_from_slice(self.block(next)?);
+            frame.extend_from_slice(self.block(next)?);
         }
-        let records = &bytes[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + record_bytes];
-        Ok(header.matches(records).then(|| LoggedBatch {
+        let batch = LoggedBatch {
             number,
-            blocks,
+            block,
             record_count: header.record_count.get(),
-            records: records.to_vec(),
-        }))
+            record_bytes,
+            frame,
+        };
+        Ok(header.matches(batch.records()).then_some(batch))
     }
 }
 
@@ -490,7 +504,7 @@ fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Ve
         let Some(batch) = reader.batch(number, block)? else {
             break;
         };
-        block += batch.blocks;
+        block += batch.blocks();
         number += 1;
         batches.push(batch);
     }
@@ -516,10 +530,24 @@ fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Ve
     Ok(batches)
 }
 
+/// Makes the whole log durable (O1). Every batch but the last was seen durable before the next one was written.
+fn make_log_durable(
+    device: &dyn PoolDevice,
+    geometry: &Geometry,
+    last: Option<&LoggedBatch>,
+) -> Result<(), PoolError> {
+    if let Some(last) = last {
+        write_log(device, geometry, last.block, &last.frame)?;
+    }
+    device
+        .flush()
+        .map_err(PoolError::device("flushing before the log is applied"))
+}
+
 /// Applies a batch.
 fn replay(device: &dyn PoolDevice, state: &mut State, batch: &LoggedBatch) -> Result<(), PoolError> {
     let damaged = |detail: String| PoolError::damaged(format!("redo log batch {}", batch.number), detail);
-    let mut rest = &batch.records[..];
+    let mut rest = batch.records();
     for _ in 0..batch.record_count {
         let record = Record::decode(&mut rest).ok_or_else(|| damaged("a record is not one".into()))?;
         while let Some(wanted) = state.wanted(&record) {
@@ -537,7 +565,7 @@ fn replay(device: &dyn PoolDevice, state: &mut State, batch: &LoggedBatch) -> Re
     if !rest.is_empty() {
         return Err(damaged("it holds more than its records".into()));
     }
-    state.log.replayed(batch.blocks);
+    state.log.replayed(batch.blocks());
     state.space.release(batch.number, false);
     Ok(())
 }

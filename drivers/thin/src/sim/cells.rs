@@ -90,6 +90,11 @@ impl Cells {
         self.pretended.extend(seen);
     }
 
+    /// Tells whether reads see anything that a failed flush lost (S3).
+    pub(super) fn pretend(&self) -> bool {
+        !self.pretended.is_empty()
+    }
+
     /// Cuts the power: every cell becomes one of its possible states (S1).
     pub(super) fn cut(&mut self, random: &mut SplitMix) {
         self.pretended.clear();

@@ -140,6 +140,21 @@ impl SimDevice {
     /// Cuts the power now and returns the medium as it is found afterwards: each unflushed sector old or new. It
     /// keeps no fault that was planned. Calls on `self` fail from now on.
     pub fn power_cycle(&self) -> Arc<Self> {
+        let mut after = self.cut();
+        after.cut_at = None;
+        after.faults.clear();
+        after.counts = OpCounts::default();
+        after.trace.clear();
+        Self::from_state(after)
+    }
+
+    /// As [`power_cycle`](Self::power_cycle), but what is planned stays planned, and calls are counted on.
+    pub fn power_cycle_as_planned(&self) -> Arc<Self> {
+        Self::from_state(self.cut())
+    }
+
+    /// Cuts the power and returns what is found afterwards.
+    fn cut(&self) -> State {
         let mut state = self.state();
         state.is_cut = true;
         let mut after = state.clone();
@@ -147,11 +162,7 @@ impl SimDevice {
         let State { cells, random, .. } = &mut after;
         cells.cut(random);
         after.is_cut = false;
-        after.cut_at = None;
-        after.faults.clear();
-        after.counts = OpCounts::default();
-        after.trace.clear();
-        Self::from_state(after)
+        after
     }
 
     /// Cuts the power at the `nth` call from now that could change the medium (0 is the next). That call may
@@ -161,16 +172,14 @@ impl SimDevice {
         state.cut_at = Some(state.counts.changes() + nth);
     }
 
-    /// Returns how many calls that could change the medium are left before a planned cut.
-    pub fn calls_before_cut(&self) -> Option<u64> {
-        let state = self.state();
-        let cut_at = state.cut_at?;
-        cut_at.checked_sub(state.counts.changes())
-    }
-
     /// Tells whether the power is cut.
     pub fn is_cut(&self) -> bool {
         self.state().is_cut
+    }
+
+    /// Tells whether reads show bytes that a failed flush lost and that no flush will make durable.
+    pub fn pretends(&self) -> bool {
+        self.state().cells.pretend()
     }
 
     /// Plans a fault for the `nth` call of a kind from now (0 is the next) and the `count - 1` after it.

@@ -4,6 +4,8 @@
 //! - O1: a sector's `current` value is what a read returns now.
 //! - O2: after a crash a sector holds its current value or one it had since it was last made durable.
 //! - O3: a snapshot's sectors have one value each from the moment it is acknowledged.
+//! - O4: what a flush that failed left in doubt stays in doubt, whatever reads show and later flushes say, until
+//!   the sector is written again and that is made durable, or until a power cut shows what the medium has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +19,23 @@ struct Sector {
     current: Value,
     /// Values it had since it was last durable, without the current one (O2).
     older: Vec<Value>,
+    /// Values it may have on a medium whose flush failed, without the current one (O4).
+    doubtful: Vec<Value>,
+}
+
+impl Sector {
+    fn new(current: Value) -> Self {
+        Self {
+            current,
+            older: Vec::new(),
+            doubtful: Vec::new(),
+        }
+    }
+
+    /// Tells whether it may have this value after a crash (O2, O4).
+    fn may_be(&self, value: Value) -> bool {
+        self.current == value || self.older.contains(&value) || self.doubtful.contains(&value)
+    }
 }
 
 /// What a version holds, by sector; what is not in the map is zero and durably so.
@@ -33,10 +52,10 @@ impl Contents {
             .map_or(Value::Zero, |sector| sector.current)
     }
 
-    /// Tells whether the sector may hold `value` after a crash (O2).
+    /// Tells whether the sector may hold `value` after a crash (O2, O4).
     pub fn may_hold(&self, lba: u64, value: Value) -> bool {
         match self.sectors.get(&lba) {
-            Some(sector) => sector.current == value || sector.older.contains(&value),
+            Some(sector) => sector.may_be(value),
             None => value == Value::Zero,
         }
     }
@@ -44,10 +63,12 @@ impl Contents {
     /// Changes a range, in bytes.
     pub fn put(&mut self, offset: u64, length: u64, value: Value) {
         for lba in offset / SECTOR_BYTES..(offset + length) / SECTOR_BYTES {
-            let sector = self.sectors.entry(lba).or_insert(Sector {
-                current: Value::Zero,
-                older: Vec::new(),
-            });
+            let sector = self
+                .sectors
+                .entry(lba)
+                .or_insert_with(|| Sector::new(Value::Zero));
+            // Written again: from here on the next flush tells (O4).
+            sector.older.append(&mut sector.doubtful);
             if sector.current != value && !sector.older.contains(&sector.current) {
                 sector.older.push(sector.current);
             }
@@ -58,8 +79,13 @@ impl Contents {
     /// Says what a sector may hold, for a report.
     pub(super) fn describe(&self, lba: u64) -> String {
         match self.sectors.get(&lba) {
-            Some(sector) if sector.older.is_empty() => format!("{:?}", sector.current),
-            Some(sector) => format!("{:?} or one of {:?}", sector.current, sector.older),
+            Some(sector) if sector.older.is_empty() && sector.doubtful.is_empty() => {
+                format!("{:?}", sector.current)
+            }
+            Some(sector) => format!(
+                "{:?} or one of {:?} and, in doubt, {:?}",
+                sector.current, sector.older, sector.doubtful
+            ),
             None => format!("{:?}", Value::Zero),
         }
     }
@@ -74,21 +100,25 @@ impl Contents {
         }
     }
 
-    /// Makes the current values the only possible ones.
+    /// Makes the current values the only possible ones, but for those in doubt (O4).
     pub fn settle(&mut self) {
         self.sectors.retain(|_, sector| {
             sector.older.clear();
-            sector.current != Value::Zero
+            sector.current != Value::Zero || !sector.doubtful.is_empty()
         });
     }
 
-    /// Makes what was found the only possible values.
-    pub(super) fn become_found(&mut self, found: &BTreeMap<u64, Value>) {
+    /// Makes what was found current: for good after a power cut; with what else is possible in doubt where the
+    /// medium only `pretends` (O4).
+    pub(super) fn become_found(&mut self, found: &BTreeMap<u64, Value>, pretends: bool) {
         for (lba, value) in found {
-            let sector = Sector {
-                current: *value,
-                older: Vec::new(),
-            };
+            let mut sector = Sector::new(*value);
+            if let Some(known) = self.sectors.get(lba).filter(|_| pretends) {
+                let possible = known.older.iter().chain(&known.doubtful).chain([&known.current]);
+                sector.doubtful = possible.copied().filter(|other| other != value).collect();
+                sector.doubtful.sort_unstable();
+                sector.doubtful.dedup();
+            }
             self.sectors.insert(*lba, sector);
         }
         self.settle();
@@ -173,5 +203,19 @@ mod tests {
         assert_eq!(contents.current(0), third);
         contents.settle();
         assert!(!contents.may_hold(0, second));
+    }
+
+    #[test]
+    fn o4_doubt_after_a_failed_flush_outlives_flushes_and_ends_with_the_next_write() {
+        let [first, second] = [1, 2].map(|stamp| Value::Written(Stamp(stamp)));
+        let mut contents = Contents::default();
+        contents.put(0, 512, first);
+        contents.become_found(&BTreeMap::from([(0, first)]), true);
+        contents.settle();
+        assert!(contents.may_hold(0, first) && contents.may_hold(0, Value::Zero));
+        contents.put(0, 512, second);
+        assert!(contents.may_hold(0, Value::Zero));
+        contents.settle();
+        assert!(contents.may_hold(0, second) && !contents.may_hold(0, Value::Zero));
     }
 }

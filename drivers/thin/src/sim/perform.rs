@@ -490,15 +490,11 @@ impl World {
             volume.contents.settle();
         }
         // A pool closed in good order owes nothing to the medium's cache.
-        let calls_before_cut = self.device.calls_before_cut();
-        self.device = self.device.power_cycle();
-        if let Some(calls) = calls_before_cut {
-            self.device.cut_power_at(calls);
-        }
-        self.faults_planned = false;
-        let opened = self.open().and_then(|()| self.check_pool());
+        self.device = self.device.power_cycle_as_planned();
+        let opened = self.open().and_then(|()| self.settle_on_what_is_found());
         match opened.and_then(|()| self.compare_now()) {
-            Err(_) if self.device.is_cut() => {
+            // What could not be read because of a fault is judged once the power is back.
+            Err(_) if self.device.is_cut() || self.faults_planned => {
                 self.before = Some(self.model.clone());
                 Ok(Step::Interrupted)
             }

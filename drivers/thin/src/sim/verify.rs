@@ -241,14 +241,15 @@ impl World {
     }
 
     fn adopt(&mut self, observed: &Observed) {
+        let pretends = self.device.pretends();
         for (number, found) in &observed.volumes {
             if let Some(volume) = self.model.volumes.get_mut(number) {
-                volume.contents.become_found(found);
+                volume.contents.become_found(found, pretends);
             }
         }
         for (number, found) in &observed.snapshots {
             if let Some(snapshot) = self.model.snapshots.get_mut(number) {
-                snapshot.contents.become_found(found);
+                snapshot.contents.become_found(found, pretends);
             }
         }
     }

@@ -241,6 +241,17 @@ impl World {
         self.come_back()
     }
 
+    /// Starts the process again, with the power on and the medium sound from now on: whatever its caches show is
+    /// there. Checks as [`World::recover`] does.
+    ///
+    /// # Errors
+    /// When the pool is neither what it was before nor after the interrupted step.
+    pub fn restart(&mut self) -> Result<(), Violation> {
+        self.abandon();
+        self.device.heal();
+        self.come_back()
+    }
+
     /// Drops the pool as a killed process does, without a word.
     pub fn abandon(&mut self) {
         self.handles.clear();

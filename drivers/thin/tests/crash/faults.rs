@@ -4,7 +4,7 @@ use quarry_contract::conformance::SplitMix;
 use quarry_contract::{
     DataSource, Durability, IoError, OpenMode, PoolState, VersionId, VolumeId, VolumeSpec,
 };
-use quarry_thin::sim::{Fault, OpKind, Setup, SimDevice, Step, Violation, World};
+use quarry_thin::sim::{Fault, Mix, OpKind, Setup, SimDevice, Step, Violation, World};
 use quarry_thin::{FormatOptions, OpenOptions, Pool};
 
 use crate::seeds::for_each_seed;
@@ -77,11 +77,67 @@ fn a_failed_read_at_every_index_loses_nothing_that_was_answered() {
 fn a_failed_discard_at_every_index_loses_nothing_that_was_answered() {
     let suite = "a_failed_discard_at_every_index_loses_nothing_that_was_answered";
     for_each_seed(suite, 6, |seed| {
+        // Much is freed, and background work gets to discard it.
+        let mix = Mix {
+            discard: 30,
+            delete: 16,
+            maintain: 40,
+            ..Mix::everything(2)
+        };
         let setup = Setup {
             discard_freed: true,
+            mix,
             ..Setup::roomy(seed)
         };
-        fail_everywhere(&setup, 14, OpKind::Discard, Fault::Io)
+        fail_everywhere(&setup, 60, OpKind::Discard, Fault::Io)
+    });
+}
+
+/// A flush fails, the process is started again with the power on, lives on, and then the power is cut: what
+/// reads showed in between was in caches that the failed flush had given up.
+fn fail_flush_restart_and_cut(setup: &Setup, steps: usize) -> Result<(), Violation> {
+    for nth in 0.. {
+        let mut world = World::begin(setup.clone())?;
+        world.device().fail(OpKind::Flush, nth, 1, Fault::Io);
+        world.expect_faults();
+        if world.run(steps)? == Step::Done && !world.device().pretends() {
+            return Ok(());
+        }
+        world.restart()?;
+        if nth % 3 == 0 {
+            // Nobody writes before the cut: the open alone has to make durable what it was built on.
+            world.recover()?;
+        }
+        world.run(12)?;
+        world.recover()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_failed_flush_and_a_restart_lose_nothing_that_is_answered_later() {
+    let suite = "a_failed_flush_and_a_restart_lose_nothing_that_is_answered_later";
+    for_each_seed(suite, 40, |seed| {
+        fail_flush_restart_and_cut(&Setup::roomy(seed), 14)
+    });
+}
+
+/// The same with little but control calls and checkpoints, which rewrite log and superblocks all the time.
+#[test]
+fn a_failed_flush_under_checkpoints_and_a_restart_lose_nothing_that_is_answered_later() {
+    let suite = "a_failed_flush_under_checkpoints_and_a_restart_lose_nothing_that_is_answered_later";
+    for_each_seed(suite, 40, |seed| {
+        let mix = Mix {
+            write: 10,
+            flush: 4,
+            checkpoint: 20,
+            ..Mix::everything(0)
+        };
+        let setup = Setup {
+            mix,
+            ..Setup::roomy(seed)
+        };
+        fail_flush_restart_and_cut(&setup, 14)
     });
 }
 
@@ -107,6 +163,10 @@ fn random_faults_lose_nothing_that_was_answered() {
             }
             world.expect_faults();
             world.run(40)?;
+            if random.below(3) == 0 {
+                world.restart()?;
+                world.run(10)?;
+            }
             world.recover()?;
         }
         Ok(())
