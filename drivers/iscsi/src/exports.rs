@@ -1,4 +1,4 @@
-//! Who may reach what: the exports, their grants and their live sessions.
+//! Who may reach what: the exports, their grants, their live sessions, and the state of their units.
 //!
 //! Shared by the control calls and the reactors. Locks are held for a lookup, never over I/O; the I/O path reads
 //! only the atomics of its own [`Nexus`].
@@ -20,7 +20,9 @@ use quarry_contract::{
 use secrecy::ExposeSecret;
 
 use crate::login::{Admission, Authority, LoginStatus};
+use crate::reservations::InitiatorPort;
 use crate::scsi::{Sense, UnitIdentity};
+use crate::unit_state::UnitState;
 
 /// How many removed exports are remembered, to answer "target removed".
 const REMEMBERED: usize = 4096;
@@ -73,6 +75,8 @@ impl AccessCell {
 pub struct Nexus {
     /// The grant's access.
     pub access: Arc<AccessCell>,
+    /// Its initiator port.
+    pub port: InitiatorPort,
     attentions: AtomicU32,
 }
 
@@ -89,22 +93,32 @@ pub enum Attention {
     ModeParametersChanged,
     /// The size changed.
     CapacityChanged,
+    /// Another nexus cleared all reservations and registrations.
+    ReservationsPreempted,
+    /// The reservation was given up.
+    ReservationsReleased,
+    /// Another nexus took this one's registration away.
+    RegistrationsPreempted,
 }
 
 impl Attention {
-    const ALL: [(Attention, Sense); 5] = [
+    const ALL: [(Attention, Sense); 8] = [
         (Attention::PowerOn, Sense::POWER_ON),
         (Attention::DeviceReset, Sense::DEVICE_RESET),
         (Attention::CommandsCleared, Sense::COMMANDS_CLEARED),
         (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),
         (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
+        (Attention::ReservationsPreempted, Sense::RESERVATIONS_PREEMPTED),
+        (Attention::ReservationsReleased, Sense::RESERVATIONS_RELEASED),
+        (Attention::RegistrationsPreempted, Sense::REGISTRATIONS_PREEMPTED),
     ];
 }
 
 impl Nexus {
-    fn new(access: Arc<AccessCell>) -> Self {
+    fn new(access: Arc<AccessCell>, port: InitiatorPort) -> Self {
         let nexus = Self {
             access,
+            port,
             attentions: AtomicU32::new(0),
         };
         nexus.raise(Attention::PowerOn);
@@ -163,6 +177,8 @@ pub struct Export {
     pub volume: VolumeId,
     /// Its names.
     pub identity: Arc<UnitIdentity>,
+    /// What initiators have done to it that others feel.
+    pub unit: UnitState,
     state: Mutex<ExportState>,
 }
 
@@ -241,6 +257,15 @@ impl Export {
     pub fn raise(&self, attention: Attention, except: Option<u16>) {
         for session in &self.lock().sessions {
             if Some(session.tsih) != except {
+                session.nexus.raise(attention);
+            }
+        }
+    }
+
+    /// Raises a unit attention on the session of an initiator port, if it has one.
+    pub fn raise_at(&self, attention: Attention, port: &InitiatorPort) {
+        for session in &self.lock().sessions {
+            if session.nexus.port == *port {
                 session.nexus.raise(attention);
             }
         }
@@ -353,6 +378,7 @@ impl ExportTable {
         let export = Arc::new(Export {
             volume,
             identity: Arc::new(UnitIdentity::of(volume, name)),
+            unit: UnitState::default(),
             state: Mutex::new(ExportState {
                 device: Some(device),
                 grants: Vec::new(),
@@ -424,7 +450,11 @@ impl ExportTable {
         let Some(tsih) = self.take_handle() else {
             return Registered::Refused(LoginStatus::OutOfResources);
         };
-        let nexus = Arc::new(Nexus::new(access));
+        let port = InitiatorPort {
+            name: initiator.clone(),
+            isid,
+        };
+        let nexus = Arc::new(Nexus::new(access, port));
         state.sessions.push(SessionRecord {
             tsih,
             initiator: initiator.clone(),
@@ -440,7 +470,11 @@ impl ExportTable {
 
     /// Takes a session off its export.
     pub fn unregister(&self, export: &Export, tsih: u16) {
-        export.lock().sessions.retain(|session| session.tsih != tsih);
+        let mut state = export.lock();
+        if let Some(at) = state.sessions.iter().position(|session| session.tsih == tsih) {
+            export.unit.nexus_lost(&state.sessions.swap_remove(at).nexus.port);
+        }
+        drop(state);
         self.handles
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

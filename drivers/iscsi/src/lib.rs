@@ -9,6 +9,8 @@
 //! | `login`, `chap`, `negotiation` | from a connection to a session, without I/O |
 //! | `session` | the full feature phase: command order, tasks, data transfer, task management |
 //! | `scsi` | CDBs, sense, and the answers that need no I/O |
+//! | `reservations` | who has reserved a unit |
+//! | `unit_state` | what initiators have done to a unit that others feel |
 //! | `reactor` | the threads: epoll, sockets, buffers, device queues |
 //! | `exports` | who may reach what |
 //! | `target` | start, control calls, end |
@@ -25,10 +27,12 @@ mod negotiation;
 mod pass;
 mod pdu;
 mod reactor;
+mod reservations;
 mod scsi;
 mod session;
 mod target;
 mod text;
+mod unit_state;
 
 pub use config::TargetConfig;
 pub use error::StartError;

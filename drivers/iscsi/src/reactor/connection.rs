@@ -436,6 +436,13 @@ impl Connection {
         }
     }
 
+    /// Says that something a task waited for is over.
+    pub fn awaited(&mut self, slot: u16, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.awaited(slot, io!(self, around));
+        }
+    }
+
     /// Sends what is queued, as far as the socket takes it.
     ///
     /// # Errors

@@ -42,6 +42,15 @@ pub enum Message {
         /// The function's number in its session.
         ending: u32,
     },
+    /// Something that a task waited for is over.
+    Awaited {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// The task's slot in its session.
+        slot: u16,
+    },
     /// The old session that a login waits for is gone.
     OldSessionEnded {
         /// The connection's slot.

@@ -272,6 +272,15 @@ impl Reactor {
                         self.touch(index as usize);
                     }
                 }
+                // One that was cut, too: it is not gone until its tasks have nothing to wait for.
+                Message::Awaited { index, serial, slot } => {
+                    if self.find(index, serial).is_some()
+                        && let Some(owner) = &mut self.connections[index as usize]
+                    {
+                        owner.connection.awaited(slot, around!(self));
+                        self.touch(index as usize);
+                    }
+                }
                 Message::OldSessionEnded { index, serial } => {
                     if self.find(index, serial).is_some_and(|slot| !slot.cut)
                         && let Some(slot) = &mut self.connections[index as usize]

@@ -2,89 +2,9 @@
 
 use quarry_contract::Durability;
 
-use super::Sense;
+use super::{BlockRange, ByteCheck, Command, Sense};
 use crate::pdu::{be16, be32, be64};
-
-/// A run of logical blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockRange {
-    /// The first.
-    pub lba: u64,
-    /// How many.
-    pub blocks: u32,
-}
-
-/// What VERIFY compares with (SBC-3 5.29: BYTCHK).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ByteCheck {
-    /// Nothing: the medium is only read.
-    MediumOnly,
-    /// The data sent, byte by byte.
-    Whole,
-    /// One block sent, with each block of the range.
-    OneBlock,
-}
-
-/// A command this target knows: each variant is the SCSI command of its name, its fields those of the CDB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
-    TestUnitReady,
-    RequestSense {
-        descriptor_format: bool,
-        allocation: u32,
-    },
-    Inquiry {
-        vital_page: Option<u8>,
-        allocation: u32,
-    },
-    ModeSense {
-        ten: bool,
-        block_descriptor: bool,
-        control: u8,
-        page: u8,
-        subpage: u8,
-        allocation: u32,
-    },
-    ReadCapacity10,
-    ReadCapacity16 {
-        allocation: u32,
-    },
-    GetLbaStatus {
-        lba: u64,
-        allocation: u32,
-    },
-    ReportLuns {
-        select: u8,
-        allocation: u32,
-    },
-    StartStopUnit,
-    SupportedOpcodes {
-        timeouts: bool,
-        options: u8,
-        opcode: u8,
-        service_action: u16,
-        allocation: u32,
-    },
-    PreFetch(BlockRange),
-    Read(BlockRange),
-    Write {
-        range: BlockRange,
-        durability: Durability,
-    },
-    Verify {
-        range: BlockRange,
-        check: ByteCheck,
-    },
-    SynchronizeCache(BlockRange),
-    Unmap {
-        parameter_bytes: u32,
-    },
-    WriteSame {
-        range: BlockRange,
-        unmap: bool,
-        no_data: bool,
-    },
-}
+use crate::reservations::{InAction, Kind, OutAction};
 
 fn fua(cdb: &[u8; 16]) -> Durability {
     if cdb[1] & 0x08 != 0 {
@@ -129,6 +49,22 @@ fn range6(cdb: &[u8; 16]) -> BlockRange {
             blocks => blocks.into(),
         },
     }
+}
+
+/// Reads a PERSISTENT RESERVE OUT (SPC-4 6.16.1).
+fn persistent_out(cdb: &[u8; 16]) -> Result<Command, Sense> {
+    let action = OutAction::parse(cdb[1] & 0x1f).ok_or(Sense::INVALID_FIELD_IN_CDB)?;
+    let kind = match action.has_kind() {
+        // The scope is the unit; others are obsolete.
+        true if cdb[2] >> 4 != 0 => return Err(Sense::INVALID_FIELD_IN_CDB),
+        true => Some(Kind::parse(cdb[2] & 0x0f).ok_or(Sense::INVALID_FIELD_IN_CDB)?),
+        false => None,
+    };
+    Ok(Command::PersistentOut {
+        action,
+        kind,
+        parameter_bytes: be32(cdb, 5),
+    })
 }
 
 impl Command {
@@ -186,7 +122,32 @@ impl Command {
                     cdb[4].into()
                 },
             },
-            0x1b => Command::StartStopUnit,
+            0x15 | 0x55 => {
+                // Without PF the pages have a format of the vendor's own, and there is nothing to save them to
+                // (SPC-4 6.9).
+                if cdb[1] & 0x10 == 0 || cdb[1] & 0x01 != 0 {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                Command::ModeSelect {
+                    ten: cdb[0] == 0x55,
+                    parameter_bytes: if cdb[0] == 0x55 {
+                        be16(cdb, 7).into()
+                    } else {
+                        cdb[4].into()
+                    },
+                }
+            }
+            // Of a third party or a part of the unit, both obsolete (SPC-2 7.21.1).
+            0x16 | 0x17 if cdb[1] & 0x11 != 0 => return Err(Sense::INVALID_FIELD_IN_CDB),
+            0x16 => Command::ReserveUnit,
+            0x17 => Command::ReleaseUnit,
+            // A change of the power condition is like a stop here: without effect (SBC-3 5.20).
+            0x1b => Command::StartStopUnit {
+                start: cdb[4] & 0xf1 == 0x01,
+            },
+            0x1e => Command::PreventRemoval {
+                prevent: cdb[4] & 0x03 != 0,
+            },
             0x25 => {
                 // LBA without PMI, both obsolete (SBC-3 5.15.1).
                 if cdb[8] & 0x01 == 0 && be32(cdb, 2) != 0 {
@@ -219,6 +180,21 @@ impl Command {
             }
             0x34 | 0x90 => Command::PreFetch(range(cdb)),
             0x35 | 0x91 => Command::SynchronizeCache(range(cdb)),
+            0x37 => Command::ReadDefects {
+                long: false,
+                lists: cdb[2] & 0x1f,
+                allocation: be16(cdb, 7).into(),
+            },
+            0xb7 => Command::ReadDefects {
+                long: true,
+                lists: cdb[1] & 0x1f,
+                allocation: be32(cdb, 6),
+            },
+            0x5e => Command::PersistentIn {
+                action: InAction::parse(cdb[1] & 0x1f).ok_or(Sense::INVALID_FIELD_IN_CDB)?,
+                allocation: be16(cdb, 7).into(),
+            },
+            0x5f => persistent_out(cdb)?,
             0x41 | 0x93 => {
                 unprotected(cdb)?;
                 let (unmap, anchor) = (cdb[1] & 0x08 != 0, cdb[1] & 0x10 != 0);
@@ -259,25 +235,11 @@ impl Command {
                 service_action: be16(cdb, 4),
                 allocation: be32(cdb, 6),
             },
+            0xa3 if cdb[1] & 0x1f == 0x0d => Command::SupportedFunctions {
+                allocation: be32(cdb, 6),
+            },
             _ => return Err(Sense::INVALID_OPCODE),
         })
-    }
-
-    /// Tells whether the command is answered although a unit attention is pending, which stays pending
-    /// (SAM-5 5.14).
-    pub fn passes_unit_attention(&self) -> bool {
-        matches!(
-            self,
-            Command::Inquiry { .. } | Command::ReportLuns { .. } | Command::RequestSense { .. }
-        )
-    }
-
-    /// Tells whether the command changes the medium.
-    pub fn writes(&self) -> bool {
-        matches!(
-            self,
-            Command::Write { .. } | Command::Unmap { .. } | Command::WriteSame { .. }
-        )
     }
 }
 
@@ -333,6 +295,12 @@ mod tests {
             &[0x12, 0x00, 0x83],
             &[0x00, 0, 0, 0, 0, 0x04],
             &[0x25, 0, 0, 0, 0, 1],
+            &[0x15, 0x11],
+            &[0x16, 0x10],
+            &[0x5e, 0x04],
+            &[0x5f, 0x08],
+            &[0x5f, 0x01, 0x02],
+            &[0x5f, 0x01, 0x11],
         ];
         for bytes in refused {
             assert_eq!(
@@ -341,7 +309,7 @@ mod tests {
                 "{bytes:x?}"
             );
         }
-        for opcode in [0x02, 0x16, 0x5f, 0x83, 0x89, 0xff] {
+        for opcode in [0x02, 0x56, 0x86, 0xff] {
             assert_eq!(Command::parse(&cdb(&[opcode])), Err(Sense::INVALID_OPCODE));
         }
     }

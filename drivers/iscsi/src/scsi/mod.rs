@@ -4,13 +4,16 @@
 //! and INQUIRY to any other LUN says that nothing can be there.
 
 mod cdb;
+mod command;
+mod defects;
 mod inquiry;
 mod mode;
 mod opcodes;
 mod sense;
 mod unit;
 
-pub use cdb::{BlockRange, ByteCheck, Command};
+pub use command::{BlockRange, ByteCheck, Command};
+pub use mode::ModePages;
 pub use sense::Sense;
 pub use unit::{LogicalUnit, UnitIdentity, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
 
@@ -22,6 +25,23 @@ pub enum Status {
     Good = 0x00,
     /// Done or failed, with sense data.
     CheckCondition = 0x02,
+    /// A reservation keeps the command out.
+    ReservationConflict = 0x18,
+}
+
+/// Why a command is not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// CHECK CONDITION with this sense data.
+    Check(Sense),
+    /// RESERVATION CONFLICT.
+    Conflict,
+}
+
+impl From<Sense> for Failure {
+    fn from(sense: Sense) -> Self {
+        Failure::Check(sense)
+    }
 }
 
 /// The LUN field of LUN 0, in the peripheral and the flat addressing method (SAM-5 4.7).

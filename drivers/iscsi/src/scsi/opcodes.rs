@@ -5,140 +5,155 @@ use super::Sense;
 
 /// One command.
 struct Supported {
-    opcode: u8,
     service_action: Option<u16>,
-    /// Which bits of the CDB are evaluated; its length is the CDB's.
-    usage: &'static [u8],
+    /// Which bits of the CDB are evaluated, after the operation code; beyond the CDB's length it is zero.
+    usage: [u8; 16],
 }
 
-const fn plain(opcode: u8, usage: &'static [u8]) -> Supported {
+impl Supported {
+    const fn opcode(&self) -> u8 {
+        self.usage[0]
+    }
+
+    /// Returns the usage data, as long as the CDB.
+    fn usage(&self) -> &[u8] {
+        &self.usage[..cdb_bytes(self.opcode())]
+    }
+}
+
+/// The length of a command's CDB, which its group code tells (SPC-4 4.2.5.1).
+fn cdb_bytes(opcode: u8) -> usize {
+    match opcode >> 5 {
+        0 => 6,
+        1 | 2 => 10,
+        5 => 12,
+        _ => 16,
+    }
+}
+
+/// A command without service action whose CDB is spelt out.
+const fn plain<const N: usize>(bytes: [u8; N]) -> Supported {
+    let mut usage = [0; 16];
+    let mut at = 0;
+    while at < N {
+        usage[at] = bytes[at];
+        at += 1;
+    }
     Supported {
-        opcode,
         service_action: None,
         usage,
     }
 }
 
-const fn action(opcode: u8, service_action: u16, usage: &'static [u8]) -> Supported {
+/// The same with a service action.
+const fn action<const N: usize>(service_action: u16, bytes: [u8; N]) -> Supported {
     Supported {
-        opcode,
         service_action: Some(service_action),
-        usage,
+        ..plain(bytes)
     }
 }
 
-/// Ascending by operation code. The group number and the DPO bit are accepted and change nothing.
-const SUPPORTED: [Supported; 29] = [
-    plain(0x00, &[0x00, 0, 0, 0, 0, 0x04]),
-    plain(0x03, &[0x03, 0x01, 0, 0, 0xff, 0x04]),
-    plain(0x08, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0x04]),
-    plain(0x0a, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0x04]),
-    plain(0x12, &[0x12, 0x01, 0xff, 0xff, 0xff, 0x04]),
-    plain(0x1a, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0x04]),
-    plain(0x1b, &[0x1b, 0x01, 0, 0x0f, 0xf7, 0x04]),
-    plain(0x25, &[0x25, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0x04]),
-    plain(
-        0x28,
-        &[0x28, 0xf8, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04],
-    ),
-    plain(
-        0x2a,
-        &[0x2a, 0xf8, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04],
-    ),
-    plain(
-        0x2f,
-        &[0x2f, 0xf6, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04],
-    ),
-    plain(
-        0x34,
-        &[0x34, 0x02, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04],
-    ),
-    plain(
-        0x35,
-        &[0x35, 0x02, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04],
-    ),
-    plain(
-        0x41,
-        &[0x41, 0xf8, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04],
-    ),
-    plain(0x42, &[0x42, 0x01, 0, 0, 0, 0, 0x1f, 0xff, 0xff, 0x04]),
-    plain(0x5a, &[0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04]),
-    plain(
-        0x88,
-        &[
-            0x88, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0x8a,
-        &[
-            0x8a, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0x8f,
-        &[
-            0x8f, 0xf6, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0x90,
-        &[
-            0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0x91,
-        &[
-            0x91, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0x93,
-        &[
-            0x93, 0xf9, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
+/// A 10 byte CDB with an address and a length: `flags` are those of byte 1.
+const fn range10(opcode: u8, flags: u8) -> Supported {
+    plain([opcode, flags, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04])
+}
+
+/// A 12 byte CDB with an address and a length.
+const fn range12(opcode: u8, flags: u8) -> Supported {
+    plain([
+        opcode, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
+    ])
+}
+
+/// A 16 byte CDB with an address and a length.
+const fn range16(opcode: u8, flags: u8) -> Supported {
+    plain([
+        opcode, flags, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
+    ])
+}
+
+/// A PERSISTENT RESERVE IN.
+const fn reserve_in(service_action: u8) -> Supported {
     action(
-        0x9e,
+        service_action as u16,
+        [0x5e, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04],
+    )
+}
+
+/// A PERSISTENT RESERVE OUT.
+const fn reserve_out(service_action: u8, kind: u8) -> Supported {
+    action(
+        service_action as u16,
+        [0x5f, 0x1f, kind, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x04],
+    )
+}
+
+/// Ascending by operation code. The group number and the DPO bit are accepted and change nothing.
+const SUPPORTED: &[Supported] = &[
+    plain([0x00, 0, 0, 0, 0, 0x04]),
+    plain([0x03, 0x01, 0, 0, 0xff, 0x04]),
+    plain([0x08, 0x1f, 0xff, 0xff, 0xff, 0x04]),
+    plain([0x0a, 0x1f, 0xff, 0xff, 0xff, 0x04]),
+    plain([0x12, 0x01, 0xff, 0xff, 0xff, 0x04]),
+    plain([0x15, 0x11, 0, 0, 0xff, 0x04]),
+    plain([0x16, 0x11, 0, 0, 0, 0x04]),
+    plain([0x17, 0x11, 0, 0, 0, 0x04]),
+    plain([0x1a, 0x08, 0xff, 0xff, 0xff, 0x04]),
+    plain([0x1b, 0x01, 0, 0x0f, 0xf7, 0x04]),
+    plain([0x1e, 0, 0, 0, 0x03, 0x04]),
+    plain([0x25, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0x04]),
+    range10(0x28, 0xf8),
+    range10(0x2a, 0xf8),
+    range10(0x2f, 0xf6),
+    range10(0x34, 0x02),
+    range10(0x35, 0x02),
+    plain([0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
+    range10(0x41, 0xf8),
+    plain([0x42, 0x01, 0, 0, 0, 0, 0x1f, 0xff, 0xff, 0x04]),
+    plain([0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04]),
+    plain([0x5a, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04]),
+    reserve_in(0),
+    reserve_in(1),
+    reserve_in(2),
+    reserve_in(3),
+    reserve_out(0, 0),
+    reserve_out(1, 0xff),
+    reserve_out(2, 0xff),
+    reserve_out(3, 0),
+    reserve_out(4, 0xff),
+    reserve_out(5, 0xff),
+    reserve_out(6, 0),
+    reserve_out(7, 0),
+    range16(0x88, 0xf8),
+    range16(0x8a, 0xf8),
+    range16(0x8f, 0xf6),
+    range16(0x90, 0x02),
+    range16(0x91, 0x02),
+    range16(0x93, 0xf9),
+    action(
         0x10,
-        &[
+        [
             0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04,
         ],
     ),
     action(
-        0x9e,
         0x12,
-        &[
+        [
             0x9e, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04,
         ],
     ),
-    plain(0xa0, &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04]),
+    plain([0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04]),
     action(
-        0xa3,
         0x0c,
-        &[
+        [
             0xa3, 0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04,
         ],
     ),
-    plain(
-        0xa8,
-        &[
-            0xa8, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0xaa,
-        &[
-            0xaa, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
-    plain(
-        0xaf,
-        &[
-            0xaf, 0xf6, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04,
-        ],
-    ),
+    action(0x0d, [0xa3, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04]),
+    range12(0xa8, 0xf8),
+    range12(0xaa, 0xf8),
+    range12(0xaf, 0xf6),
+    plain([0xb7, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04]),
 ];
 
 /// The command timeouts descriptor, with no timeout stated (SPC-4 6.35.4).
@@ -147,12 +162,12 @@ const TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// All commands.
 pub fn all(timeouts: bool) -> Vec<u8> {
     let mut list = Vec::new();
-    for command in &SUPPORTED {
-        list.extend_from_slice(&[command.opcode, 0]);
+    for command in SUPPORTED {
+        list.extend_from_slice(&[command.opcode(), 0]);
         list.extend_from_slice(&command.service_action.unwrap_or(0).to_be_bytes());
         let flags = u8::from(timeouts) << 1 | u8::from(command.service_action.is_some());
         list.extend_from_slice(&[0, flags]);
-        list.extend_from_slice(&(command.usage.len() as u16).to_be_bytes());
+        list.extend_from_slice(&(command.usage().len() as u16).to_be_bytes());
         if timeouts {
             list.extend_from_slice(&TIMEOUTS);
         }
@@ -166,28 +181,42 @@ pub fn all(timeouts: bool) -> Vec<u8> {
 pub fn one(options: u8, opcode: u8, service_action: u16, timeouts: bool) -> Result<Vec<u8>, Sense> {
     let has_actions = SUPPORTED
         .iter()
-        .any(|command| command.opcode == opcode && command.service_action.is_some());
+        .any(|command| command.opcode() == opcode && command.service_action.is_some());
+    let is_known = SUPPORTED.iter().any(|command| command.opcode() == opcode);
     match options {
-        1 if has_actions => return Err(Sense::INVALID_FIELD_IN_CDB),
-        2 if !has_actions && SUPPORTED.iter().any(|command| command.opcode == opcode) => {
-            return Err(Sense::INVALID_FIELD_IN_CDB);
-        }
-        1..=3 => {}
-        _ => return Err(Sense::INVALID_FIELD_IN_CDB),
+        1 if !has_actions => {}
+        2 if has_actions || !is_known => {}
+        3 => {}
+        _ => return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2)),
     }
     let found = SUPPORTED.iter().find(|command| {
-        command.opcode == opcode && command.service_action.is_none_or(|known| known == service_action)
+        command.opcode() == opcode && command.service_action.is_none_or(|known| known == service_action)
     });
     let Some(command) = found else {
         return Ok(vec![0, 0x01, 0, 0]);
     };
     let mut data = vec![0, u8::from(timeouts) << 7 | 0x03];
-    data.extend_from_slice(&(command.usage.len() as u16).to_be_bytes());
-    data.extend_from_slice(command.usage);
+    data.extend_from_slice(&(command.usage().len() as u16).to_be_bytes());
+    data.extend_from_slice(command.usage());
     if timeouts {
         data.extend_from_slice(&TIMEOUTS);
     }
     Ok(data)
+}
+
+/// The task management functions (SPC-4 6.36): all of RFC 7143 but those for ACA and for reassignment.
+pub fn task_management() -> Vec<u8> {
+    const ABORT_TASK: u8 = 0x80;
+    const ABORT_TASK_SET: u8 = 0x40;
+    const CLEAR_TASK_SET: u8 = 0x10;
+    const UNIT_RESET: u8 = 0x08;
+    const TARGET_RESET: u8 = 0x02;
+    vec![
+        ABORT_TASK | ABORT_TASK_SET | CLEAR_TASK_SET | UNIT_RESET | TARGET_RESET,
+        0,
+        0,
+        0,
+    ]
 }
 
 #[cfg(test)]
@@ -202,18 +231,24 @@ mod tests {
                 let mut cdb = [0; 16];
                 cdb[0] = opcode;
                 let listed = SUPPORTED.iter().any(|command| {
-                    command.opcode == opcode
+                    command.opcode() == opcode
                         && command
                             .service_action
                             .is_none_or(|known| known == service_action.into())
                 });
                 let has_actions = SUPPORTED
                     .iter()
-                    .any(|command| command.opcode == opcode && command.service_action.is_some());
+                    .any(|command| command.opcode() == opcode && command.service_action.is_some());
                 if has_actions || !listed {
                     cdb[1] = service_action;
                 }
-                let known = Command::parse(&cdb) != Err(Sense::INVALID_OPCODE);
+                if opcode == 0x5f {
+                    cdb[2] = 0x01; // a type, which some service actions need
+                }
+                let known = match Command::parse(&cdb) {
+                    Ok(_) => true,
+                    Err(sense) => sense != Sense::INVALID_OPCODE && !has_actions,
+                };
                 assert_eq!(
                     known, listed,
                     "operation code {opcode:#04x}/{service_action:#04x}"
@@ -223,17 +258,12 @@ mod tests {
     }
 
     #[test]
-    fn usage_bytes_begin_with_the_operation_code_and_have_the_length_of_the_cdb() {
-        for command in &SUPPORTED {
-            assert_eq!(command.usage[0], command.opcode);
-            let length = match command.opcode >> 5 {
-                0 => 6,
-                1 | 2 => 10,
-                5 => 12,
-                _ => 16,
-            };
-            assert_eq!(command.usage.len(), length, "{:#04x}", command.opcode);
+    fn usage_data_has_no_bit_beyond_the_cdb_and_the_list_ascends() {
+        for command in SUPPORTED {
+            let length = cdb_bytes(command.opcode());
+            assert!(command.usage[length..].iter().all(|bits| *bits == 0));
         }
-        assert!(SUPPORTED.windows(2).all(|pair| pair[0].opcode <= pair[1].opcode));
+        let place = |command: &Supported| (command.opcode(), command.service_action);
+        assert!(SUPPORTED.windows(2).all(|pair| place(&pair[0]) < place(&pair[1])));
     }
 }

@@ -13,6 +13,8 @@ pub struct Sense {
     pub ascq: u8,
     /// The INFORMATION field, where the key defines one.
     pub information: Option<u32>,
+    /// The SENSE KEY SPECIFIC field with SKSV, where there is more to say.
+    pub specific: Option<[u8; 3]>,
 }
 
 impl Sense {
@@ -26,10 +28,15 @@ impl Sense {
     pub const INVALID_FIELD_IN_CDB: Sense = Sense::new(0x05, 0x24, 0x00);
     pub const LUN_NOT_SUPPORTED: Sense = Sense::new(0x05, 0x25, 0x00);
     pub const INVALID_FIELD_IN_PARAMETERS: Sense = Sense::new(0x05, 0x26, 0x00);
+    pub const INVALID_RELEASE: Sense = Sense::new(0x05, 0x26, 0x04);
+    pub const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(0x05, 0x55, 0x04);
     pub const SAVING_NOT_SUPPORTED: Sense = Sense::new(0x05, 0x39, 0x00);
     pub const POWER_ON: Sense = Sense::new(0x06, 0x29, 0x00);
     pub const DEVICE_RESET: Sense = Sense::new(0x06, 0x29, 0x03);
     pub const MODE_PARAMETERS_CHANGED: Sense = Sense::new(0x06, 0x2a, 0x01);
+    pub const RESERVATIONS_PREEMPTED: Sense = Sense::new(0x06, 0x2a, 0x03);
+    pub const RESERVATIONS_RELEASED: Sense = Sense::new(0x06, 0x2a, 0x04);
+    pub const REGISTRATIONS_PREEMPTED: Sense = Sense::new(0x06, 0x2a, 0x05);
     pub const CAPACITY_CHANGED: Sense = Sense::new(0x06, 0x2a, 0x09);
     pub const COMMANDS_CLEARED: Sense = Sense::new(0x06, 0x2f, 0x00);
     pub const WRITE_PROTECTED: Sense = Sense::new(0x07, 0x27, 0x00);
@@ -48,6 +55,15 @@ impl Sense {
             asc,
             ascq,
             information: None,
+            specific: None,
+        }
+    }
+
+    /// Points to the byte of the CDB that is wrong (SPC-4 4.5.2.4.2).
+    pub const fn at_cdb_byte(self, byte: u8) -> Self {
+        Self {
+            specific: Some([0xc0, 0, byte]),
+            ..self
         }
     }
 
@@ -85,6 +101,9 @@ impl Sense {
         data[7] = 10;
         data[12] = self.asc;
         data[13] = self.ascq;
+        if let Some(specific) = self.specific {
+            data[15..].copy_from_slice(&specific);
+        }
         data
     }
 
@@ -129,5 +148,8 @@ mod tests {
         assert_eq!((data[0], data[2], data[7]), (0xf0, 0x0e, 10));
         assert_eq!((data[12], data[13]), (0x1d, 0x00));
         assert_eq!(&data[3..7], &[0, 0, 1, 2]);
+        assert_eq!(&data[15..], &[0, 0, 0]);
+        let data = Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2).fixed();
+        assert_eq!((data[0], &data[15..]), (0x70, &[0xc0, 0, 2][..]));
     }
 }

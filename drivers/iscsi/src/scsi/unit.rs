@@ -5,8 +5,8 @@ use std::sync::Arc;
 use quarry_contract::{BlockDevice, DeviceLimits, VolumeId};
 use sha2::{Digest, Sha256};
 
-use super::mode::{ModeRequest, mode_parameters};
-use super::{BlockRange, Command, Sense, inquiry, opcodes};
+use super::mode::{ModePages, ModeRequest, mode_parameters, parse_mode_list};
+use super::{BlockRange, Command, Sense, defects, inquiry, opcodes};
 use crate::pdu::{be16, be32, be64};
 
 /// The longest data of one command, in bytes; told in VPD page B0h.
@@ -123,6 +123,14 @@ impl LogicalUnit {
         self.check_range(range)
     }
 
+    /// Reads a mode parameter list; see [`parse_mode_list`].
+    ///
+    /// # Errors
+    /// What is wrong with the list.
+    pub fn parse_mode_list(&self, ten: bool, list: &[u8]) -> Result<Option<bool>, Sense> {
+        parse_mode_list(self, ten, list)
+    }
+
     /// The block descriptor of mode parameters (SBC-3 6.5.2.2).
     pub(super) fn block_descriptor(&self) -> [u8; 8] {
         let mut descriptor = [0; 8];
@@ -133,9 +141,12 @@ impl LogicalUnit {
     }
 
     /// Answers a command that needs no I/O with its data; `None` when the command does need I/O.
-    pub fn answer(&self, command: &Command, write_protected: bool) -> Option<Result<Vec<u8>, Sense>> {
+    pub fn answer(&self, command: &Command, pages: ModePages) -> Option<Result<Vec<u8>, Sense>> {
         let (data, allocation) = match *command {
-            Command::TestUnitReady | Command::StartStopUnit => (Ok(Vec::new()), 0),
+            Command::TestUnitReady
+            | Command::StartStopUnit { .. }
+            // Nothing of a volume can be taken out (SBC-3 5.13).
+            | Command::PreventRemoval { .. } => (Ok(Vec::new()), 0),
             Command::PreFetch(range) => (self.check_range(range).map(|()| Vec::new()), 0),
             Command::RequestSense {
                 descriptor_format,
@@ -163,7 +174,7 @@ impl LogicalUnit {
                     control,
                     page,
                     subpage,
-                    write_protected,
+                    pages,
                 };
                 (mode_parameters(self, &request), allocation)
             }
@@ -184,7 +195,18 @@ impl LogicalUnit {
                     allocation,
                 ),
             },
-            Command::Read(_)
+            Command::SupportedFunctions { allocation } => (Ok(opcodes::task_management()), allocation),
+            Command::ReadDefects {
+                long,
+                lists,
+                allocation,
+            } => (Ok(defects::none(long, lists)), allocation),
+            Command::ModeSelect { .. }
+            | Command::ReserveUnit
+            | Command::ReleaseUnit
+            | Command::PersistentIn { .. }
+            | Command::PersistentOut { .. }
+            | Command::Read(_)
             | Command::Write { .. }
             | Command::Verify { .. }
             | Command::SynchronizeCache(_)

@@ -2,10 +2,10 @@
 
 use super::medium::Plan;
 use super::steps::Advance;
-use super::task::{Awaiting, Work};
+use super::task::{Awaiting, ListUse, Work};
 use super::{Io, Role, Session, Sink, Violation, numbers};
 use crate::pdu::{RejectReason, ScsiCommand, ScsiResponse};
-use crate::scsi::{Sense, Status};
+use crate::scsi::{Failure, Status};
 
 /// The most tasks of a session; those beyond the command window are immediate.
 const MAX_TASKS: usize = numbers::WINDOW as usize + 32;
@@ -76,7 +76,7 @@ impl Session {
                 task.command_bytes = data.len() as u64;
                 task.parameter = data;
             }
-            Err(sense) => task.failure = Some(sense),
+            Err(failure) => task.failure = Some(failure),
         }
         self.current = Some(slot);
         self.charge_unsolicited(slot, data_bytes);
@@ -170,12 +170,12 @@ impl Session {
         if task.awaiting != Awaiting::Nothing {
             return Advance::Done;
         }
-        self.prepare_parameter(slot);
+        self.use_parameter(slot, io);
         self.submit_steps(slot, io)
     }
 
-    /// Turns a list or block that has been collected into what it stands for.
-    fn prepare_parameter(&mut self, slot: u16) {
+    /// Does what a list or block that has been collected stands for.
+    fn use_parameter(&mut self, slot: u16, io: &mut Io<'_>) {
         let Role::Normal(medium) = &self.role else {
             return;
         };
@@ -183,10 +183,14 @@ impl Session {
             return;
         };
         match task.work {
-            Work::UnmapList => match medium.discards(&task.parameter) {
+            Work::List(ListUse::Unmap) => match medium.discards(&task.parameter) {
                 Ok(verbs) => task.work = Work::Verbs(verbs),
                 Err(sense) => task.fail(sense),
             },
+            Work::List(ListUse::ModeSelect { ten }) => self.mode_select(slot, ten),
+            Work::List(ListUse::PersistentOut { action, kind }) => {
+                self.persistent_out(slot, action, kind, io);
+            }
             Work::SameBlock { range, unmap } => {
                 if task.parameter.iter().all(|byte| *byte == 0) {
                     task.work = Work::Verbs(vec![medium.zeroes(range, unmap)]);
@@ -206,7 +210,7 @@ impl Session {
         let Some(task) = self.tasks.get(slot) else {
             return;
         };
-        if task.in_flight() > 0 {
+        if task.is_known_elsewhere() {
             return;
         }
         if task.aborted {
@@ -216,8 +220,8 @@ impl Session {
         if task.awaiting != Awaiting::Nothing || task.queued && task.failure.is_none() {
             return;
         }
-        if let Some(sense) = task.failure {
-            self.respond(slot, Status::CheckCondition, Some(sense), io);
+        if task.failure.is_some() {
+            self.respond(slot, io);
             return;
         }
         let done = task.started && task.has_all_data() && task.submitted == task.steps();
@@ -227,22 +231,27 @@ impl Session {
             if matches!(task.work, Work::Nothing) {
                 self.send_reply(slot, io);
             } else {
-                self.respond(slot, Status::Good, None, io);
+                self.respond(slot, io);
             }
         }
     }
 
     /// Sends a task's status and forgets it.
-    pub(super) fn respond(&mut self, slot: u16, status: Status, sense: Option<Sense>, io: &mut Io<'_>) {
+    pub(super) fn respond(&mut self, slot: u16, io: &mut Io<'_>) {
         let Some(task) = self.tasks.get(slot) else {
             return;
         };
         let mut data = Vec::new();
-        if let Some(sense) = sense {
-            let sense = sense.fixed();
-            data.extend_from_slice(&(sense.len() as u16).to_be_bytes());
-            data.extend_from_slice(&sense);
-        }
+        let status = match task.failure {
+            None => Status::Good,
+            Some(Failure::Conflict) => Status::ReservationConflict,
+            Some(Failure::Check(sense)) => {
+                let sense = sense.fixed();
+                data.extend_from_slice(&(sense.len() as u16).to_be_bytes());
+                data.extend_from_slice(&sense);
+                Status::CheckCondition
+            }
+        };
         let residual = match status {
             Status::Good => residual_of(task.expected_bytes, task.command_bytes),
             _ => 0,

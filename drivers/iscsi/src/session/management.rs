@@ -33,6 +33,8 @@ pub struct Ending {
 #[derive(Debug, Clone, Copy)]
 enum Answer {
     TaskManagement,
+    /// And then the connection is closed.
+    ColdReset,
     Logout,
 }
 
@@ -71,17 +73,26 @@ impl Session {
                 self.end_tasks(request.itt, all, Answer::TaskManagement, attention, io);
             }
             TaskFunction::LogicalUnitReset | TaskFunction::TargetWarmReset => {
-                let all = self.tasks.live();
-                let attention = Some(Attention::DeviceReset);
-                self.end_tasks(request.itt, all, Answer::TaskManagement, attention, io);
+                self.reset(request.itt, Answer::TaskManagement, io);
             }
+            // All connections of the target end (RFC 7143 11.5.1), this one after the answer.
+            TaskFunction::TargetColdReset => self.reset(request.itt, Answer::ColdReset, io),
             TaskFunction::TaskReassign => self.answer_management(request.itt, REASSIGN_NOT_SUPPORTED, io),
-            TaskFunction::ClearAca | TaskFunction::TargetColdReset | TaskFunction::Other(_) => {
+            TaskFunction::ClearAca | TaskFunction::Other(_) => {
                 self.answer_management(request.itt, NOT_SUPPORTED, io);
             }
         }
         self.pump(io);
         Ok(())
+    }
+
+    /// Resets the unit, which is all there is of the target.
+    fn reset(&mut self, itt: u32, answer: Answer, io: &mut Io<'_>) {
+        if let Some(medium) = self.medium() {
+            medium.export().unit.reset();
+        }
+        let all = self.tasks.live();
+        self.end_tasks(itt, all, answer, Some(Attention::DeviceReset), io);
     }
 
     fn answer_management(&mut self, itt: u32, response: u8, io: &mut Io<'_>) {
@@ -101,7 +112,8 @@ impl Session {
     ) {
         self.next_ending = self.next_ending.wrapping_add(1);
         let id = self.next_ending;
-        let waits_for_others = others.is_some_and(|attention| self.end_tasks_of_others(id, attention, io));
+        let waits_for_others =
+            others.is_some_and(|attention| self.end_tasks_of_others(id, answer, attention, io));
         self.endings.push(Ending {
             id,
             itt,
@@ -115,8 +127,14 @@ impl Session {
         self.answer_ended(io);
     }
 
-    /// Tells the other sessions of the export to end their tasks. False when there is none.
-    fn end_tasks_of_others(&mut self, id: u32, attention: Attention, io: &mut Io<'_>) -> bool {
+    /// Tells the other sessions of the export to end their tasks, or themselves. False when there is none.
+    fn end_tasks_of_others(
+        &mut self,
+        id: u32,
+        answer: Answer,
+        attention: Attention,
+        io: &mut Io<'_>,
+    ) -> bool {
         let Some(medium) = self.medium() else {
             return false;
         };
@@ -146,14 +164,13 @@ impl Session {
             );
         });
         for session in others {
-            io.shared.send(
-                session.address.reactor,
-                Message::AbortTasks {
-                    index: session.address.index,
-                    serial: session.address.serial,
-                    pass: pass.clone(),
-                },
-            );
+            let (index, serial) = (session.address.index, session.address.serial);
+            let pass = pass.clone();
+            let message = match answer {
+                Answer::ColdReset => Message::CloseSession { index, serial, pass },
+                Answer::TaskManagement | Answer::Logout => Message::AbortTasks { index, serial, pass },
+            };
+            io.shared.send(session.address.reactor, message);
         }
         true
     }
@@ -192,7 +209,7 @@ impl Session {
     }
 
     fn answer_ended(&mut self, io: &mut Io<'_>) {
-        // A logout is the last thing answered: those before it go first.
+        // What closes the connection is the last thing answered: those before it go first.
         let is_due = |at: usize, ending: &Ending| {
             let over = ending.waits_for.is_empty() && !ending.waits_for_others;
             over && (at == 0 || matches!(ending.answer, Answer::TaskManagement))
@@ -206,6 +223,10 @@ impl Session {
             let ending = self.endings.remove(at);
             match ending.answer {
                 Answer::TaskManagement => self.answer_management(ending.itt, COMPLETE, io),
+                Answer::ColdReset => {
+                    self.answer_management(ending.itt, COMPLETE, io);
+                    self.close_after_flush = true;
+                }
                 Answer::Logout => {
                     let response = LogoutResponse {
                         itt: ending.itt,

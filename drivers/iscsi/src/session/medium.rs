@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use quarry_contract::{Access, Verb, ZeroMode};
 
-use super::task::{Span, Work};
+use super::task::{ListUse, Span, Work};
 use crate::exports::{ConnectionAddress, Export, Nexus};
 use crate::pdu::ScsiCommand;
-use crate::scsi::{BlockRange, ByteCheck, Command, LogicalUnit, Sense, is_lun_zero};
+use crate::reservations::MAX_LIST_BYTES;
+use crate::scsi::{BlockRange, ByteCheck, Command, Failure, LogicalUnit, ModePages, Sense, is_lun_zero};
 use crate::scsi::{parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
 
 /// The most data that a VERIFY compares with, in bytes: it is held in memory as a whole.
@@ -88,19 +89,37 @@ impl Medium {
         self.unit.block_bytes()
     }
 
-    fn write_protected(&self) -> bool {
-        self.nexus.access.get() == Access::ReadOnly || self.unit.device().is_read_only()
+    /// Returns what others may tell the session.
+    pub fn nexus(&self) -> &Nexus {
+        &self.nexus
+    }
+
+    /// Returns the unit as commands see it.
+    pub fn unit(&self) -> &LogicalUnit {
+        &self.unit
+    }
+
+    fn mode_pages(&self) -> ModePages {
+        let software_write_protect = self.export.unit.is_write_protected();
+        let read_only = self.nexus.access.get() == Access::ReadOnly || self.unit.device().is_read_only();
+        ModePages {
+            software_write_protect,
+            write_protected: read_only || software_write_protect,
+        }
     }
 
     /// Decides what a command needs.
-    pub fn plan(&self, request: &ScsiCommand) -> Result<Plan, Sense> {
+    ///
+    /// # Errors
+    /// Why it is not carried out.
+    pub fn plan(&self, request: &ScsiCommand) -> Result<Plan, Failure> {
         let command = Command::parse(&request.cdb);
         if !is_lun_zero(request.lun) {
-            return absent_unit(command);
+            return absent_unit(command).map_err(Failure::from);
         }
         let passes_attention = command.as_ref().is_ok_and(Command::passes_unit_attention);
         if !passes_attention && let Some(attention) = self.nexus.take_attention() {
-            return Err(attention);
+            return Err(attention.into());
         }
         let command = command?;
         if let Command::RequestSense {
@@ -113,13 +132,38 @@ impl Medium {
             data.truncate(allocation as usize);
             return Ok(Plan::Reply(data));
         }
-        if command.writes() && self.write_protected() {
-            return Err(Sense::WRITE_PROTECTED);
+        self.export.unit.admit(&self.nexus.port, command.touch())?;
+        let pages = self.mode_pages();
+        if command.writes() && pages.write_protected {
+            return Err(Sense::WRITE_PROTECTED.into());
         }
-        match self.unit.answer(&command, self.write_protected()) {
+        if let Some(answer) = self.answer_reservation(&command) {
+            return answer.map(Plan::Reply);
+        }
+        let planned = match self.unit.answer(&command, pages) {
             Some(answer) => answer.map(Plan::Reply),
             None => self.plan_work(&command, request),
-        }
+        };
+        planned.map_err(Failure::from)
+    }
+
+    /// Answers the commands that deal with reservations and bring no data.
+    fn answer_reservation(&self, command: &Command) -> Option<Result<Vec<u8>, Failure>> {
+        let unit = &self.export.unit;
+        let port = &self.nexus.port;
+        Some(match *command {
+            Command::ReserveUnit => unit.reserve(port).map(|()| Vec::new()),
+            Command::ReleaseUnit => {
+                unit.release(port);
+                Ok(Vec::new())
+            }
+            Command::PersistentIn { action, allocation } => {
+                let mut data = unit.reservations().report(action);
+                data.truncate(allocation as usize);
+                Ok(data)
+            }
+            _ => return None,
+        })
     }
 
     pub(super) fn span(&self, range: BlockRange, bytes: u32) -> Span {
@@ -172,7 +216,24 @@ impl Medium {
             }
             Command::Unmap { parameter_bytes } => {
                 let sent = parameter_bytes.min(writable);
-                plan(Work::UnmapList, none, sent, parameter_bytes.into())
+                plan(Work::List(ListUse::Unmap), none, sent, parameter_bytes.into())
+            }
+            Command::ModeSelect { ten, parameter_bytes } => {
+                let sent = parameter_bytes.min(writable);
+                let work = Work::List(ListUse::ModeSelect { ten });
+                plan(work, none, sent, parameter_bytes.into())
+            }
+            Command::PersistentOut {
+                action,
+                kind,
+                parameter_bytes,
+            } => {
+                let sent = parameter_bytes.min(writable);
+                if sent > MAX_LIST_BYTES {
+                    return Err(Sense::PARAMETER_LIST_LENGTH);
+                }
+                let work = Work::List(ListUse::PersistentOut { action, kind });
+                plan(work, none, sent, parameter_bytes.into())
             }
             Command::WriteSame {
                 range,

@@ -17,6 +17,7 @@ mod management;
 mod medium;
 mod negotiate;
 mod numbers;
+mod reserve;
 mod steps;
 mod task;
 mod transfer;

@@ -4,13 +4,14 @@
 //! so that the wire and the medium work at the same time and one buffer size serves all.
 //!
 //! Invariants
-//! - K1: a task's slot is free again only when none of its device requests is in flight: a completion always
-//!   finds the task it belongs to.
+//! - K1: a task's slot is free again only when none of its device requests is in flight and no message to it is
+//!   on its way: both always find the task they belong to.
 //! - K2: a task is answered once, or, when aborted, never.
 
 use quarry_contract::{Durability, IoBuffer, Verb};
 
-use crate::scsi::{BlockRange, ByteCheck, Sense};
+use crate::reservations::{Kind, OutAction};
+use crate::scsi::{BlockRange, ByteCheck, Failure};
 
 /// The longest segment, in bytes; boundaries are multiples of it on the medium.
 pub const SEGMENT_BYTES: u32 = 256 << 10;
@@ -26,8 +27,8 @@ pub enum Work {
     Verify(ByteCheck),
     /// Flushes the device.
     Flush,
-    /// Collects an UNMAP list.
-    UnmapList,
+    /// Collects a parameter list.
+    List(ListUse),
     /// Collects the block of a WRITE SAME.
     SameBlock { range: BlockRange, unmap: bool },
     /// Writes a block again and again over the span.
@@ -36,6 +37,17 @@ pub enum Work {
     Verbs(Vec<Verb>),
     /// Answers at once.
     Nothing,
+}
+
+/// What a parameter list is for.
+#[derive(Debug, Clone, Copy)]
+pub enum ListUse {
+    /// Ranges to unmap.
+    Unmap,
+    /// Mode pages.
+    ModeSelect { ten: bool },
+    /// Keys and ports of a PERSISTENT RESERVE OUT.
+    PersistentOut { action: OutAction, kind: Option<Kind> },
 }
 
 /// The part of the medium that a task covers, cut into segments.
@@ -141,8 +153,10 @@ pub struct Task {
     pub burst_sent: u32,
     /// Bytes that count against the session's budget.
     pub charged: usize,
-    pub failure: Option<Sense>,
+    pub failure: Option<Failure>,
     pub aborted: bool,
+    /// Things elsewhere that it waits for; each ends with a message to the session.
+    pub awaited: usize,
 }
 
 impl Task {
@@ -174,6 +188,7 @@ impl Task {
             charged: 0,
             failure: None,
             aborted: false,
+            awaited: 0,
         }
     }
 
@@ -202,9 +217,14 @@ impl Task {
         self.received >= self.wanted
     }
 
+    /// Tells whether anything outside the session knows the task's slot (K1).
+    pub fn is_known_elsewhere(&self) -> bool {
+        self.in_flight() > 0 || self.awaited > 0
+    }
+
     /// Remembers the first thing that went wrong.
-    pub fn fail(&mut self, sense: Sense) {
-        self.failure.get_or_insert(sense);
+    pub fn fail(&mut self, failure: impl Into<Failure>) {
+        self.failure.get_or_insert(failure.into());
     }
 
     /// Returns how many device requests the task is made of.
@@ -213,7 +233,7 @@ impl Task {
             Work::Read | Work::Write(_) | Work::Verify(_) | Work::Repeat => self.span.segments(),
             Work::Flush => 1,
             Work::Verbs(verbs) => self.submitted + verbs.len(),
-            Work::UnmapList | Work::SameBlock { .. } | Work::Nothing => 0,
+            Work::List(_) | Work::SameBlock { .. } | Work::Nothing => 0,
         }
     }
 }
@@ -249,7 +269,7 @@ impl TaskTable {
 
     /// Frees a slot (K1).
     pub fn remove(&mut self, slot: u16) {
-        debug_assert_eq!(self.slots[usize::from(slot)].in_flight(), 0, "K1");
+        debug_assert!(!self.slots[usize::from(slot)].is_known_elsewhere(), "K1");
         if self.tags[usize::from(slot)].take().is_some() {
             self.free.push(slot);
         }
@@ -273,7 +293,7 @@ impl TaskTable {
     pub fn any_moving(&self) -> bool {
         let used = self.slots.iter().zip(&self.tags).filter(|(_, tag)| tag.is_some());
         used.map(|(task, _)| task)
-            .any(|task| task.in_flight() > 0 || !task.aborted && task.awaiting != Awaiting::Nothing)
+            .any(|task| task.is_known_elsewhere() || !task.aborted && task.awaiting != Awaiting::Nothing)
     }
 
     /// Returns the slots in use.

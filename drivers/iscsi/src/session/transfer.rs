@@ -6,7 +6,7 @@ use super::command::residual_of;
 use super::task::{Awaiting, Work};
 use super::{Io, Session, Sink, Violation};
 use crate::pdu::{DataIn, DataOut, NO_TAG, ReadyToTransfer};
-use crate::scsi::{Sense, Status};
+use crate::scsi::Sense;
 
 impl Session {
     /// Takes a Data-Out whose header has come.
@@ -111,7 +111,7 @@ impl Session {
         };
         let collects = matches!(
             task.work,
-            Work::UnmapList | Work::SameBlock { .. } | Work::Verify(_)
+            Work::List(_) | Work::SameBlock { .. } | Work::Verify(_)
         );
         if collects && task.failure.is_none() && !task.aborted {
             let useful = bytes.len().min(task.wanted as usize - task.parameter.len());
@@ -289,7 +289,7 @@ impl Session {
         let mut data = std::mem::take(&mut task.parameter);
         data.truncate(task.expected_bytes as usize);
         if data.is_empty() {
-            self.respond(slot, Status::Good, None, io);
+            self.respond(slot, io);
             return;
         }
         let mut at = 0;

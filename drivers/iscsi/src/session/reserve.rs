@@ -1,0 +1,125 @@
+//! Commands that change what others may do: MODE SELECT and PERSISTENT RESERVE OUT (SPC-4 6.9, 6.16).
+
+use std::sync::Arc;
+
+use super::{Io, Role, Session};
+use crate::exports::Attention;
+use crate::pass::Pass;
+use crate::reactor::Message;
+use crate::reservations::{InitiatorPort, Kind, Notice, OutAction, OutRequest};
+use crate::scsi::Failure;
+
+impl Session {
+    /// Sets the mode pages of a list. The other sessions hear of a change (SPC-4 6.9).
+    pub(super) fn mode_select(&mut self, slot: u16, ten: bool) {
+        let Role::Normal(medium) = &self.role else {
+            return;
+        };
+        let Some(task) = self.tasks.get(slot) else {
+            return;
+        };
+        match medium.unit().parse_mode_list(ten, &task.parameter) {
+            Ok(Some(protect)) => {
+                if medium.export().unit.set_write_protected(protect) {
+                    let own = Some(medium.tsih());
+                    medium.export().raise(Attention::ModeParametersChanged, own);
+                }
+            }
+            Ok(None) => {}
+            Err(sense) => task.fail(sense),
+        }
+    }
+
+    /// Carries out a PERSISTENT RESERVE OUT. With PREEMPT AND ABORT, the task waits for those it ends.
+    pub(super) fn persistent_out(
+        &mut self,
+        slot: u16,
+        action: OutAction,
+        kind: Option<Kind>,
+        io: &mut Io<'_>,
+    ) {
+        let Role::Normal(medium) = &self.role else {
+            return;
+        };
+        let Some(task) = self.tasks.get(slot) else {
+            return;
+        };
+        let export = Arc::clone(medium.export());
+        let carried_out = OutRequest::parse(action, kind, &task.parameter)
+            .map_err(Failure::from)
+            .and_then(|request| export.unit.carry_out(&medium.nexus().port, &request));
+        let consequences = match carried_out {
+            Ok(consequences) => consequences,
+            Err(failure) => {
+                task.fail(failure);
+                return;
+            }
+        };
+        for (port, notice) in consequences.notices {
+            let attention = match notice {
+                Notice::ReservationsReleased => Attention::ReservationsReleased,
+                Notice::ReservationsPreempted => Attention::ReservationsPreempted,
+                Notice::RegistrationsPreempted => Attention::RegistrationsPreempted,
+            };
+            export.raise_at(attention, &port);
+        }
+        self.abort_tasks_of(&consequences.aborted, slot, io);
+    }
+
+    /// Ends the tasks of other ports' sessions; a task of this one waits for that (SPC-4 5.12.11.5).
+    fn abort_tasks_of(&mut self, ports: &[InitiatorPort], slot: u16, io: &mut Io<'_>) {
+        let Role::Normal(medium) = &self.role else {
+            return;
+        };
+        let own = medium.address();
+        let mut sessions = medium.export().sessions();
+        sessions.retain(|session| session.address != own && ports.contains(&session.nexus.port));
+        if sessions.is_empty() {
+            return;
+        }
+        let pass = self.wait_elsewhere(slot, io);
+        for session in sessions {
+            io.shared.send(
+                session.address.reactor,
+                Message::AbortTasks {
+                    index: session.address.index,
+                    serial: session.address.serial,
+                    pass: pass.clone(),
+                },
+            );
+        }
+    }
+
+    /// Lets a task wait for something elsewhere: until every clone of the pass is dropped.
+    pub(super) fn wait_elsewhere(&mut self, slot: u16, io: &mut Io<'_>) -> Pass {
+        if let Some(task) = self.tasks.get(slot) {
+            task.awaited += 1;
+        }
+        let own = match &self.role {
+            Role::Normal(medium) => Some(medium.address()),
+            Role::Discovery { .. } => None,
+        };
+        let shared = Arc::clone(io.shared);
+        Pass::then(move || {
+            if let Some(own) = own {
+                let message = Message::Awaited {
+                    index: own.index,
+                    serial: own.serial,
+                    slot,
+                };
+                shared.send(own.reactor, message);
+            }
+        })
+    }
+
+    /// Says that something a task waited for is over.
+    pub fn awaited(&mut self, slot: u16, io: &mut Io<'_>) {
+        let Some(task) = self.tasks.get(slot) else {
+            return;
+        };
+        debug_assert!(task.awaited > 0, "K1");
+        task.awaited -= 1;
+        self.settle(slot, io);
+        self.pump(io);
+    }
+}

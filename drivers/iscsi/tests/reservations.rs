@@ -1,0 +1,157 @@
+//! Reservations and write protection between sessions, as initiators see them.
+
+mod client;
+mod rig;
+
+use client::{Client, Login, cdb10};
+use quarry_contract::{Access, Target};
+use rig::{INITIATOR, Rig, eventually, grant};
+
+const CONFLICT: u8 = 0x18;
+
+/// A session of the host's initiator port with this number.
+fn session(rig: &Rig, number: u8) -> Client {
+    let mut login = Login::to(rig);
+    login.isid[5] = number;
+    Client::log_in(rig, &login).expect("the login succeeds")
+}
+
+/// PERSISTENT RESERVE OUT; returns the status.
+fn reserve_out(client: &mut Client, action: u8, kind: u8, key: u64, action_key: u64) -> u8 {
+    let mut list = [0; 24];
+    list[..8].copy_from_slice(&key.to_be_bytes());
+    list[8..16].copy_from_slice(&action_key.to_be_bytes());
+    let cdb = [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
+    client.command(&cdb, 24, &list).status
+}
+
+/// The keys that are registered.
+fn keys(client: &mut Client) -> Vec<u64> {
+    let data = client.command(&[0x5e, 0, 0, 0, 0, 0, 0, 1, 0, 0], 256, &[]).data;
+    let key = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().unwrap());
+    data[8..].chunks_exact(8).map(key).collect()
+}
+
+#[test]
+fn persistent_reservation_fences_another_session_and_outlives_its_own() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    assert_eq!(reserve_out(&mut first, 0, 0, 0, 11), 0);
+    assert_eq!(reserve_out(&mut second, 0, 0, 0, 22), 0);
+    assert_eq!(reserve_out(&mut first, 1, 1, 11, 0), 0);
+    assert_eq!(second.write(0, &[1; 512]).status, CONFLICT);
+    assert_eq!(second.read(0, 1).status, 0);
+    assert_eq!(first.write(0, &[2; 512]).status, 0);
+    drop(first);
+    eventually("the session is gone", || rig.session_count() == 1);
+    assert_eq!(second.write(0, &[1; 512]).status, CONFLICT);
+    let mut first = session(&rig, 1);
+    assert_eq!(
+        first.write(0, &[3; 512]).status,
+        0,
+        "the same port, another session"
+    );
+    assert_eq!(keys(&mut first), [11, 22]);
+    let mut third = session(&rig, 3);
+    assert_eq!(third.write(0, &[1; 512]).status, CONFLICT);
+    assert_eq!(third.read(0, 1).status, 0);
+}
+
+#[test]
+fn preempted_session_hears_of_it_once() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    reserve_out(&mut first, 0, 0, 0, 11);
+    reserve_out(&mut second, 0, 0, 0, 22);
+    reserve_out(&mut first, 1, 5, 11, 0);
+    assert_eq!(reserve_out(&mut second, 4, 5, 22, 11), 0);
+    assert_eq!(first.command(&[0], 0, &[]).sense, Some((6, 0x2a, 5)));
+    assert_eq!(first.command(&[0], 0, &[]).status, 0);
+    assert_eq!(first.write(0, &[1; 512]).status, CONFLICT);
+    assert_eq!(keys(&mut second), [22]);
+}
+
+#[test]
+fn preempt_and_abort_is_answered_after_the_other_sessions_writes_have_left_the_device() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    reserve_out(&mut first, 0, 0, 0, 11);
+    reserve_out(&mut second, 0, 0, 0, 22);
+    reserve_out(&mut first, 1, 3, 11, 0);
+    rig.device.hold();
+    let write = first.command_pdu(&cdb10(0x2a, 0, 8), 4096, 0xa1, &[1; 4096]);
+    first.send(&write);
+    eventually("the write is at the device", || rig.device.held_requests() == 1);
+    let mut list = [0; 24];
+    list[7] = 22;
+    list[15] = 11;
+    let preempt = second.command_pdu(&[0x5f, 5, 3, 0, 0, 0, 0, 0, 24, 0], 24, 0xa1, &list);
+    second.send(&preempt);
+    second.expect_silence();
+    rig.device.release();
+    assert_eq!(second.outcome(preempt.be32(16)).status, 0);
+    first.expect_silence();
+    assert_eq!(first.write(8, &[1; 512]).sense, Some((6, 0x2a, 5)));
+    assert_eq!(first.write(8, &[1; 512]).status, CONFLICT);
+}
+
+#[test]
+fn reserve_6_ends_with_its_session_and_with_a_reset() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    assert_eq!(first.command(&[0x16, 0, 0, 0, 0, 0], 0, &[]).status, 0);
+    assert_eq!(second.command(&[0], 0, &[]).status, CONFLICT);
+    assert_eq!(second.command(&[0x17, 0, 0, 0, 0, 0], 0, &[]).status, 0);
+    assert_eq!(second.command(&[0x16, 0, 0, 0, 0, 0], 0, &[]).status, CONFLICT);
+    drop(first);
+    eventually("the nexus is lost", || second.command(&[0], 0, &[]).status == 0);
+    let mut first = session(&rig, 1);
+    assert_eq!(second.command(&[0x16, 0, 0, 0, 0, 0], 0, &[]).status, 0);
+    let reset = first.management_pdu(5, 0xffff_ffff);
+    first.send(&reset);
+    assert_eq!(first.receive().unwrap().header[2], 0);
+    assert_eq!(first.command(&[0], 0, &[]).sense, Some((6, 0x29, 3)));
+    assert_eq!(first.command(&[0], 0, &[]).status, 0);
+}
+
+#[test]
+fn software_write_protection_holds_for_every_session_and_goes_with_a_reset() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    let mut list = [0; 16];
+    list[4..8].copy_from_slice(&[0x0a, 10, 0, 0x10]);
+    list[8] = 0x08;
+    assert_eq!(first.command(&[0x15, 0x10, 0, 0, 16, 0], 16, &list).status, 0);
+    assert_eq!(second.write(0, &[1; 512]).sense, Some((6, 0x2a, 1)));
+    assert_eq!(second.write(0, &[1; 512]).sense, Some((7, 0x27, 0)));
+    assert_eq!(first.write(0, &[1; 512]).sense, Some((7, 0x27, 0)));
+    let sense = second.command(&[0x1a, 0x08, 0x0a, 0, 255, 0], 255, &[]).data;
+    assert_eq!((sense[2] & 0x80, sense[8]), (0x80, 0x08));
+    let reset = first.management_pdu(5, 0xffff_ffff);
+    first.send(&reset);
+    assert_eq!(first.receive().unwrap().header[2], 0);
+    first.command(&[0], 0, &[]);
+    assert_eq!(first.write(0, &[1; 512]).status, 0);
+}
+
+#[test]
+fn cold_reset_is_answered_and_ends_every_session_of_the_target() {
+    let rig = Rig::with(
+        1 << 20,
+        |_| {},
+        &[
+            grant(INITIATOR, Access::ReadWrite),
+            grant("iqn.2026-11.io.quarry.test:other", Access::ReadWrite),
+        ],
+    );
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    let reset = first.management_pdu(7, 0xffff_ffff);
+    first.send(&reset);
+    let answer = first.receive().unwrap();
+    assert_eq!((answer.opcode(), answer.header[2]), (0x22, 0));
+    first.expect_close();
+    second.expect_close();
+    eventually("the sessions are gone", || rig.session_count() == 0);
+    assert_eq!(session(&rig, 1).command(&[0], 0, &[]).status, 0);
+    assert!(!rig.target.portals().is_empty());
+}
