@@ -1,5 +1,6 @@
 //! One `quarry agent` process: started, awaited, killed and started again.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -20,7 +21,7 @@ pub struct AgentProcess {
     log: PathBuf,
     /// Where it answers calls, as `QUARRY_ENDPOINT` takes it.
     pub endpoint: String,
-    /// Where initiators log in.
+    /// Where initiators log in; the first, when there are several.
     pub portal: SocketAddr,
 }
 
@@ -47,14 +48,26 @@ impl AgentProcess {
 
     /// Starts a dev-mode agent in `dir`; an agent that ends instead of becoming ready is an error.
     pub fn try_start(dir: &Path, options: &[&str]) -> Result<Self, Refusal> {
-        let log = dir.with_extension("log");
+        let mut arguments = vec![OsStr::new("--dev"), dir.as_os_str()];
+        arguments.extend(options.iter().map(OsStr::new));
+        Self::run(&arguments, dir.with_extension("log"))
+    }
+
+    /// Starts an agent with a config file and waits until it is ready.
+    pub fn start_configured(config: &Path) -> Self {
+        Self::run(
+            &[OsStr::new("--config"), config.as_os_str()],
+            config.with_extension("log"),
+        )
+        .unwrap_or_else(|refusal| panic!("the agent did not start: {}", refusal.stderr))
+    }
+
+    fn run(arguments: &[&OsStr], log: PathBuf) -> Result<Self, Refusal> {
         let log_begin = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let stderr = OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_quarry"))
             .arg("agent")
-            .arg("--dev")
-            .arg(dir)
-            .args(options)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -160,8 +173,9 @@ fn parse_ready(line: &str) -> (String, SocketAddr) {
             .to_owned()
     };
     let endpoint = value("endpoint=");
-    let portal = value("iscsi=").parse().unwrap();
-    (endpoint, portal)
+    let portals = value("iscsi=");
+    let first = portals.split(',').next().unwrap();
+    (endpoint, first.parse().unwrap())
 }
 
 /// Waits for a child with a deadline.

@@ -2,6 +2,8 @@
 //!
 //! Needs `qemu-io` and `qemu-img` with the iSCSI driver (Debian packages qemu-utils and qemu-block-extra), no
 //! root and no kernel module. Each test runs agents of its own in a folder of its own.
+//!
+//! The tests of `lab` need root and Debian's user-mode-linux, and say so when they are skipped.
 
 mod agent_process;
 mod command;
@@ -15,6 +17,7 @@ mod crash;
 mod detach;
 mod full_pool;
 mod garbage;
+mod lab;
 mod os_brick;
 mod pool_file;
 mod shutdown;
