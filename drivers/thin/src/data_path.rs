@@ -16,12 +16,11 @@ use crate::PoolError;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
 use crate::handle::VersionHandle;
 use crate::latch::LatchTable;
-use crate::locks::{read, write};
+use crate::locks::read;
 use crate::map::{LeafView, find_leaf};
 use crate::plan::{Place, Plan, Planned};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
-use crate::space::SearchFrom;
 use crate::write_epoch::EpochGuard;
 
 /// The unit of addressing of volumes, in bytes.
@@ -37,9 +36,9 @@ enum Content<'a> {
 }
 
 /// Where a chunk of a version is.
-struct Located {
-    entry: LeafEntry,
-    owned: bool,
+pub(crate) struct Located {
+    pub entry: LeafEntry,
+    pub owned: bool,
     /// Held while the chunk is written in place.
     _epoch: Option<EpochGuard>,
 }
@@ -102,16 +101,35 @@ impl VersionHandle {
                 }
             }
             Planned::NeedsSlowPath => {
-                let chunk_bytes = self.pool.geometry.chunk_bytes;
-                for (index, within, part) in chunk_parts(offset, data.len() as u64, chunk_bytes) {
-                    self.fill_chunk(index, within, Content::Data(&data[part]))?;
-                }
+                self.write_mapping(offset, data)?;
             }
         }
         match durability {
             Durability::Cached => Ok(()),
             Durability::Flushed => self.flush(),
         }
+    }
+
+    /// Writes where mappings may have to change: whole chunks together, parts of chunks one by one.
+    fn write_mapping(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        let mut done = 0;
+        while done < data.len() {
+            let rest = &data[done..];
+            let at = offset + done as u64;
+            let whole = rest.len() as u64 / chunk_bytes;
+            if at.is_multiple_of(chunk_bytes) && whole > 0 {
+                let length = (self.run_of_whole_chunks(whole) * chunk_bytes) as usize;
+                self.write_whole_chunks(at / chunk_bytes, &rest[..length])?;
+                done += length;
+            } else {
+                let length = (chunk_bytes - at % chunk_bytes).min(rest.len() as u64);
+                let within = at % chunk_bytes..at % chunk_bytes + length;
+                self.fill_chunk(at / chunk_bytes, within, Content::Data(&rest[..length as usize]))?;
+                done += length as usize;
+            }
+        }
+        Ok(())
     }
 
     /// Makes completed writes durable, in one commit shared with all who wait. Blocks.
@@ -196,7 +214,7 @@ impl VersionHandle {
     }
 
     /// Looks a chunk up, loading map pages as needed. The caller holds its latch.
-    fn locate(&self, index: u64) -> Result<Located, PoolError> {
+    pub(crate) fn locate(&self, index: u64) -> Result<Located, PoolError> {
         let leaf = index / LEAF_ENTRIES as u64;
         loop {
             let wanted = {
@@ -263,7 +281,8 @@ impl VersionHandle {
 
     /// Maps a chunk index to a new chunk with this content (W1). The caller holds its latch exclusively.
     fn map_chunk(&self, index: u64, content: &[u8]) -> Result<(), IoError> {
-        let chunk = self.pool.take_chunk().map_err(PoolError::into_io_error)?;
+        let chunks = self.pool.take_chunks(1).map_err(PoolError::into_io_error)?;
+        let chunk = chunks[0];
         let at = self.pool.geometry.chunk_offset(chunk);
         let written = self
             .pool
@@ -281,11 +300,7 @@ impl VersionHandle {
                 .map_err(PoolError::into_io_error)
         });
         if mapped.is_err() {
-            let mut state = write(&self.pool.state);
-            // A failed change may have been applied by a pool that then stopped; then the chunk is not ours.
-            if !state.space.is_data(chunk) {
-                state.space.give_back(chunk);
-            }
+            self.pool.give_back_chunks(&chunks);
         }
         mapped
     }
@@ -372,26 +387,6 @@ impl VersionHandle {
 }
 
 impl Pool {
-    /// Takes a free chunk for data, leaving the reserve; may commit and checkpoint to end quarantines first.
-    fn take_chunk(&self) -> Result<u64, PoolError> {
-        for attempt in 0..2 {
-            {
-                let mut state = write(&self.state);
-                if let Some(chunk) = state.take_data_chunk() {
-                    return Ok(chunk);
-                }
-                if attempt > 0 || !state.has_space_to_recover() {
-                    break;
-                }
-            }
-            match self.checkpoint() {
-                Ok(()) | Err(PoolError::Full { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(self.full(1))
-    }
-
     /// Reads bytes at any 512-byte boundary.
     fn read_bytes(&self, at: u64, target: &mut [u8]) -> std::io::Result<()> {
         let length = target.len() as u64;
@@ -433,27 +428,6 @@ impl Pool {
     }
 }
 
-impl crate::state::State {
-    /// Hands out a chunk for data unless only the reserve is left.
-    fn take_data_chunk(&mut self) -> Option<u64> {
-        let enough = |state: &Self| {
-            state
-                .spare_chunks(4)
-                .is_some_and(|spare| spare > state.reserve_chunks())
-        };
-        if !enough(self) {
-            self.space.abandon_discards();
-        }
-        enough(self)
-            .then(|| self.space.take(SearchFrom::Cursor))
-            .flatten()
-    }
-
-    fn has_space_to_recover(&self) -> bool {
-        self.space.quarantined() > 0 || !self.garbage.is_empty() || self.gauge.dirty() > 0
-    }
-}
-
 /// Cuts a range into chunks: chunk index, range within the chunk, range within the request.
 fn chunk_parts(
     offset: u64,
@@ -476,7 +450,7 @@ fn chunk_parts(
 }
 
 /// Turns a failed data I/O into what the initiator is told. A sparse file that its host cannot grow is a full pool.
-fn medium(action: &'static str, at: u64) -> impl FnOnce(std::io::Error) -> IoError {
+pub(crate) fn medium(action: &'static str, at: u64) -> impl FnOnce(std::io::Error) -> IoError {
     move |error| match error.kind() {
         std::io::ErrorKind::StorageFull => IoError::NoSpace,
         _ => IoError::Medium {

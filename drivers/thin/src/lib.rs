@@ -7,14 +7,15 @@
 //! | what all metadata is a function of | `state`, `record`, `version`, `map` |
 //! | how a change becomes durable | `commit`, then `checkpoint` |
 //! | what happens after a crash | `recovery` |
-//! | where space comes from and goes to | `space`, `page_space`, `garbage` |
+//! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
-//! | reads and writes | `data_path`; without blocking, `plan` |
+//! | reads and writes | `data_path`, `whole_chunks`; without blocking, `plan` |
 //! | volumes and snapshots | `control`, `handle` |
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
 
+mod allocation;
 mod backend;
 mod check;
 mod checkpoint;
@@ -45,6 +46,7 @@ pub mod sim;
 mod space;
 mod state;
 mod version;
+mod whole_chunks;
 mod write_epoch;
 
 pub use backend::{PoolFile, ThinBackend};

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::commit::Rounds;
-use crate::format::Geometry;
+use crate::format::{Geometry, LEAF_ENTRIES};
 use crate::handle::Openings;
 use crate::latch::LatchTable;
 use crate::locks::{read, write};
@@ -251,7 +251,7 @@ impl State {
             Room::AfterCheckpoint => return Some(Obstacle::Log),
             Room::Never => return Some(Obstacle::TooMany),
         }
-        let extra_nodes: u64 = records.iter().map(dirtied_pages).sum();
+        let extra_nodes = dirtied_pages(records);
         let floor = match priority {
             Priority::Normal => self.reserve_chunks() / 2,
             Priority::Discard => self.reserve_chunks() / 3,
@@ -286,8 +286,17 @@ impl State {
 /// and a third of the reserve has to hold them.
 const RESERVE_PAGES: u64 = 24;
 
-/// How many map pages a record makes dirty at most.
-fn dirtied_pages(record: &Record) -> u64 {
+/// How many map pages records make dirty at most. Neighbouring mappings are in the same leaf.
+fn dirtied_pages(records: &[Record]) -> u64 {
+    let leaf_of = |record: &Record| match *record {
+        Record::Map { node, index, .. } => Some((node, index / LEAF_ENTRIES as u64)),
+        _ => None,
+    };
+    let same_leaf = |a: &Record, b: &Record| leaf_of(a).is_some() && leaf_of(a) == leaf_of(b);
+    records.chunk_by(same_leaf).map(|run| dirtied_by(&run[0])).sum()
+}
+
+fn dirtied_by(record: &Record) -> u64 {
     match record {
         Record::Map { .. } | Record::Unmap { .. } | Record::Reap { .. } => u64::from(INNER_LEVELS) + 1,
         Record::CreateVolume { .. }

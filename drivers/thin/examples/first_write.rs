@@ -1,0 +1,67 @@
+//! Measures writes into unmapped space by one thread, front to back: MiB a second, with a flush at the end.
+//!
+//! `cargo run --release -p quarry-thin --example first_write [DIRECTORY] [SIZE_MIB]` (defaults: /tmp, 512)
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use quarry_contract::{
+    DataSource, Durability, IoBuffer, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+};
+use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VersionHandle};
+use uuid::Uuid;
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let directory = arguments
+        .next()
+        .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+    let size_bytes = arguments.next().map_or(Ok(512), |text| text.parse::<u64>())? << 20;
+    let directory = tempfile::tempdir_in(directory)?;
+    let pool_bytes = size_bytes * 4 + (1 << 30);
+    let device = FileDevice::create(&directory.path().join("pool"), pool_bytes, IoMode::Threads)?;
+    // The file's own first writes are not what is measured.
+    let zeros = IoBuffer::zeroed(1 << 20);
+    for offset in (0..pool_bytes).step_by(zeros.len()) {
+        device.write_at(offset, &zeros)?;
+    }
+    Pool::format(&device, &FormatOptions::default())?;
+    let pool = Pool::open(Arc::new(device), OpenOptions::default())?;
+    for (number, request_bytes) in [(1, 64 << 10), (2, 256 << 10), (3, 1 << 20)] {
+        let volume = VolumeId(Uuid::from_u128(number));
+        pool.create_volume(&VolumeSpec {
+            id: volume,
+            size_bytes,
+            source: DataSource::Blank,
+        })?;
+        let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
+        measure(&handle, request_bytes, "unmapped")?;
+        if number == 3 {
+            pool.create_snapshots(&[SnapshotSpec {
+                id: SnapshotId(Uuid::from_u128(1)),
+                volume,
+            }])?;
+            measure(&handle, request_bytes, "after a snapshot")?;
+            measure(&handle, request_bytes, "overwrite")?;
+        }
+    }
+    Ok(())
+}
+
+fn measure(handle: &VersionHandle, request_bytes: usize, what: &str) -> anyhow::Result<()> {
+    let mut buffer = IoBuffer::zeroed(request_bytes);
+    buffer.fill(0x5a);
+    let started = Instant::now();
+    for offset in (0..handle.size_bytes()).step_by(request_bytes) {
+        handle.write(offset, &buffer, Durability::Cached)?;
+    }
+    handle.flush()?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{what}, {} KiB a request: {:.0} MiB/s",
+        request_bytes >> 10,
+        (handle.size_bytes() >> 20) as f64 / seconds
+    );
+    Ok(())
+}

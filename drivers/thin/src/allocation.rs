@@ -1,0 +1,72 @@
+//! Taking free chunks for data, and giving them back.
+//!
+//! Invariant A3: data never takes from the reserve, so a full pool can still checkpoint, discard and delete.
+
+use crate::PoolError;
+use crate::locks::write;
+use crate::pool::Pool;
+use crate::space::SearchFrom;
+use crate::state::State;
+
+impl Pool {
+    /// Takes free chunks for data, all or none, in sequence where the space allows; may commit and checkpoint to end
+    /// quarantines first.
+    ///
+    /// # Errors
+    /// `Full`; what a checkpoint hit.
+    pub(crate) fn take_chunks(&self, count: u64) -> Result<Vec<u64>, PoolError> {
+        for attempt in 0..2 {
+            {
+                let mut state = write(&self.state);
+                if let Some(chunks) = state.take_data_chunks(count) {
+                    return Ok(chunks);
+                }
+                if attempt > 0 || !state.has_space_to_recover() {
+                    break;
+                }
+            }
+            match self.checkpoint() {
+                Ok(()) | Err(PoolError::Full { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(self.full(count))
+    }
+
+    /// Takes back chunks whose mapping failed.
+    pub(crate) fn give_back_chunks(&self, chunks: &[u64]) {
+        let mut state = write(&self.state);
+        for chunk in chunks {
+            // A failed change may have been applied by a pool that then stopped; then the chunk is not ours.
+            if !state.space.is_data(*chunk) {
+                state.space.give_back(*chunk);
+            }
+        }
+    }
+}
+
+impl State {
+    /// Hands out chunks for data unless that would take from the reserve (A3).
+    fn take_data_chunks(&mut self, count: u64) -> Option<Vec<u64>> {
+        let enough = |state: &Self| {
+            state
+                .spare_chunks(4)
+                .is_some_and(|spare| spare >= state.reserve_chunks() + count)
+        };
+        if !enough(self) {
+            self.space.abandon_discards();
+        }
+        if !enough(self) {
+            return None;
+        }
+        let chunks: Vec<u64> = (0..count)
+            .map_while(|_| self.space.take(SearchFrom::Cursor))
+            .collect();
+        debug_assert_eq!(chunks.len() as u64, count, "as many were counted free");
+        Some(chunks)
+    }
+
+    fn has_space_to_recover(&self) -> bool {
+        self.space.quarantined() > 0 || !self.garbage.is_empty() || self.gauge.dirty() > 0
+    }
+}

@@ -1,0 +1,150 @@
+//! What first writes cost: calls and bytes that reach the device.
+
+use std::sync::Arc;
+
+use quarry_contract::{
+    DataSource, Durability, IoError, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+};
+use quarry_thin::sim::{Fault, OpCounts, OpKind, SimDevice, Stamp};
+use quarry_thin::{FormatOptions, OpenOptions, Pool, VersionHandle};
+use uuid::Uuid;
+
+const CHUNK: u64 = 64 << 10;
+const MIB: u64 = 1 << 20;
+
+struct Fixture {
+    device: Arc<SimDevice>,
+    pool: Arc<Pool>,
+    handle: Arc<VersionHandle>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let device = SimDevice::new(64 << 20, 1);
+        let format = FormatOptions {
+            chunk_bytes: CHUNK as u32,
+            log_bytes: MIB,
+            ..FormatOptions::default()
+        };
+        Pool::format(device.as_ref(), &format).unwrap();
+        let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
+        let id = VolumeId(Uuid::from_u128(1));
+        let spec = VolumeSpec {
+            id,
+            size_bytes: 1 << 30,
+            source: DataSource::Blank,
+        };
+        pool.create_volume(&spec).unwrap();
+        let handle = pool
+            .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
+            .unwrap();
+        Self { device, pool, handle }
+    }
+
+    fn snapshot(&self, number: u128) -> Arc<VersionHandle> {
+        let id = SnapshotId(Uuid::from_u128(number));
+        let volume = VolumeId(Uuid::from_u128(1));
+        self.pool
+            .create_snapshots(&[SnapshotSpec { id, volume }])
+            .unwrap();
+        self.pool
+            .open_version(VersionId::Snapshot(id), OpenMode::ReadOnly)
+            .unwrap()
+    }
+
+    fn write(&self, offset: u64, length: u64, stamp: u64) -> Result<(), IoError> {
+        let data = Stamp(stamp).bytes(offset, length as usize);
+        self.handle.write(offset, &data, Durability::Cached)
+    }
+
+    /// Writes, and returns what that asked of the device.
+    fn cost_of_write(&self, offset: u64, length: u64, stamp: u64) -> OpCounts {
+        let before = self.device.counts();
+        self.write(offset, length, stamp).unwrap();
+        let after = self.device.counts();
+        OpCounts {
+            reads: after.reads - before.reads,
+            writes: after.writes - before.writes,
+            discards: after.discards - before.discards,
+            flushes: after.flushes - before.flushes,
+            read_bytes: after.read_bytes - before.read_bytes,
+            written_bytes: after.written_bytes - before.written_bytes,
+        }
+    }
+
+    fn assert_sound(&self) {
+        let report = self.pool.check().unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+    }
+}
+
+fn assert_holds(handle: &VersionHandle, offset: u64, length: u64, stamp: u64) {
+    let mut bytes = vec![0xa5; length as usize];
+    handle.read(offset, &mut bytes).unwrap();
+    assert!(
+        bytes == Stamp(stamp).bytes(offset, length as usize),
+        "B1: {offset}+{length}"
+    );
+}
+
+fn one_write_of(length: u64) -> OpCounts {
+    OpCounts {
+        writes: 1,
+        written_bytes: length,
+        ..OpCounts::default()
+    }
+}
+
+#[test]
+fn a_first_write_of_whole_chunks_is_one_write_of_just_its_bytes() {
+    let fixture = Fixture::new();
+    // The second one lies across two leaves of the map.
+    for (offset, stamp) in [(0, 1), (512 * CHUNK - MIB / 2, 2)] {
+        let cost = fixture.cost_of_write(offset, MIB, stamp);
+        assert_eq!(cost, one_write_of(MIB), "at {offset}");
+        assert_holds(&fixture.handle, offset, MIB, stamp);
+    }
+    fixture.assert_sound();
+}
+
+#[test]
+fn whole_chunks_after_a_snapshot_are_one_write_and_nothing_is_read() {
+    let fixture = Fixture::new();
+    fixture.write(0, MIB, 1).unwrap();
+    let snapshot = fixture.snapshot(7);
+    assert_eq!(fixture.cost_of_write(0, MIB, 2), one_write_of(MIB));
+    assert_holds(&fixture.handle, 0, MIB, 2);
+    assert_holds(&snapshot, 0, MIB, 1);
+    fixture.assert_sound();
+}
+
+#[test]
+fn a_write_over_owned_shared_and_unmapped_chunks_keeps_each_where_it_belongs() {
+    let fixture = Fixture::new();
+    fixture.write(0, 6 * CHUNK, 1).unwrap();
+    let snapshot = fixture.snapshot(7);
+    fixture.write(2 * CHUNK, 2 * CHUNK, 2).unwrap();
+    // Shared, owned, shared, unmapped, with half a chunk on both sides.
+    fixture.write(CHUNK / 2, 8 * CHUNK, 3).unwrap();
+    assert_holds(&fixture.handle, CHUNK / 2, 8 * CHUNK, 3);
+    assert_holds(&fixture.handle, 0, CHUNK / 2, 1);
+    assert_holds(&snapshot, 0, 6 * CHUNK, 1);
+    fixture.assert_sound();
+}
+
+#[test]
+fn a_first_write_that_fails_leaves_no_trace() {
+    let fixture = Fixture::new();
+    fixture.write(0, CHUNK, 1).unwrap();
+    fixture.pool.checkpoint().unwrap();
+    let status = fixture.pool.status();
+    for fault in [Fault::Io, Fault::NoSpace] {
+        fixture.device.fail(OpKind::Write, 0, 1, fault);
+        assert!(fixture.write(CHUNK, MIB, 2).is_err(), "B6");
+        assert_eq!(fixture.pool.status(), status, "B6");
+        let mut bytes = vec![0xa5; MIB as usize];
+        fixture.handle.read(CHUNK, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0), "B6");
+    }
+    fixture.assert_sound();
+}
