@@ -1,0 +1,110 @@
+"""Compares quarry with tgt in one interleaved run, and fails when quarry is the slower one.
+
+One thin volume of quarry's, attached with CHAP, and a raw file of the same size under tgt, both filled, are loaded
+in turns by the same generator; a ratio is taken inside a round and the median over the rounds counts. What is missing
+is installed when that is possible (apt, as root); everything started or made is removed at the end, also when
+interrupted.
+
+  scripts/bench                        everything: about 25 minutes
+  scripts/bench --quick                the 4 KiB jobs and two streams, short: about 5 minutes
+  scripts/bench --media shm --jobs r4k-q1,w4k-q32 --rounds 3
+
+Exit status: 0 when quarry is not slower anywhere, 1 when it is, 2 when something did not work.
+"""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+import jobs
+import machine
+import report
+from measure import Campaign
+from targets import Quarry, RawFile, Tgt
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer jobs, short rounds")
+    parser.add_argument("--jobs", help="names, separated by commas: " + " ".join(jobs.ALL))
+    parser.add_argument("--media", default="shm,disk", help="shm, disk, or both")
+    parser.add_argument("--peers", default="aio,rdwr", help="the backing stores of tgt to compare with")
+    parser.add_argument("--rounds", type=int, help="how often every job is measured")
+    parser.add_argument("--extra-rounds", type=int, help="how often more for a row that is close or in doubt")
+    parser.add_argument("--time", type=float, help="seconds measured of each job and round")
+    parser.add_argument("--shm-mib", type=int, default=1024, help="size of the volume in memory, in MiB")
+    parser.add_argument(
+        "--disk-mib", type=int, default=4096, help="size of the volume on disk, in MiB: more than a run reads"
+    )
+    parser.add_argument("--shm-dir", type=Path, default=Path("/dev/shm"), help="where the files in memory go")
+    parser.add_argument("--disk-dir", type=Path, default=Path("/var/tmp"), help="where the files on disk go")
+    parser.add_argument("--tolerance", type=float, default=0.05, help="how much slower counts as not slower")
+    parser.add_argument("--raw", action="store_true", help="measure the medium itself too, with fio")
+    parser.add_argument("--no-check", action="store_true", help="do not check data first")
+    parser.add_argument("--no-build", action="store_true", help="take what target/release has")
+    parser.add_argument("--json", type=Path, help="write all results there")
+    options = parser.parse_args()
+    quick = options.quick
+    options.rounds = options.rounds or (3 if quick else 5)
+    options.extra_rounds = (2 if quick else 4) if options.extra_rounds is None else options.extra_rounds
+    options.time = options.time or (1.5 if quick else 3)
+    names = options.jobs.split(",") if options.jobs else jobs.QUICK if quick else jobs.FULL
+    unknown = [name for name in names if name not in jobs.ALL]
+    media = options.media.split(",")
+    peers = options.peers.split(",")
+    if unknown or not set(media) <= {"shm", "disk"} or not set(peers) <= {"aio", "rdwr"}:
+        parser.error(f"unknown: {' '.join(unknown) or options.media + ' ' + options.peers}")
+    options.jobs = [jobs.ALL[name] for name in names]
+    options.media = media
+    options.peers = peers
+    return options
+
+
+def interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    options = parse_options()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)
+    machine.install_missing(fio=options.raw)
+    if not options.no_build:
+        machine.build(ROOT)
+    binaries = ROOT / "target" / "release"
+    result = report.Result(machine.describe(ROOT), vars(options))
+    for medium in options.media:
+        base, size_mib = {
+            "shm": (options.shm_dir, options.shm_mib),
+            "disk": (options.disk_dir, options.disk_mib),
+        }[medium]
+        with machine.work_dir(base) as folder:
+            targets = [Quarry(folder, binaries, size_mib)]
+            targets += [Tgt(folder, binaries, size_mib, store) for store in options.peers]
+            if options.raw:
+                targets.append(RawFile(folder, size_mib))
+            result.add(Campaign(medium, folder, targets, options).run())
+    print(result.table())
+    verdicts = result.verdicts(options.tolerance)
+    for verdict in verdicts:
+        print(verdict)
+    if options.json:
+        options.json.write_text(json.dumps(result.as_json(verdicts), indent=1) + "\n")
+    return 1 if any(not verdict.passed for verdict in verdicts) else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except machine.Trouble as trouble:
+        print(f"scripts/bench: {trouble}", file=sys.stderr)
+        sys.exit(2)

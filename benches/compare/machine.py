@@ -1,0 +1,110 @@
+"""What a run needs of the machine: programs, a place for its files, weight against other processes."""
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+#: Against others that want the processors; needs root.
+NICE = -20
+
+
+class Trouble(Exception):
+    """Something did not work; the text says what."""
+
+
+def install_missing(*, fio: bool) -> None:
+    """Installs by name what is not there."""
+    wanted = {"tgtd": "tgt", "cc": "gcc", "setpriv": "util-linux"}
+    if fio:
+        wanted["fio"] = "fio"
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    os.environ["PATH"] = path + ":" + str(Path.home() / ".cargo" / "bin")
+    packages = sorted({package for program, package in wanted.items() if not shutil.which(program)})
+    if shutil.which("cargo") is None:
+        raise Trouble("cargo is missing: install Rust (https://rustup.rs)")
+    if not packages:
+        return
+    if os.geteuid() != 0:
+        raise Trouble(f"missing: {' '.join(packages)}; install them, or run as root")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", *packages]):
+        if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
+            raise Trouble(f"{' '.join(command)} failed")
+    if shutil.which("systemctl"):
+        # The package's own daemon is of no use here.
+        subprocess.run(["systemctl", "stop", "tgt"], capture_output=True)
+
+
+def build(root: Path) -> None:
+    """Builds what is measured and what measures."""
+    command = ["cargo", "build", "--release", "-p", "quarry", "-p", "iload"]
+    if subprocess.run(command, cwd=root).returncode:
+        raise Trouble("the build failed")
+
+
+@contextlib.contextmanager
+def work_dir(base: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="qb-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def prefer(pid: int | str = "self") -> None:
+    """Gives a process more weight than others.
+
+    With sched_autogroup, niceness counts only among processes of one session (sched(7)), so that the session's own
+    weight has to be set too.
+    """
+    if os.geteuid() != 0:
+        return
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICE))
+    tasks = Path(f"/proc/{pid}/task")
+    with contextlib.suppress(OSError):
+        for task in tasks.iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(task.name), NICE)
+
+
+def settle(folder: Path) -> None:
+    """Lets what earlier runs left to the page cache reach the disk, so that the next run does not pay for it, and
+    takes the folder's files out of the cache, so that a run on disk is one on disk. Memory files stay."""
+    os.sync()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as open_file:
+                os.posix_fadvise(open_file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    time.sleep(0.1)
+
+
+def describe(root: Path) -> dict[str, str]:
+    """Says what was measured on what."""
+
+    def first(path: str, key: str) -> str:
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text().splitlines():
+                if line.startswith(key):
+                    return line.split(":", 1)[-1].strip()
+        return "unknown"
+
+    def output(*command: str) -> str:
+        with contextlib.suppress(OSError):
+            return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+        return "unknown"
+
+    return {
+        "processor": f"{os.cpu_count()} x {first('/proc/cpuinfo', 'model name')}",
+        "memory": first("/proc/meminfo", "MemTotal"),
+        "kernel": platform.release(),
+        "commit": output("git", "rev-parse", "--short", "HEAD") or "unknown",
+        "tgt": output("tgtd", "--version"),
+        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+    }

@@ -1,0 +1,88 @@
+"""Measuring in turns."""
+
+import contextlib
+import statistics
+import sys
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jobs
+import machine
+from jobs import Job
+
+#: A row whose quarry is less than so much faster than a peer is measured again, to be sure.
+CLOSE = 1.3
+
+
+@dataclass
+class Row:
+    """All rounds of one job on one medium: per target, what iload said in each round."""
+
+    medium: str
+    job: Job
+    rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def ratios(self, peer: str, key: str = "iops") -> list[float]:
+        """How many times quarry's value is the peer's, per round."""
+        pairs = zip(self.rounds["quarry"], self.rounds[peer])
+        return [ours[key] / theirs[key] for ours, theirs in pairs if theirs[key]]
+
+    def median(self, target: str, key: str) -> float:
+        """The median over the rounds."""
+        return statistics.median(said[key] for said in self.rounds[target])
+
+    def peers(self) -> list[str]:
+        """The names of quarry's peers."""
+        return [name for name in self.rounds if name.startswith("tgt")]
+
+    def is_close(self) -> bool:
+        """Whether some peer is not clearly slower."""
+        return any(statistics.median(self.ratios(peer)) < CLOSE for peer in self.peers())
+
+
+class Campaign:
+    """All jobs on one medium."""
+
+    def __init__(self, medium: str, folder: Path, targets: list, options: Namespace) -> None:
+        self.medium = medium
+        self.folder = folder
+        self.targets = targets
+        self.options = options
+
+    def run(self) -> list[Row]:
+        """Starts the targets, fills them, measures, and stops them."""
+        with contextlib.ExitStack() as stack:
+            for target in self.targets:
+                self._say(f"starting and filling {target.name}")
+                target.start()
+                stack.callback(target.stop)
+                target.fill()
+            if not self.options.no_check:
+                self._check(self.targets[0])
+            rows = [Row(self.medium, job, {target.name: [] for target in self.targets}) for job in self.options.jobs]
+            for number in range(self.options.rounds):
+                self._round(number, rows)
+            for number in range(self.options.extra_rounds):
+                close = [row for row in rows if row.is_close()]
+                self._round(self.options.rounds + number, close)
+            return rows
+
+    def _check(self, quarry) -> None:
+        for arguments in jobs.CHECKS:
+            quarry.load(arguments)
+        self._say("data written in many ways reads back right")
+
+    def _round(self, number: int, rows: list[Row]) -> None:
+        order = self.targets if number % 2 == 0 else self.targets[::-1]
+        for row in rows:
+            for target in order:
+                machine.settle(self.folder)
+                times = f" --time {self.options.time} --warmup 0.5"
+                row.rounds[target.name].append(target.load(row.job.arguments + times))
+            key = "mb_per_s" if row.job.is_stream else "iops"
+            values = ", ".join(f"{target.name} {row.rounds[target.name][-1][key]:.0f}" for target in self.targets)
+            self._say(f"round {number + 1}: {row.job.name}: {values}")
+
+    def _say(self, text: str) -> None:
+        print(f"[{self.medium}] {text}", file=sys.stderr, flush=True)
