@@ -20,6 +20,7 @@ use quarry_contract::{
 use secrecy::ExposeSecret;
 
 use crate::login::{Admission, Authority, LoginStatus};
+use crate::range_locks::RangeLocks;
 use crate::reservations::InitiatorPort;
 use crate::scsi::{Sense, UnitIdentity};
 use crate::unit_state::UnitState;
@@ -179,6 +180,8 @@ pub struct Export {
     pub identity: Arc<UnitIdentity>,
     /// What initiators have done to it that others feel.
     pub unit: UnitState,
+    /// The ranges that a command has for itself.
+    pub locks: RangeLocks,
     state: Mutex<ExportState>,
 }
 
@@ -379,6 +382,7 @@ impl ExportTable {
             volume,
             identity: Arc::new(UnitIdentity::of(volume, name)),
             unit: UnitState::default(),
+            locks: RangeLocks::default(),
             state: Mutex::new(ExportState {
                 device: Some(device),
                 grants: Vec::new(),

@@ -10,6 +10,7 @@
 //! | `session` | the full feature phase: command order, tasks, data transfer, task management |
 //! | `scsi` | CDBs, sense, and the answers that need no I/O |
 //! | `reservations` | who has reserved a unit |
+//! | `range_locks` | blocks that one command has for itself |
 //! | `unit_state` | what initiators have done to a unit that others feel |
 //! | `reactor` | the threads: epoll, sockets, buffers, device queues |
 //! | `exports` | who may reach what |
@@ -26,6 +27,7 @@ mod login;
 mod negotiation;
 mod pass;
 mod pdu;
+mod range_locks;
 mod reactor;
 mod reservations;
 mod scsi;

@@ -7,6 +7,7 @@
 
 use std::io::{self, IoSliceMut, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ use crate::login::{Admitted, LoginMachine, LoginStatus, Reply};
 use crate::negotiation::DEFAULT_SEGMENT_BYTES;
 use crate::pass::Pass;
 use crate::pdu::{BHS_BYTES, Bhs, Lengths, Login, Malformed, RejectReason, Request, padded};
+use crate::range_locks::Ticket;
 use crate::session::{Flow, Io, Medium, Session, Sink, Violation};
 use crate::target::Shared;
 
@@ -440,6 +442,20 @@ impl Connection {
     pub fn awaited(&mut self, slot: u16, around: &mut Surroundings<'_>) {
         if let Phase::Session(session) = &mut self.phase {
             session.awaited(slot, io!(self, around));
+        }
+    }
+
+    /// Lets what is at the device for some ranges end before the pass is dropped.
+    pub fn drain_ranges(&mut self, ranges: &[Range<u64>], pass: Pass) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.drain(ranges, pass);
+        }
+    }
+
+    /// Says that it is a task's turn to have its ranges.
+    pub fn granted(&mut self, slot: u16, ticket: Ticket, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.granted(slot, ticket, io!(self, around));
         }
     }
 

@@ -1,6 +1,7 @@
 //! How control calls and other reactors talk to a reactor: a message and a wake-up.
 
 use std::net::TcpStream;
+use std::ops::Range;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,6 +9,7 @@ use nix::sys::eventfd::EventFd;
 use quarry_contract::Portal;
 
 use crate::pass::Pass;
+use crate::range_locks::Ticket;
 
 /// What a reactor is asked to do. A pass is dropped when it is done.
 pub enum Message {
@@ -50,6 +52,28 @@ pub enum Message {
         serial: u64,
         /// The task's slot in its session.
         slot: u16,
+    },
+    /// Let what a session has at the device for some ranges end.
+    Drain {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// In bytes of the unit.
+        ranges: Arc<[Range<u64>]>,
+        /// Dropped when it has ended.
+        pass: Pass,
+    },
+    /// It is a task's turn to have its ranges.
+    Granted {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// The task's slot in its session.
+        slot: u16,
+        /// Whose turn it is, should the slot be another task's by now.
+        ticket: Ticket,
     },
     /// The old session that a login waits for is gone.
     OldSessionEnded {

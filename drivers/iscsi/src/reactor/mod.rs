@@ -281,6 +281,29 @@ impl Reactor {
                         self.touch(index as usize);
                     }
                 }
+                Message::Drain {
+                    index,
+                    serial,
+                    ranges,
+                    pass,
+                } => {
+                    if let Some(slot) = self.find(index, serial) {
+                        slot.connection.drain_ranges(&ranges, pass);
+                    }
+                }
+                Message::Granted {
+                    index,
+                    serial,
+                    slot,
+                    ticket,
+                } => {
+                    if self.find(index, serial).is_some_and(|slot| !slot.cut)
+                        && let Some(owner) = &mut self.connections[index as usize]
+                    {
+                        owner.connection.granted(slot, ticket, around!(self));
+                        self.touch(index as usize);
+                    }
+                }
                 Message::OldSessionEnded { index, serial } => {
                     if self.find(index, serial).is_some_and(|slot| !slot.cut)
                         && let Some(slot) = &mut self.connections[index as usize]

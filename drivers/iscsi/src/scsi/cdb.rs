@@ -178,6 +178,44 @@ impl Command {
                     },
                 }
             }
+            0x2e | 0xae | 0x8e => {
+                unprotected(cdb)?;
+                Command::WriteAndVerify {
+                    range: range(cdb),
+                    compare: match cdb[1] >> 1 & 0x03 {
+                        0 => false,
+                        1 => true,
+                        _ => return Err(Sense::INVALID_FIELD_IN_CDB),
+                    },
+                }
+            }
+            0x89 => {
+                unprotected(cdb)?;
+                Command::CompareAndWrite {
+                    range: BlockRange {
+                        lba: be64(cdb, 2),
+                        blocks: cdb[13].into(),
+                    },
+                    durability: fua(cdb),
+                }
+            }
+            0x8b => {
+                unprotected(cdb)?;
+                Command::OrWrite {
+                    range: range(cdb),
+                    durability: fua(cdb),
+                }
+            }
+            0x83 if cdb[1] & 0x1f == 0x00 => Command::ExtendedCopy {
+                parameter_bytes: be32(cdb, 10),
+            },
+            0x84 if cdb[1] & 0x1f == 0x00 => Command::CopyStatus {
+                id: cdb[2],
+                allocation: be32(cdb, 10),
+            },
+            0x84 if cdb[1] & 0x1f == 0x03 => Command::CopyParameters {
+                allocation: be32(cdb, 10),
+            },
             0x34 | 0x90 => Command::PreFetch(range(cdb)),
             0x35 | 0x91 => Command::SynchronizeCache(range(cdb)),
             0x37 => Command::ReadDefects {
@@ -301,6 +339,9 @@ mod tests {
             &[0x5f, 0x08],
             &[0x5f, 0x01, 0x02],
             &[0x5f, 0x01, 0x11],
+            &[0x2e, 0x06],
+            &[0x89, 0x20],
+            &[0x8b, 0x80],
         ];
         for bytes in refused {
             assert_eq!(

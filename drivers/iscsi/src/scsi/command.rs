@@ -102,6 +102,29 @@ pub enum Command {
         range: BlockRange,
         check: ByteCheck,
     },
+    /// The range alone; the data is two times as long.
+    CompareAndWrite {
+        range: BlockRange,
+        durability: Durability,
+    },
+    OrWrite {
+        range: BlockRange,
+        durability: Durability,
+    },
+    WriteAndVerify {
+        range: BlockRange,
+        compare: bool,
+    },
+    ExtendedCopy {
+        parameter_bytes: u32,
+    },
+    CopyStatus {
+        id: u8,
+        allocation: u32,
+    },
+    CopyParameters {
+        allocation: u32,
+    },
     SynchronizeCache(BlockRange),
     Unmap {
         parameter_bytes: u32,
@@ -127,7 +150,13 @@ impl Command {
     pub fn writes(&self) -> bool {
         matches!(
             self,
-            Command::Write { .. } | Command::Unmap { .. } | Command::WriteSame { .. }
+            Command::Write { .. }
+                | Command::Unmap { .. }
+                | Command::WriteSame { .. }
+                | Command::CompareAndWrite { .. }
+                | Command::OrWrite { .. }
+                | Command::WriteAndVerify { .. }
+                | Command::ExtendedCopy { .. }
         )
     }
 
@@ -149,6 +178,8 @@ impl Command {
             | Command::PersistentIn { .. }
             | Command::SupportedOpcodes { .. }
             | Command::SupportedFunctions { .. }
+            | Command::CopyStatus { .. }
+            | Command::CopyParameters { .. }
             | Command::StartStopUnit { start: true } => Touch::Status,
             Command::Read(_)
             | Command::Verify { .. }
@@ -158,6 +189,10 @@ impl Command {
             Command::Write { .. }
             | Command::WriteSame { .. }
             | Command::Unmap { .. }
+            | Command::CompareAndWrite { .. }
+            | Command::OrWrite { .. }
+            | Command::WriteAndVerify { .. }
+            | Command::ExtendedCopy { .. }
             | Command::SynchronizeCache(_)
             | Command::ModeSelect { .. }
             | Command::StartStopUnit { start: false }

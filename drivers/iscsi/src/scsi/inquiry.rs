@@ -4,8 +4,8 @@ use quarry_contract::DeviceLimits;
 
 use super::Sense;
 use super::unit::{
-    LogicalUnit, MAX_TRANSFER_BYTES, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS, MAX_WRITE_SAME_BYTES,
-    UnitIdentity, blocks_of,
+    LogicalUnit, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS,
+    MAX_WRITE_SAME_BYTES, UnitIdentity, blocks_of,
 };
 use crate::login::PORTAL_GROUP;
 
@@ -21,6 +21,11 @@ const NOTHING: u8 = 0x7f;
 
 /// The vital product data pages, ascending.
 const PAGES: [u8; 7] = [0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2];
+
+/// Association and designator types (SPC-4 7.8.6.1).
+const UNIT: u8 = 0x00;
+const T10_VENDOR_ID: u8 = 0x01;
+const NAA: u8 = 0x03;
 
 /// The standards claimed: SAM-5, iSCSI, SPC-4, SBC-3, none with a version.
 const VERSION_DESCRIPTORS: [u16; 4] = [0x00a0, 0x0960, 0x0460, 0x04c0];
@@ -41,6 +46,7 @@ fn standard_for(peripheral: u8) -> Vec<u8> {
     data[2] = 0x06; // SPC-4
     data[3] = 0x10 | 0x02; // HISUP, response data format 2
     data[4] = (data.len() - 5) as u8;
+    data[5] = 0x08; // 3PC: EXTENDED COPY
     data[6] = 0x10; // MULTIP
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
@@ -77,7 +83,6 @@ fn identification(identity: &UnitIdentity) -> Vec<u8> {
     const UTF8: u8 = 3;
     // iSCSI, with PIV set where the association is a port or the device.
     const ISCSI: u8 = 0x50;
-    const UNIT: u8 = 0x00;
     const PORT: u8 = 0x90;
     const DEVICE: u8 = 0xa0;
 
@@ -92,10 +97,8 @@ fn identification(identity: &UnitIdentity) -> Vec<u8> {
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes
     };
-    designator(BINARY, UNIT | 0x03, &identity.naa);
-    let mut vendor_id = VENDOR.to_vec();
-    vendor_id.extend_from_slice(identity.serial.as_bytes());
-    designator(ASCII, UNIT | 0x01, &vendor_id);
+    designator(BINARY, UNIT | NAA, &identity.naa);
+    designator(ASCII, UNIT | T10_VENDOR_ID, &vendor_id(identity));
     designator(BINARY, PORT | 0x04, &[0, 0, 0, 1]);
     designator(
         BINARY,
@@ -110,6 +113,24 @@ fn identification(identity: &UnitIdentity) -> Vec<u8> {
         &name_string(identity.target_name.clone()),
     );
     pages
+}
+
+fn vendor_id(identity: &UnitIdentity) -> Vec<u8> {
+    let mut id = VENDOR.to_vec();
+    id.extend_from_slice(identity.serial.as_bytes());
+    id
+}
+
+/// Tells whether a designator of the unit, cut to the 20 bytes a CSCD descriptor has, is one of page 83h.
+pub fn is_own_designator(identity: &UnitIdentity, kind: u8, designator: &[u8]) -> bool {
+    const ROOM: usize = 20;
+    if kind == UNIT | NAA {
+        designator == identity.naa
+    } else if kind == UNIT | T10_VENDOR_ID {
+        vendor_id(identity).get(..ROOM) == Some(designator)
+    } else {
+        false
+    }
 }
 
 /// Page 86h: simple, ordered and head-of-queue tasks; a volatile cache (SPC-4 7.8.7).
@@ -127,6 +148,7 @@ fn block_limits(limits: &DeviceLimits) -> Vec<u8> {
     let mut page = vec![0; 60];
     let mut put = |at: usize, bytes: &[u8]| page[at - 4..at - 4 + bytes.len()].copy_from_slice(bytes);
     put(4, &[0x01]); // WSNZ: WRITE SAME needs a length
+    put(5, &[MAX_COMPARE_BLOCKS]);
     let granularity = blocks(limits.physical_block_bytes).min(u16::MAX.into()) as u16;
     put(6, &granularity.to_be_bytes());
     put(8, &blocks(MAX_TRANSFER_BYTES).to_be_bytes());

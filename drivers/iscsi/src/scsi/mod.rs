@@ -5,6 +5,7 @@
 
 mod cdb;
 mod command;
+mod copy;
 mod defects;
 mod inquiry;
 mod mode;
@@ -13,6 +14,7 @@ mod sense;
 mod unit;
 
 pub use command::{BlockRange, ByteCheck, Command};
+pub use copy::{CopyRun, CopyStatus, MAX_LIST_BYTES as MAX_COPY_LIST_BYTES, copy_status, parse_copy_list};
 pub use mode::ModePages;
 pub use sense::Sense;
 pub use unit::{LogicalUnit, UnitIdentity, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};

@@ -28,6 +28,11 @@ impl Sense {
     pub const INVALID_FIELD_IN_CDB: Sense = Sense::new(0x05, 0x24, 0x00);
     pub const LUN_NOT_SUPPORTED: Sense = Sense::new(0x05, 0x25, 0x00);
     pub const INVALID_FIELD_IN_PARAMETERS: Sense = Sense::new(0x05, 0x26, 0x00);
+    pub const TOO_MANY_TARGET_DESCRIPTORS: Sense = Sense::new(0x05, 0x26, 0x06);
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Sense = Sense::new(0x05, 0x26, 0x07);
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: Sense = Sense::new(0x05, 0x26, 0x08);
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Sense = Sense::new(0x05, 0x26, 0x09);
+    pub const INLINE_DATA_LENGTH: Sense = Sense::new(0x05, 0x26, 0x0b);
     pub const INVALID_RELEASE: Sense = Sense::new(0x05, 0x26, 0x04);
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(0x05, 0x55, 0x04);
     pub const SAVING_NOT_SUPPORTED: Sense = Sense::new(0x05, 0x39, 0x00);
@@ -41,6 +46,10 @@ impl Sense {
     pub const COMMANDS_CLEARED: Sense = Sense::new(0x06, 0x2f, 0x00);
     pub const WRITE_PROTECTED: Sense = Sense::new(0x07, 0x27, 0x00);
     pub const SPACE_ALLOCATION_FAILED: Sense = Sense::new(0x07, 0x27, 0x07);
+    /// A segment that cannot be copied.
+    pub const COPY_ABORTED: Sense = Sense::new(0x0a, 0x00, 0x00);
+    /// A copy source or destination that this unit is not.
+    pub const UNREACHABLE_COPY_TARGET: Sense = Sense::new(0x0a, 0x08, 0x04);
     /// DATA PHASE ERROR of an aborted command.
     pub const DATA_PHASE_ERROR: Sense = Sense::new(0x0b, 0x4b, 0x00);
     /// PROTOCOL SERVICE CRC ERROR (RFC 7143 11.4.7.2).

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quarry_contract::{BlockDevice, DeviceLimits, VolumeId};
 use sha2::{Digest, Sha256};
 
+use super::copy::operating_parameters;
 use super::mode::{ModePages, ModeRequest, mode_parameters, parse_mode_list};
 use super::{BlockRange, Command, Sense, defects, inquiry, opcodes};
 use crate::pdu::{be16, be32, be64};
@@ -17,6 +18,9 @@ pub const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
 
 /// The most that one WRITE SAME may cover, in bytes.
 pub const MAX_WRITE_SAME_BYTES: u32 = 1 << 30;
+
+/// The most blocks that COMPARE AND WRITE may compare: what its length field holds.
+pub const MAX_COMPARE_BLOCKS: u8 = u8::MAX;
 
 /// The most descriptors in an UNMAP parameter list.
 pub const MAX_UNMAP_DESCRIPTORS: u32 = 256;
@@ -114,6 +118,15 @@ impl LogicalUnit {
         Ok(())
     }
 
+    /// Checks that a range is on the medium and not longer than COMPARE AND WRITE may have.
+    pub fn check_compare(&self, range: BlockRange) -> Result<(), Sense> {
+        self.check_range(range)?;
+        if range.blocks > MAX_COMPARE_BLOCKS.into() {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
+        }
+        Ok(())
+    }
+
     /// Checks that a range is on the medium and one that WRITE SAME may have: not empty, as WSNZ says, nor longer
     /// than page B0h says.
     pub fn check_write_same(&self, range: BlockRange) -> Result<(), Sense> {
@@ -121,6 +134,11 @@ impl LogicalUnit {
             return Err(Sense::INVALID_FIELD_IN_CDB);
         }
         self.check_range(range)
+    }
+
+    /// Tells whether a designator of page 83h is one of this unit's: `kind` holds ASSOCIATION and DESIGNATOR TYPE.
+    pub fn has_designator(&self, kind: u8, designator: &[u8]) -> bool {
+        inquiry::is_own_designator(&self.identity, kind, designator)
     }
 
     /// Reads a mode parameter list; see [`parse_mode_list`].
@@ -201,7 +219,15 @@ impl LogicalUnit {
                 lists,
                 allocation,
             } => (Ok(defects::none(long, lists)), allocation),
-            Command::ModeSelect { .. }
+            Command::CopyParameters { allocation } => {
+                (Ok(operating_parameters(self.block_bytes())), allocation)
+            }
+            Command::CopyStatus { .. }
+            | Command::ExtendedCopy { .. }
+            | Command::CompareAndWrite { .. }
+            | Command::OrWrite { .. }
+            | Command::WriteAndVerify { .. }
+            | Command::ModeSelect { .. }
             | Command::ReserveUnit
             | Command::ReleaseUnit
             | Command::PersistentIn { .. }

@@ -2,10 +2,10 @@
 
 use super::medium::Plan;
 use super::steps::Advance;
-use super::task::{Awaiting, ListUse, Work};
+use super::task::{Awaiting, Copy, ListUse, Work};
 use super::{Io, Role, Session, Sink, Violation, numbers};
 use crate::pdu::{RejectReason, ScsiCommand, ScsiResponse};
-use crate::scsi::{Failure, Status};
+use crate::scsi::{Failure, Status, parse_copy_list};
 
 /// The most tasks of a session; those beyond the command window are immediate.
 const MAX_TASKS: usize = numbers::WINDOW as usize + 32;
@@ -44,7 +44,7 @@ impl Session {
                 .small(&header.encode(self.numbers.respond()), command_header(command));
             return Ok(Sink::Discard);
         }
-        let plan = medium.plan(command);
+        let plan = medium.plan(command, &self.copies);
         let slot = self.tasks.insert(command.itt);
         let Some(task) = self.tasks.get(slot) else {
             return Ok(Sink::Discard);
@@ -191,6 +191,13 @@ impl Session {
             Work::List(ListUse::PersistentOut { action, kind }) => {
                 self.persistent_out(slot, action, kind, io);
             }
+            Work::List(ListUse::Copy) => match parse_copy_list(medium.unit(), &task.parameter) {
+                Ok(list) => {
+                    task.work = Work::Copy(Copy::new(list.id, list.runs));
+                    self.begin_copy(slot);
+                }
+                Err(sense) => task.fail(sense),
+            },
             Work::SameBlock { range, unmap } => {
                 if task.parameter.iter().all(|byte| *byte == 0) {
                     task.work = Work::Verbs(vec![medium.zeroes(range, unmap)]);
@@ -283,6 +290,7 @@ impl Session {
 
     /// Frees a task's slot and all it holds.
     pub(super) fn forget(&mut self, slot: u16, io: &mut Io<'_>) {
+        self.end_copy(slot);
         let Some(task) = self.tasks.get(slot) else {
             return;
         };
@@ -298,6 +306,7 @@ impl Session {
         self.charged -= std::mem::take(&mut task.charged);
         let (numbered, started, ordered) = (task.numbered, task.started, task.ordered);
         let (aborted, queued) = (task.aborted, task.queued);
+        let claim = std::mem::take(&mut task.claim);
         if numbered {
             self.numbers.release();
         }
@@ -315,6 +324,7 @@ impl Session {
             self.current = None;
         }
         self.tasks.remove(slot);
+        self.give_back(claim, io);
         self.task_ended(slot, io);
     }
 }

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use quarry_contract::{Access, Verb, ZeroMode};
+use quarry_contract::{Access, Durability, Verb, ZeroMode};
 
-use super::task::{ListUse, Span, Work};
+use super::copy::CopyResults;
+use super::task::{ListUse, Span, TwoPass, Work};
 use crate::exports::{ConnectionAddress, Export, Nexus};
 use crate::pdu::ScsiCommand;
 use crate::reservations::MAX_LIST_BYTES;
 use crate::scsi::{BlockRange, ByteCheck, Command, Failure, LogicalUnit, ModePages, Sense, is_lun_zero};
-use crate::scsi::{parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
+use crate::scsi::{MAX_COPY_LIST_BYTES, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
 
 /// The most data that a VERIFY compares with, in bytes: it is held in memory as a whole.
 const MAX_COMPARE_BYTES: u32 = 1 << 20;
@@ -112,7 +113,7 @@ impl Medium {
     ///
     /// # Errors
     /// Why it is not carried out.
-    pub fn plan(&self, request: &ScsiCommand) -> Result<Plan, Failure> {
+    pub fn plan(&self, request: &ScsiCommand, copies: &CopyResults) -> Result<Plan, Failure> {
         let command = Command::parse(&request.cdb);
         if !is_lun_zero(request.lun) {
             return absent_unit(command).map_err(Failure::from);
@@ -139,6 +140,13 @@ impl Medium {
         }
         if let Some(answer) = self.answer_reservation(&command) {
             return answer.map(Plan::Reply);
+        }
+        if let Command::CopyStatus { id, allocation } = command {
+            let mut data = copies
+                .status(id)
+                .ok_or(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2))?;
+            data.truncate(allocation as usize);
+            return Ok(Plan::Reply(data));
         }
         let planned = match self.unit.answer(&command, pages) {
             Some(answer) => answer.map(Plan::Reply),
@@ -181,6 +189,11 @@ impl Medium {
             span,
             wanted,
             command_bytes,
+        };
+        let two_pass = |kind, durability| Work::TwoPass {
+            kind,
+            durability,
+            begun: 0,
         };
         Ok(match *command {
             Command::Read(range) => {
@@ -234,6 +247,38 @@ impl Medium {
                 }
                 let work = Work::List(ListUse::PersistentOut { action, kind });
                 plan(work, none, sent, parameter_bytes.into())
+            }
+            // No descriptors are no error (SPC-4 6.4.1).
+            Command::ExtendedCopy { parameter_bytes: 0 } => Plan::Reply(Vec::new()),
+            Command::ExtendedCopy { parameter_bytes } => {
+                // Of a list that is too long, enough is read to say what there is too much of.
+                let useful = parameter_bytes.min(writable).min(2 * MAX_COPY_LIST_BYTES);
+                plan(Work::List(ListUse::Copy), none, useful, parameter_bytes.into())
+            }
+            Command::CompareAndWrite { range, durability } => {
+                self.unit.check_compare(range)?;
+                let bytes = range.blocks * block;
+                // Anything but two times the range leaves open what is to be compared (SBC-3 5.2).
+                if writable != 2 * bytes {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                let work = two_pass(TwoPass::CompareAndWrite, durability);
+                plan(work, self.span(range, bytes), writable, writable.into())
+            }
+            Command::OrWrite { range, durability } => {
+                self.unit.check_transfer(range)?;
+                let bytes = range.blocks * block;
+                let useful = bytes.min(writable - writable % block);
+                let work = two_pass(TwoPass::OrWrite, durability);
+                plan(work, self.span(range, useful), useful, bytes.into())
+            }
+            // What is verified is to be on the medium.
+            Command::WriteAndVerify { range, compare } => {
+                self.unit.check_transfer(range)?;
+                let bytes = range.blocks * block;
+                let useful = bytes.min(writable - writable % block);
+                let work = two_pass(TwoPass::WriteAndVerify { compare }, Durability::Flushed);
+                plan(work, self.span(range, useful), useful, bytes.into())
             }
             Command::WriteSame {
                 range,

@@ -13,23 +13,28 @@
 //! - S4: a task management function is answered once, after the tasks it ends.
 
 mod command;
+mod copy;
 mod management;
 mod medium;
 mod negotiate;
 mod numbers;
+mod ordering;
 mod reserve;
 mod steps;
 mod task;
 mod transfer;
+mod two_pass;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quarry_contract::Completion;
 
+use copy::CopyResults;
 use management::Ending;
 pub use medium::Medium;
 pub use numbers::Numbers;
+use ordering::Drain;
 use task::TaskTable;
 
 use crate::negotiation::Parameters;
@@ -129,6 +134,9 @@ pub struct Session {
     next_ending: u32,
     /// Of sessions that wait for aborted tasks of this one.
     passes: Vec<Pass>,
+    /// Of tasks that wait for requests of this session at the device.
+    drains: Vec<Drain>,
+    copies: CopyResults,
     /// Aborted tasks that are still at the device.
     aborting: usize,
     /// Tasks that have started and not ended.
@@ -160,6 +168,8 @@ impl Session {
             endings: Vec::new(),
             next_ending: 0,
             passes: Vec::new(),
+            drains: Vec::new(),
+            copies: CopyResults::default(),
             aborting: 0,
             started: 0,
             barrier: false,

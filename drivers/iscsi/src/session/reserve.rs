@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ordering::Claim;
 use super::{Io, Role, Session};
 use crate::exports::Attention;
 use crate::pass::Pass;
@@ -119,6 +120,13 @@ impl Session {
         };
         debug_assert!(task.awaited > 0, "K1");
         task.awaited -= 1;
+        if let Claim::Draining(ticket) = task.claim {
+            task.claim = Claim::Held(ticket);
+            if !task.aborted {
+                self.enqueue(slot, io);
+                return;
+            }
+        }
         self.settle(slot, io);
         self.pump(io);
     }

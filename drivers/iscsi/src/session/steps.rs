@@ -1,6 +1,6 @@
 //! A task's requests to the device: what is handed over when, and what comes of it.
 
-use quarry_contract::{Completion, Request as DeviceRequest, Tag, Verb};
+use quarry_contract::{Completion, IoBuffer, Request as DeviceRequest, Tag, Verb};
 
 use super::task::Work;
 use super::{BUDGET_BYTES, Io, Role, Session};
@@ -24,9 +24,18 @@ impl Session {
         let Some(task) = self.tasks.get(slot) else {
             return Advance::Done;
         };
-        if matches!(task.work, Work::Read | Work::Verify(_) | Work::Repeat) {
-            return self.submit_segments(slot, queue, io);
+        match task.work {
+            Work::Read | Work::Verify(_) | Work::Repeat => return self.submit_segments(slot, queue, io),
+            Work::TwoPass { .. } => return self.submit_two_pass(slot, io),
+            Work::Copy(_) => return self.submit_copy(slot, io),
+            _ => {}
         }
+        if !self.may_submit(slot, io) {
+            return Advance::Done;
+        }
+        let Some(task) = self.tasks.get(slot) else {
+            return Advance::Done;
+        };
         while task.failure.is_none() && task.submitted < task.steps() {
             let verb = match &mut task.work {
                 Work::Verbs(verbs) => match verbs.pop() {
@@ -54,15 +63,16 @@ impl Session {
                 return Advance::Done;
             }
             let len = task.span.segment(step).1 as usize;
+            if !self.may_submit(slot, io) {
+                return Advance::Done;
+            }
             if self.exceeds_budget(len, io) {
                 return Advance::Blocked;
             }
+            let mut buffer = self.take_charged(slot, len, io);
             let Some(task) = self.tasks.get(slot) else {
                 return Advance::Done;
             };
-            self.charged += len;
-            task.charged += len;
-            let mut buffer = io.buffers.take(len);
             let offset = task.span.device_offset(step);
             let verb = if matches!(task.work, Work::Repeat) {
                 let block = task.parameter.as_slice();
@@ -93,19 +103,19 @@ impl Session {
 
     /// Hands the segments of a write to the device that have come in whole.
     pub(super) fn submit_full_segments(&mut self, slot: u16, io: &mut Io<'_>) {
-        let Role::Normal(medium) = &self.role else {
-            return;
-        };
-        let queue = medium.queue();
         let Some(task) = self.tasks.get(slot) else {
             return;
         };
         let Work::Write(durability) = task.work else {
             return;
         };
-        if !task.started || task.failure.is_some() || task.aborted {
+        if !task.started || task.failure.is_some() || task.aborted || !self.may_submit(slot, io) {
             return;
         }
+        let (Role::Normal(medium), Some(task)) = (&self.role, self.tasks.get(slot)) else {
+            return;
+        };
+        let queue = medium.queue();
         while let Some(segment) = task.segments.get_mut(task.submitted) {
             let (begin, len) = task.span.segment(task.submitted);
             if task.received < begin + len {
@@ -133,47 +143,63 @@ impl Session {
             return;
         };
         task.completed += 1;
-        let reads = matches!(task.work, Work::Read | Work::Verify(_));
+        if task.in_flight() == 0 && !self.drains.is_empty() {
+            self.task_drained(slot);
+        }
+        let Some(task) = self.tasks.get(slot) else {
+            return;
+        };
         if let Err(error) = &completion.result {
             tracing::debug!(itt = task.itt, %error, "device request failed");
-            task.fail(Sense::of_io_error(error, !reads));
+            task.fail(Sense::of_io_error(error, task.step_writes(step)));
         }
         if let Some(buffer) = completion.buffer {
-            let sends = matches!(task.work, Work::Read) && task.failure.is_none() && !task.aborted;
-            if sends {
+            self.take_back(slot, step, buffer, io);
+        }
+        self.settle(slot, io);
+    }
+
+    /// Does with a buffer that has been at the device what is due.
+    fn take_back(&mut self, slot: u16, step: usize, buffer: IoBuffer, io: &mut Io<'_>) {
+        let Some(task) = self.tasks.get(slot) else {
+            return;
+        };
+        match &task.work {
+            Work::TwoPass { .. } => self.two_pass_completed(slot, step, buffer, io),
+            Work::Copy(_) => self.copy_completed(slot, step, buffer, io),
+            Work::Read if task.failure.is_none() && !task.aborted => {
                 task.segments[step] = Some(buffer);
-            } else {
-                if let (Work::Verify(check), None) = (&task.work, task.failure)
+                self.send_segments(slot, io);
+            }
+            work => {
+                if let (Work::Verify(check), None) = (work, task.failure)
                     && let Some(at) = difference(*check, &task.parameter, task.span.segment(step).0, &buffer)
                 {
                     task.fail(Sense::MISCOMPARE.with_information(at));
                 }
-                let len = buffer.len();
-                task.charged -= len;
-                self.charged -= len;
-                io.buffers.give(buffer);
+                self.give_charged(slot, buffer, io);
             }
         }
-        if matches!(task.work, Work::Read) {
-            self.send_segments(slot, io);
-        }
-        self.settle(slot, io);
     }
 }
 
 /// A device request's tag: connection, task slot and step.
-fn tag_of(connection: u32, slot: u16, step: usize) -> Tag {
+pub(super) fn tag_of(connection: u32, slot: u16, step: usize) -> Tag {
     Tag(u64::from(connection) << 32 | u64::from(slot) << 16 | (step & 0xffff) as u64)
 }
 
 /// Returns the offset of the first byte that differs from what a VERIFY sent.
 fn difference(check: ByteCheck, sent: &[u8], begin: u32, medium: &[u8]) -> Option<u32> {
-    let first = |expected: &[u8], part: &[u8]| part.iter().zip(expected).position(|(a, b)| a != b);
     match check {
         ByteCheck::MediumOnly => None,
-        ByteCheck::Whole => first(&sent[begin as usize..], medium).map(|at| begin + at as u32),
+        ByteCheck::Whole => first_difference(&sent[begin as usize..], medium).map(|at| begin + at as u32),
         ByteCheck::OneBlock => medium
             .chunks(sent.len().max(1))
-            .find_map(|block| first(sent, block).map(|at| at as u32)),
+            .find_map(|block| first_difference(sent, block).map(|at| at as u32)),
     }
+}
+
+/// Returns the offset of the first byte in which two runs of bytes differ, as far as both go.
+pub(super) fn first_difference(some: &[u8], others: &[u8]) -> Option<usize> {
+    some.iter().zip(others).position(|(a, b)| a != b)
 }

@@ -8,10 +8,14 @@
 //!   on its way: both always find the task they belong to.
 //! - K2: a task is answered once, or, when aborted, never.
 
+use std::ops::Range;
+
 use quarry_contract::{Durability, IoBuffer, Verb};
 
+use super::ordering::Claim;
+use crate::range_locks::overlap;
 use crate::reservations::{Kind, OutAction};
-use crate::scsi::{BlockRange, ByteCheck, Failure};
+use crate::scsi::{BlockRange, ByteCheck, CopyRun, Failure};
 
 /// The longest segment, in bytes; boundaries are multiples of it on the medium.
 pub const SEGMENT_BYTES: u32 = 256 << 10;
@@ -35,12 +39,21 @@ pub enum Work {
     Repeat,
     /// Carries out requests that have no data.
     Verbs(Vec<Verb>),
+    /// Reads and writes a span as one step.
+    TwoPass {
+        kind: TwoPass,
+        durability: Durability,
+        /// Segments whose first pass has begun.
+        begun: usize,
+    },
+    /// Copies runs within the medium.
+    Copy(Copy),
     /// Answers at once.
     Nothing,
 }
 
 /// What a parameter list is for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListUse {
     /// Ranges to unmap.
     Unmap,
@@ -48,6 +61,56 @@ pub enum ListUse {
     ModeSelect { ten: bool },
     /// Keys and ports of a PERSISTENT RESERVE OUT.
     PersistentOut { action: OutAction, kind: Option<Kind> },
+    /// Descriptors of an EXTENDED COPY.
+    Copy,
+}
+
+/// What is done in two passes over a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TwoPass {
+    /// Reads all; when it is the first half of the data, writes the second half.
+    CompareAndWrite,
+    /// Reads, and writes what was read or'ed with the data.
+    OrWrite,
+    /// Writes, and reads what was written; compares it or only sees whether it can be read.
+    WriteAndVerify { compare: bool },
+}
+
+/// How far a copy is.
+#[derive(Debug)]
+pub struct Copy {
+    /// By which its result is asked for.
+    pub id: Option<u8>,
+    pub runs: Vec<CopyRun>,
+    /// The run that is being copied.
+    pub run: usize,
+    /// Bytes of it that have begun.
+    pub begun: u64,
+    /// Bytes of all runs that are over.
+    pub copied: u64,
+    /// The parts under way.
+    pub lanes: [Option<Lane>; 4],
+}
+
+/// A part of a copy.
+#[derive(Debug, Clone, Copy)]
+pub struct Lane {
+    /// Where it is written, in bytes.
+    pub to: u64,
+}
+
+impl Copy {
+    /// Makes a copy that has not begun.
+    pub fn new(id: Option<u8>, runs: Vec<CopyRun>) -> Self {
+        Self {
+            id,
+            runs,
+            run: 0,
+            begun: 0,
+            copied: 0,
+            lanes: [None; 4],
+        }
+    }
 }
 
 /// The part of the medium that a task covers, cut into segments.
@@ -93,6 +156,11 @@ impl Span {
     pub fn locate(&self, offset: u32) -> (usize, u32) {
         let index = ((self.lead() + offset) / self.step) as usize;
         (index, offset - self.segment(index).0)
+    }
+
+    /// Returns the bytes of the medium.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.start + u64::from(self.bytes)
     }
 
     /// Returns where a segment is on the medium, in bytes.
@@ -157,6 +225,8 @@ pub struct Task {
     pub aborted: bool,
     /// Things elsewhere that it waits for; each ends with a message to the session.
     pub awaited: usize,
+    /// What it has of the ranges it works on.
+    pub claim: Claim,
 }
 
 impl Task {
@@ -189,6 +259,7 @@ impl Task {
             failure: None,
             aborted: false,
             awaited: 0,
+            claim: Claim::None,
         }
     }
 
@@ -227,14 +298,57 @@ impl Task {
         self.failure.get_or_insert(failure.into());
     }
 
+    /// Tells whether one of the task's device requests writes.
+    pub fn step_writes(&self, step: usize) -> bool {
+        match &self.work {
+            Work::Read | Work::Verify(_) => false,
+            Work::TwoPass { kind, .. } => kind.writes_first() == (step < self.span.segments()),
+            Work::Copy(_) => step % 2 == 1,
+            _ => true,
+        }
+    }
+
+    /// Returns the bytes of the medium that the task has still to work on, and perhaps more of it.
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        match &self.work {
+            Work::Verbs(verbs) => verbs.iter().filter_map(range_of).collect(),
+            Work::Copy(copy) => {
+                let both = |run: &CopyRun| [run.from..run.from + run.bytes, run.to..run.to + run.bytes];
+                copy.runs.iter().flat_map(both).collect()
+            }
+            _ => vec![self.span.range()],
+        }
+    }
+
+    /// Tells whether what the task has at the device may touch some ranges.
+    pub fn may_touch(&self, ranges: &[Range<u64>]) -> bool {
+        match &self.work {
+            // Those that are at the device are not in the list any more.
+            Work::Verbs(_) => true,
+            _ => overlap(&self.ranges(), ranges),
+        }
+    }
+
     /// Returns how many device requests the task is made of.
     pub fn steps(&self) -> usize {
         match &self.work {
             Work::Read | Work::Write(_) | Work::Verify(_) | Work::Repeat => self.span.segments(),
             Work::Flush => 1,
             Work::Verbs(verbs) => self.submitted + verbs.len(),
+            Work::TwoPass { .. } => 2 * self.span.segments(),
+            Work::Copy(copy) => self.submitted + usize::from(!copy.is_over()),
             Work::List(_) | Work::SameBlock { .. } | Work::Nothing => 0,
         }
+    }
+}
+
+/// Returns the bytes that a request without data is about.
+fn range_of(verb: &Verb) -> Option<Range<u64>> {
+    match *verb {
+        Verb::Discard { offset, length } | Verb::WriteZeroes { offset, length, .. } => {
+            Some(offset..offset + length)
+        }
+        Verb::Read { .. } | Verb::Write { .. } | Verb::Flush => None,
     }
 }
 
