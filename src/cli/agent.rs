@@ -1,11 +1,10 @@
 //! `quarry agent`: runs the agent in this process.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::failure::{Exit, Failure};
+use super::failure::{Exit, Failure, with_causes};
 use crate::agent::{self, Options, Source};
 use crate::size::parse_size;
 
@@ -61,18 +60,4 @@ impl From<AgentArgs> for Options {
 /// Whatever keeps it from starting, with all causes.
 pub fn run(args: AgentArgs) -> Result<(), Failure> {
     agent::run(&args.into()).map_err(|error| Failure::new(Exit::Failed, with_causes(&error)))
-}
-
-/// Joins an error and its causes to one line. A cause that the line has already is left out.
-fn with_causes(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line
 }

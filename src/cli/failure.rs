@@ -1,6 +1,7 @@
 //! How a command fails: an exit code for scripts, and for people one line that says what is wrong, then what is
 //! in the way, then what to do about it.
 
+use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -19,6 +20,8 @@ pub enum Exit {
     NotFound = 3,
     /// Nobody answers, or not in time; repeating it may help.
     Unavailable = 4,
+    /// A pool file was looked at, and something is wrong with it.
+    Damaged = 5,
 }
 
 impl From<Exit> for ExitCode {
@@ -69,6 +72,20 @@ impl fmt::Display for Failure {
         }
         Ok(())
     }
+}
+
+/// Joins an error and its causes to one line. A cause that the line has already is left out.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
 }
 
 impl From<tonic::Status> for Failure {

@@ -1,11 +1,11 @@
 //! The command line: `quarry <noun> <verb>`, each verb one call of the agent's API.
 //!
-//! One file per noun. A noun's file has the verbs as clap reads them, `run`, which makes a request of a verb's
+//! One file per noun, and one for the verbs that look into a pool file without an agent. A noun's file has the verbs as clap reads them, `run`, which makes a request of a verb's
 //! arguments and an [`Answer`] of the response, and the noun's two shapes of output. Nothing is
 //! decided here that the agent decides: arguments are checked only as far as they must be to fill in a request.
 //!
 //! An answer goes to standard output, a [`Failure`] to standard error and into the exit code: 0 done, 1 refused or
-//! failed, 2 wrong usage, 3 not found, 4 nobody answers.
+//! failed, 2 wrong usage, 3 not found, 4 nobody answers, 5 a pool file is damaged.
 
 mod agent;
 mod answer;
@@ -20,6 +20,7 @@ mod node;
 mod operation;
 mod paging;
 mod pool;
+mod pool_file;
 mod snapshot;
 mod volume;
 mod word;
@@ -49,7 +50,8 @@ Examples:
   quarry snapshot create --volume ID                 keep its contents as they are now
   quarry volume create --from snapshot:ID            a writable clone of them
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no agent answers."
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no agent answers,
+5 a pool file is damaged."
 )]
 struct Cli {
     /// How to show the answer
@@ -79,7 +81,8 @@ enum Noun {
         after_help = "\
 Examples:
   quarry pool list
-  quarry pool show default -o json | jq .free_bytes"
+  quarry pool show default -o json | jq .free_bytes
+  quarry pool check /var/lib/quarry/default.pool     while no agent has it open"
     )]
     Pool(pool::Command),
     /// Volumes: thin block devices that take space only for what is written
@@ -147,7 +150,7 @@ pub fn main() -> ExitCode {
         }
     };
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit) => exit.map_or(ExitCode::SUCCESS, ExitCode::from),
         Err(failure) => {
             eprintln!("{failure}");
             failure.exit.into()
@@ -155,18 +158,26 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
-    if let Noun::Agent(args) = cli.noun {
-        return agent::run(args);
-    }
+/// Runs a command; what it comes to may have an exit code of its own.
+fn run(cli: Cli) -> Result<Option<Exit>, Failure> {
+    let (answer, exit) = match cli.noun {
+        Noun::Agent(args) => return agent::run(args).map(|()| None),
+        Noun::Pool(pool::Command::File(command)) => pool_file::run(command)?,
+        noun => (ask(noun, &cli.connection)?, None),
+    };
+    answer
+        .print(cli.output)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot write to standard output: {error}")))?;
+    Ok(exit)
+}
+
+/// Makes the call of a command that asks an agent.
+fn ask(noun: Noun, connection: &ConnectionArgs) -> Result<Answer, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot start: {error}")))?;
-    let answer = runtime.block_on(call(cli.noun, &cli.connection))?;
-    answer
-        .print(cli.output)
-        .map_err(|error| Failure::new(Exit::Failed, format!("cannot write to standard output: {error}")))
+    runtime.block_on(call(noun, connection))
 }
 
 async fn call(noun: Noun, connection: &ConnectionArgs) -> Result<Answer, Failure> {

@@ -9,6 +9,7 @@ use tonic::transport::Channel;
 use super::answer::{Answer, show_text};
 use super::failure::Failure;
 use super::paging::{PAGE_SIZE, all_pages};
+use super::pool_file;
 use super::word::word;
 use crate::size::show_size;
 
@@ -22,6 +23,9 @@ pub enum Command {
         /// The pool's name
         name: String,
     },
+    /// What needs no agent.
+    #[command(flatten)]
+    File(pool_file::Command),
 }
 
 /// Runs one verb.
@@ -44,6 +48,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             let pool = client.get_pool(GetPoolRequest { name }).await?.into_inner();
             Ok(shown(&pool))
         }
+        Command::File(_) => unreachable!("a pool file is looked into without an agent"),
     }
 }
 

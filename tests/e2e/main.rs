@@ -20,5 +20,6 @@ mod garbage;
 mod lab;
 mod os_brick;
 mod pool_file;
+mod pool_tools;
 mod shutdown;
 mod user_story;

@@ -23,12 +23,24 @@ use zerocopy::FromBytes;
 pub struct CheckReport {
     /// One sentence for each violation; empty when the pool is sound.
     pub problems: Vec<String>,
+    /// Those of them that [`repair`](crate::repair) does not put right.
+    pub beyond_repair: Vec<String>,
+    /// Copies that their other copy can replace: the page, and who has what belongs there.
+    pub(crate) lost_copies: Vec<(u64, PagePointer)>,
     /// Chunks that hold data.
     pub data_chunks: u64,
     /// Chunks that hold map pages.
     pub metadata_chunks: u64,
     /// Map pages in use on the medium, both copies counted.
     pub metadata_pages: u64,
+}
+
+/// Whether the stored bitmap is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BitmapBlocks {
+    Verify,
+    /// It is known bad and about to be replaced.
+    Ignore,
 }
 
 /// One version as of the check's moment.
@@ -71,6 +83,10 @@ impl Pool {
     /// # Errors
     /// When the check cannot be made at all; what it finds is in the report.
     pub fn check(&self) -> Result<CheckReport, PoolError> {
+        self.check_parts(BitmapBlocks::Verify)
+    }
+
+    pub(crate) fn check_parts(&self, bitmap_blocks: BitmapBlocks) -> Result<CheckReport, PoolError> {
         let _no_checkpoint = lock(&self.checkpointing);
         let picture = self.picture();
         let mut check = Check {
@@ -86,7 +102,9 @@ impl Pool {
             mapped_below: HashMap::new(),
         };
         check.superblocks(&picture.stored);
-        check.bitmap_blocks(&picture.stored);
+        if bitmap_blocks == BitmapBlocks::Verify {
+            check.bitmap_blocks(&picture.stored);
+        }
         for subject in &picture.subjects {
             check.version(subject, &picture);
         }
@@ -117,7 +135,14 @@ impl Pool {
 }
 
 impl Check<'_> {
+    /// Notes what only a backup puts right.
     fn problem(&mut self, problem: String) {
+        self.report.beyond_repair.push(problem.clone());
+        self.report.problems.push(problem);
+    }
+
+    /// Notes what `repair` puts right.
+    fn repairable(&mut self, problem: String) {
         self.report.problems.push(problem);
     }
 
@@ -131,11 +156,12 @@ impl Check<'_> {
             });
             match fields {
                 Ok(fields) if fields.generation == stored.generation => {}
-                Ok(fields) => self.problem(format!(
+                Ok(fields) => self.repairable(format!(
                     "superblock copy {copy} has generation {}, not {}",
                     fields.generation, stored.generation
                 )),
-                Err(error) => self.problem(format!("superblock copy {copy}: {error}")),
+                Err(PoolError::NotAPool) => self.repairable(format!("superblock copy {copy} has no magic")),
+                Err(error) => self.repairable(format!("superblock copy {copy}: {error}")),
             }
         }
     }
@@ -144,7 +170,7 @@ impl Check<'_> {
         for block in 0..self.pool.geometry.chunk_count.div_ceil(BITS_PER_BLOCK) {
             let entry = stored.directory[block as usize];
             if let Err(error) = read_bitmap_block(&*self.pool.device, &self.pool.geometry, block, entry) {
-                self.problem(error.to_string());
+                self.repairable(error.to_string());
             }
         }
     }
@@ -206,7 +232,7 @@ impl Check<'_> {
                         ));
                     }
                     if !picture.data.get(chunk as usize).copied().unwrap_or(false) {
-                        self.problem(format!(
+                        self.repairable(format!(
                             "chunk {chunk} of version {node} at {index} is free in the bitmap"
                         ));
                     }
@@ -228,6 +254,7 @@ impl Check<'_> {
             (pointer.first, CopyClass::First),
             (pointer.second, CopyClass::Second),
         ];
+        let mut lost = Vec::new();
         for (number, class) in copies {
             if !self.seen_pages.insert(number) {
                 self.problem(format!("page {number} is owned twice, as {what} too"));
@@ -236,8 +263,15 @@ impl Check<'_> {
                 self.problem(format!("page {number}, a {what}, is free"));
             }
             if let Err(problem) = read_copy(&*self.pool.device, number, pointer.crc32c, what) {
-                self.problem(format!("{what}: {problem}"));
+                lost.push((number, format!("{what}: {problem}")));
             }
+        }
+        match <[_; 1]>::try_from(lost) {
+            Ok([(number, problem)]) => {
+                self.report.lost_copies.push((number, pointer));
+                self.repairable(problem);
+            }
+            Err(both) => both.into_iter().for_each(|(_, problem)| self.problem(problem)),
         }
     }
 
@@ -282,7 +316,7 @@ impl Check<'_> {
     fn totals(&mut self, picture: &Picture) {
         for (chunk, _) in picture.data.iter().enumerate().filter(|(_, data)| **data) {
             if !self.seen_chunks.contains(&(chunk as u64)) {
-                self.problem(format!("chunk {chunk} is allocated, but no version owns it"));
+                self.repairable(format!("chunk {chunk} is allocated, but no version owns it"));
             }
         }
         for pointer in &picture.stored.row_pages {

@@ -128,8 +128,9 @@ impl Pool {
         self.commit()?;
         {
             let state = read(&self.state);
-            if !state.log.has_anything() && state.garbage.is_empty() && state.versions.dirty_row_pages() == 0
-            {
+            let unchanged =
+                state.garbage.is_empty() && state.versions.dirty_row_pages() == 0 && !state.space.is_dirty();
+            if unchanged && !state.log.has_anything() {
                 return Ok(());
             }
         }

@@ -48,7 +48,7 @@ pub enum PoolError {
         what: String,
     },
     /// Metadata is damaged beyond its copies.
-    #[error("{structure} is damaged: {detail}; run a check and restore from a backup what it names")]
+    #[error("{structure} is damaged: {detail}; quarry pool check FILE tells what can be put right")]
     Damaged {
         /// The structure and where it is.
         structure: String,

@@ -148,6 +148,21 @@ impl FileDevice {
         }
     }
 
+    /// Opens a file or block device for reading only, and locks it like [`open`](Self::open): nobody changes it
+    /// meanwhile. Writes fail with the operating system's error.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_read_only(path: &Path) -> Result<Self, FileDeviceError> {
+        match File::open(path) {
+            Ok(file) => Self::take(path, file, IoMode::Threads),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                Err(FileDeviceError::NotFound { path: path.into() })
+            }
+            Err(source) => Err(failed("opening", path, source)),
+        }
+    }
+
     /// Tells which way the bytes go.
     pub fn io_path(&self) -> IoPath {
         self.io_path

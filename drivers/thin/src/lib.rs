@@ -14,6 +14,7 @@
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
+//! | tools that look into a pool or put it right | `inspect`, `repair`, `salvage` |
 
 mod allocation;
 mod backend;
@@ -28,6 +29,7 @@ mod file_device;
 mod format;
 mod garbage;
 mod handle;
+mod inspect;
 mod latch;
 mod locks;
 mod log;
@@ -42,6 +44,8 @@ mod pool;
 mod queue;
 mod record;
 mod recovery;
+mod repair;
+mod salvage;
 pub mod sim;
 mod space;
 mod state;
@@ -55,10 +59,12 @@ pub use device::{DirectFile, PoolDevice, Submission};
 pub use error::PoolError;
 pub use file_device::{FileDevice, FileDeviceError, IoMode};
 pub use handle::VersionHandle;
+pub use inspect::{LogBatch, MapRun, PoolStat, SuperblockCopy, VersionRow};
 pub use maintainer::Maintainer;
 pub use maintenance::Maintenance;
-pub use options::{FormatOptions, OpenOptions};
+pub use options::{Access, BitmapSource, FormatOptions, OpenOptions};
 pub use plan::{Place, Plan, PlanGuard, Planned, Segment};
 pub use pool::Pool;
 pub use queue::{VolumeDevice, VolumeQueue, Workers};
 pub use recovery::identify;
+pub use repair::{RepairReport, repair};

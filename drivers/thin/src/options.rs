@@ -24,6 +24,25 @@ impl Default for FormatOptions {
     }
 }
 
+/// What an opener may do with the medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Nothing is written, not even what recovery would put right; changes are refused.
+    ReadOnly,
+}
+
+/// Where the chunk bitmap comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BitmapSource {
+    /// From its blocks; damage to one refuses the open.
+    Stored,
+    /// From the maps, of which it is a function: as long as it takes to read them all, but no matter what has become
+    /// of its blocks.
+    Maps,
+}
+
 /// How a pool is run; may differ from one open to the next.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
@@ -36,6 +55,10 @@ pub struct OpenOptions {
     /// Whether freed chunks are discarded on the medium (by [`Pool::maintain`](crate::Pool::maintain)), so that
     /// a sparse file gives its space back.
     pub discard_freed: bool,
+    /// What may be done with the medium.
+    pub access: Access,
+    /// Where the chunk bitmap comes from.
+    pub bitmap: BitmapSource,
 }
 
 impl OpenOptions {
@@ -46,6 +69,8 @@ impl OpenOptions {
             cache_bytes: 256 << 20,
             checkpoint_dirty_pages: 16_384,
             discard_freed: true,
+            access: Access::ReadWrite,
+            bitmap: BitmapSource::Stored,
         }
     }
 }

@@ -28,10 +28,11 @@ use crate::page_io::{read_block, read_page};
 use crate::page_space::{CopyClass, PageChunk, PageMask, PageSpace};
 use crate::pool::Pool;
 use crate::record::Record;
+use crate::salvage::bitmap_from_maps;
 use crate::space::Space;
 use crate::state::{Origin, State, StoredIndex};
 use crate::version::VersionTree;
-use crate::{FormatOptions, OpenOptions, PoolDevice, PoolError};
+use crate::{Access, BitmapSource, FormatOptions, OpenOptions, PoolDevice, PoolError};
 
 impl Pool {
     /// Writes an empty pool onto a device that holds none.
@@ -67,11 +68,11 @@ impl Pool {
     /// `NotAPool`, `Truncated`, `NewerFormat`, `Damaged`, `Device`.
     pub fn open(device: Arc<dyn PoolDevice>, options: OpenOptions) -> Result<Arc<Pool>, PoolError> {
         let superblock = choose_superblock(&*device)?;
-        let writable = superblock.unknown_ro_compat() == 0;
+        let writable = options.access == Access::ReadWrite && superblock.unknown_ro_compat() == 0;
         if writable {
             heal_superblocks(&*device, &superblock)?;
         }
-        let mut state = load_checkpoint(&*device, &superblock)?;
+        let mut state = load_checkpoint(&*device, &superblock, options.bitmap)?;
         let batches = read_log(&*device, &superblock)?;
         if writable {
             make_log_durable(&*device, &superblock.geometry, batches.last())?;
@@ -87,7 +88,9 @@ impl Pool {
             "pool opened"
         );
         let pool = Pool::new(device, options, superblock.uuid, state);
-        if !writable {
+        if superblock.unknown_ro_compat() == 0 && !writable {
+            pool.stop_because("it was opened for reading only".to_owned());
+        } else if !writable {
             pool.stop_because(format!(
                 "it has features ({:#x}) with which this Quarry can only read it; use a newer version",
                 superblock.unknown_ro_compat()
@@ -116,13 +119,13 @@ impl State {
     }
 }
 
-fn read_superblock(device: &dyn PoolDevice, offset: u64) -> Result<Superblock, PoolError> {
+pub(crate) fn read_superblock(device: &dyn PoolDevice, offset: u64) -> Result<Superblock, PoolError> {
     let block = read_block(device, offset, "a superblock")?;
     Ok(Superblock::read_from_bytes(&block).expect("a superblock is one block"))
 }
 
 /// Returns the newest valid copy.
-fn choose_superblock(device: &dyn PoolDevice) -> Result<SuperblockFields, PoolError> {
+pub(crate) fn choose_superblock(device: &dyn PoolDevice) -> Result<SuperblockFields, PoolError> {
     let size = device
         .size_bytes()
         .map_err(PoolError::device("asking for the size"))?
@@ -207,16 +210,22 @@ fn heal_superblocks(device: &dyn PoolDevice, superblock: &SuperblockFields) -> R
     Ok(())
 }
 
-/// Reads everything that the superblock names, except for the maps.
-fn load_checkpoint(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<State, PoolError> {
+/// Reads everything that the superblock names; the maps only when the bitmap is to be made of them.
+fn load_checkpoint(
+    device: &dyn PoolDevice,
+    superblock: &SuperblockFields,
+    bitmap: BitmapSource,
+) -> Result<State, PoolError> {
     let geometry = superblock.geometry;
     let mut state = State::empty(geometry);
     state.log = LogRing::new(geometry.log_blocks, superblock.log_batch, superblock.log_block);
     state.next_node = superblock.next_node;
     state.stored.generation = superblock.generation;
     state.stored.directory_side = superblock.directory_side;
-    state.stored.directory = load_directory(device, superblock)?;
-    load_bitmap(device, &mut state)?;
+    if bitmap == BitmapSource::Stored {
+        state.stored.directory = load_directory(device, superblock)?;
+        load_bitmap(device, &mut state)?;
+    }
 
     let (stream, index_pages) = load_index(device, superblock)?;
     state.stored.index_pages = index_pages;
@@ -246,6 +255,10 @@ fn load_checkpoint(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Re
         .versions
         .finish_loading(superblock.version_rows as usize)
         .map_err(|detail| PoolError::damaged("version table", detail))?;
+
+    if bitmap == BitmapSource::Maps {
+        bitmap_from_maps(device, &mut state)?;
+    }
 
     let words = geometry.pages_per_chunk().div_ceil(64) as usize;
     let chunks = reader.word().ok_or_else(|| damaged("no page chunk count"))?;
@@ -408,8 +421,8 @@ impl WordReader<'_> {
 }
 
 /// A batch read from the log.
-struct LoggedBatch {
-    number: u64,
+pub(crate) struct LoggedBatch {
+    pub number: u64,
     block: u64,
     record_count: u32,
     record_bytes: usize,
@@ -417,11 +430,11 @@ struct LoggedBatch {
 }
 
 impl LoggedBatch {
-    fn blocks(&self) -> u64 {
+    pub fn blocks(&self) -> u64 {
         (self.frame.len() / BLOCK_BYTES) as u64
     }
 
-    fn records(&self) -> &[u8] {
+    pub fn records(&self) -> &[u8] {
         &self.frame[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + self.record_bytes]
     }
 }
@@ -488,7 +501,10 @@ impl LogReader<'_> {
 }
 
 /// Reads the log from its head to the first batch that is not valid.
-fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<Vec<LoggedBatch>, PoolError> {
+pub(crate) fn read_log(
+    device: &dyn PoolDevice,
+    superblock: &SuperblockFields,
+) -> Result<Vec<LoggedBatch>, PoolError> {
     let geometry = superblock.geometry;
     let mut reader = LogReader {
         device,

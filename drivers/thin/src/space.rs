@@ -101,6 +101,15 @@ impl Space {
         true
     }
 
+    /// Marks a chunk found in a map while loading; false when it is marked already or does not exist.
+    pub fn load_chunk(&mut self, chunk: u64) -> bool {
+        if chunk >= self.chunk_count || self.is_data(chunk) {
+            return false;
+        }
+        self.data[(chunk / 64) as usize] |= 1 << (chunk % 64);
+        true
+    }
+
     /// Takes over the loaded data bitmap; false when a bit behind the last chunk is set.
     pub fn finish_loading(&mut self) -> bool {
         if self
@@ -125,7 +134,6 @@ impl Space {
     }
 
     /// Returns how many chunks hold data.
-    #[cfg(test)]
     pub fn data_chunks(&self) -> u64 {
         self.data_chunks
     }
@@ -309,7 +317,12 @@ impl Space {
         bytes
     }
 
-    /// Marks all bitmap blocks changed, so that the first checkpoint of a pool writes them.
+    /// Tells whether a bitmap block has changed since the last checkpoint.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty_blocks.is_empty()
+    }
+
+    /// Marks all bitmap blocks changed, so that the next checkpoint writes them.
     pub fn dirty_everything(&mut self) {
         self.dirty_blocks = (0..self.chunk_count.div_ceil(BITS_PER_BLOCK)).collect();
     }

@@ -9,7 +9,7 @@ use quarry_thin::{FormatOptions, OpenOptions, Pool, PoolError};
 use crate::seeds::for_each_seed;
 
 /// Makes a pool with a history on it, reclaimed, checkpointed and closed.
-fn closed_pool(seed: u64) -> Result<World, Violation> {
+pub fn closed_pool(seed: u64) -> Result<World, Violation> {
     let setup = Setup {
         discard_freed: false,
         ..Setup::roomy(seed)
@@ -24,7 +24,7 @@ fn closed_pool(seed: u64) -> Result<World, Violation> {
 
 /// Tells whether a cell holds what volumes were given, which only data checksums could guard. Map pages are never
 /// all zeros, so zeros among the chunks are data.
-fn holds_data(device: &SimDevice, offset: u64) -> bool {
+pub fn holds_data(device: &SimDevice, offset: u64) -> bool {
     let cell = device.peek(offset, 4096);
     let superblock = device.peek(0, 4096);
     let data_start = u64::from_le_bytes(superblock[128..136].try_into().expect("eight bytes"));

@@ -12,5 +12,6 @@ mod faults;
 mod full_pool;
 mod histories;
 mod long_traces;
+mod repair;
 mod seeds;
 mod small_cache;

@@ -1,0 +1,403 @@
+//! `quarry pool check|repair|stat|dump FILE`: looks into a pool's file or block device that no agent has open.
+//!
+//! The one part of the command line that asks no agent. Everything but `repair` opens the medium for reading only;
+//! all of it takes the pool's lock, so nobody changes the pool meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Subcommand, ValueEnum};
+use quarry_thin::{
+    Access, BitmapSource, FileDevice, FileDeviceError, IoMode, LogBatch, OpenOptions, Pool, PoolDevice,
+    PoolError, repair,
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::answer::{Answer, show_text};
+use super::argument::parse_id;
+use super::failure::{Exit, Failure, with_causes};
+use crate::size::show_size;
+
+/// The verbs that take a file.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check a pool file that no agent has open: exit code 5 when something is wrong
+    #[command(after_help = "\
+Every checksum is verified, and that every chunk and map page has exactly one owner. Nothing is written.
+Exit codes: 0 sound, 5 something is wrong with it, 1 it cannot be checked.")]
+    Check(FileArgs),
+    /// Put right what a check finds, as far as the pool says itself what belongs where
+    #[command(after_help = "\
+Put right: superblock copies, map pages of which one copy is left, the chunk bitmap. What can only be guessed is
+named and left as it is. Make a copy of the file first when the disk under it is failing.
+Exit codes: 0 nothing is left, 5 something is left, 1 it cannot be repaired.")]
+    Repair(FileArgs),
+    /// Show the figures of a pool file that no agent has open
+    Stat(FileArgs),
+    /// Show a structure of a pool file as it lies on the medium (docs/formats/pool.md)
+    Dump(DumpArgs),
+}
+
+/// Which file.
+#[derive(Debug, Args)]
+pub struct FileArgs {
+    /// The pool's file or block device
+    file: PathBuf,
+}
+
+/// The options of `quarry pool dump`.
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// The pool's file or block device
+    file: PathBuf,
+    /// Which structure
+    #[arg(long, value_enum, default_value = "versions")]
+    what: Structure,
+    /// With --what map: the volume or snapshot
+    #[arg(long, value_name = "UUID", value_parser = parse_id, required_if_eq("what", "map"))]
+    id: Option<Uuid>,
+}
+
+/// What can be dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Structure {
+    /// The four copies of the superblock
+    Superblocks,
+    /// Volumes, snapshots and what is left of deleted ones
+    Versions,
+    /// Which chunks a volume or snapshot maps, as runs
+    Map,
+    /// The batches that the next start applies
+    Log,
+}
+
+/// Runs one verb; the answer comes with what to exit with.
+pub fn run(command: Command) -> Result<(Answer, Option<Exit>), Failure> {
+    match command {
+        Command::Check(args) => check(&args.file),
+        Command::Repair(args) => repair_file(&args.file),
+        Command::Stat(args) => Ok((stat(&args.file)?, None)),
+        Command::Dump(args) => Ok((dump(&args)?, None)),
+    }
+}
+
+/// A check or repair as JSON.
+#[derive(Debug, Serialize)]
+struct Findings {
+    sound: bool,
+    found: Vec<String>,
+    remaining: Vec<String>,
+}
+
+fn check(file: &Path) -> Result<(Answer, Option<Exit>), Failure> {
+    let findings = findings(file, Access::ReadOnly)?;
+    let shown = file.display();
+    let sentence = match (findings.found.len(), findings.remaining.len()) {
+        (0, _) => format!("{shown} is sound"),
+        (found, 0) => format!("{shown}: {found} problems; quarry pool repair puts them right"),
+        (found, remaining) => {
+            format!("{shown}: {found} problems, {remaining} of which only a backup puts right")
+        }
+    };
+    Ok(told(findings, sentence))
+}
+
+fn repair_file(file: &Path) -> Result<(Answer, Option<Exit>), Failure> {
+    let findings = findings(file, Access::ReadWrite)?;
+    let shown = file.display();
+    let sentence = match (findings.found.len(), findings.remaining.len()) {
+        (0, _) => format!("{shown} is sound, nothing was changed"),
+        (found, 0) => format!("{shown} is sound again: {found} problems were put right"),
+        (_, remaining) => format!("{shown}: {remaining} problems are left, which only a backup puts right"),
+    };
+    Ok(told(findings, sentence))
+}
+
+fn findings(file: &Path, access: Access) -> Result<Findings, Failure> {
+    let device = open_device(file, access)?;
+    let report =
+        repair(&device, &OpenOptions::default(), access).map_err(|error| pool_failure(file, &error))?;
+    Ok(Findings {
+        sound: match access {
+            Access::ReadOnly => report.found.is_empty(),
+            Access::ReadWrite => report.remaining.is_empty(),
+        },
+        found: report.found,
+        remaining: report.remaining,
+    })
+}
+
+fn told(findings: Findings, sentence: String) -> (Answer, Option<Exit>) {
+    let exit = (!findings.sound).then_some(Exit::Damaged);
+    let lines = findings.found.iter().map(|problem| {
+        let mark = if findings.remaining.contains(problem) {
+            "!"
+        } else {
+            "-"
+        };
+        format!("{mark} {problem}\n")
+    });
+    let left = findings
+        .remaining
+        .iter()
+        .filter(|problem| !findings.found.contains(problem));
+    let lines = lines.chain(left.map(|problem| format!("! {problem}\n")));
+    let text = lines.collect::<String>() + &sentence;
+    (Answer::done(text, &findings), exit)
+}
+
+/// The figures as JSON.
+#[derive(Serialize)]
+struct StatRecord {
+    uuid: String,
+    generation: u64,
+    device_bytes: u64,
+    data_start_bytes: u64,
+    chunk_bytes: u64,
+    chunks: u64,
+    data_chunks: u64,
+    metadata_chunks: u64,
+    free_chunks: u64,
+    metadata_pages: u64,
+    log_bytes: u64,
+    log_used_bytes: u64,
+    volume_count: u64,
+    snapshot_count: u64,
+    dead_version_count: u64,
+}
+
+fn stat(file: &Path) -> Result<Answer, Failure> {
+    let stat = open_pool(file)?.stat();
+    let record = StatRecord {
+        uuid: stat.uuid.to_string(),
+        generation: stat.generation,
+        device_bytes: stat.device_bytes,
+        data_start_bytes: stat.data_start_bytes,
+        chunk_bytes: stat.chunk_bytes,
+        chunks: stat.chunks,
+        data_chunks: stat.data_chunks,
+        metadata_chunks: stat.metadata_chunks,
+        free_chunks: stat.free_chunks,
+        metadata_pages: stat.metadata_pages,
+        log_bytes: stat.log_bytes,
+        log_used_bytes: stat.log_used_bytes,
+        volume_count: stat.volumes,
+        snapshot_count: stat.snapshots,
+        dead_version_count: stat.dead_versions,
+    };
+    let chunks = |count: u64| format!("{count} ({})", show_size(count * stat.chunk_bytes));
+    let properties = vec![
+        ("uuid", record.uuid.clone()),
+        ("checkpoints", stat.generation.to_string()),
+        ("size", show_size(stat.device_bytes)),
+        ("data begins at", show_size(stat.data_start_bytes)),
+        ("chunk", show_size(stat.chunk_bytes)),
+        ("chunks", chunks(stat.chunks)),
+        ("chunks of data", chunks(stat.data_chunks)),
+        ("chunks of map pages", chunks(stat.metadata_chunks)),
+        ("free chunks", chunks(stat.free_chunks)),
+        ("map pages", stat.metadata_pages.to_string()),
+        ("log", show_size(stat.log_bytes)),
+        ("log to apply", show_size(stat.log_used_bytes)),
+        ("volumes", stat.volumes.to_string()),
+        ("snapshots", stat.snapshots.to_string()),
+        ("deleted, not reclaimed", stat.dead_versions.to_string()),
+    ];
+    Ok(Answer::show(properties, &record))
+}
+
+fn dump(args: &DumpArgs) -> Result<Answer, Failure> {
+    match args.what {
+        Structure::Superblocks => Ok(superblocks(&*open_pool(&args.file)?)),
+        Structure::Versions => Ok(versions(&*open_pool(&args.file)?)),
+        Structure::Map => map(args),
+        Structure::Log => log(&args.file),
+    }
+}
+
+#[derive(Serialize)]
+struct SuperblockRecord {
+    copy: usize,
+    offset_bytes: u64,
+    generation: Option<u64>,
+    problem: Option<String>,
+}
+
+fn superblocks(pool: &Pool) -> Answer {
+    let records: Vec<_> = pool
+        .superblock_copies()
+        .into_iter()
+        .map(|copy| SuperblockRecord {
+            copy: copy.copy,
+            offset_bytes: copy.offset_bytes,
+            generation: copy.generation.as_ref().ok().copied(),
+            problem: copy.generation.err(),
+        })
+        .collect();
+    let row = |record: &SuperblockRecord| {
+        vec![
+            record.copy.to_string(),
+            record.offset_bytes.to_string(),
+            or_dash(record.generation),
+            show_text(record.problem.as_deref().unwrap_or_default()),
+        ]
+    };
+    Answer::list(
+        &["COPY", "OFFSET", "GENERATION", "PROBLEM"],
+        records.iter().map(row).collect(),
+        &records,
+    )
+}
+
+#[derive(Serialize)]
+struct VersionRecord {
+    node: u64,
+    kind: &'static str,
+    id: String,
+    dead: bool,
+    parent: Option<u64>,
+    depth: u32,
+    source_id: Option<String>,
+    size_bytes: u64,
+    mapped_chunks: u64,
+    own_chunks: i64,
+    reap_cursor: u64,
+}
+
+fn versions(pool: &Pool) -> Answer {
+    let records: Vec<_> = pool
+        .version_rows()
+        .into_iter()
+        .map(|row| VersionRecord {
+            node: row.node,
+            kind: row.kind,
+            id: row.uuid.to_string(),
+            dead: row.dead,
+            parent: row.parent,
+            depth: row.depth,
+            source_id: row.source.map(|id| id.to_string()),
+            size_bytes: row.size_bytes,
+            mapped_chunks: row.mapped_chunks,
+            own_chunks: row.own_chunks,
+            reap_cursor: row.reap_cursor,
+        })
+        .collect();
+    let row = |record: &VersionRecord| {
+        vec![
+            record.node.to_string(),
+            format!("{}{}", record.kind, if record.dead { " (deleted)" } else { "" }),
+            record.id.clone(),
+            or_dash(record.parent),
+            record.depth.to_string(),
+            show_size(record.size_bytes),
+            record.mapped_chunks.to_string(),
+            record.own_chunks.to_string(),
+        ]
+    };
+    Answer::list(
+        &["NODE", "KIND", "ID", "PARENT", "DEPTH", "SIZE", "MAPPED", "OWN"],
+        records.iter().map(row).collect(),
+        &records,
+    )
+}
+
+#[derive(Serialize)]
+struct RunRecord {
+    index: u64,
+    chunk: u64,
+    count: u64,
+    birth: u32,
+}
+
+fn map(args: &DumpArgs) -> Result<Answer, Failure> {
+    let id = args.id.expect("clap requires --id with --what map");
+    let runs = open_pool(&args.file)?
+        .map_runs(id)
+        .map_err(|error| pool_failure(&args.file, &error))?;
+    let Some(runs) = runs else {
+        let message = format!("{} has no volume or snapshot {id}", args.file.display());
+        return Err(Failure::new(Exit::NotFound, message)
+            .with_next_step("quarry pool dump FILE --what versions shows what there is"));
+    };
+    let records: Vec<_> = runs
+        .iter()
+        .map(|run| RunRecord {
+            index: run.index,
+            chunk: run.chunk,
+            count: run.count,
+            birth: run.birth,
+        })
+        .collect();
+    let row = |run: &RunRecord| {
+        [run.index, run.chunk, run.count, u64::from(run.birth)]
+            .map(|number| number.to_string())
+            .into()
+    };
+    Ok(Answer::list(
+        &["INDEX", "CHUNK", "COUNT", "BIRTH"],
+        records.iter().map(row).collect(),
+        &records,
+    ))
+}
+
+#[derive(Serialize)]
+struct BatchRecord {
+    batch: u64,
+    blocks: u64,
+    records: Vec<String>,
+}
+
+fn log(file: &Path) -> Result<Answer, Failure> {
+    let device = open_device(file, Access::ReadOnly)?;
+    let batches = LogBatch::read_all(&*device).map_err(|error| pool_failure(file, &error))?;
+    let records: Vec<_> = batches
+        .into_iter()
+        .map(|batch| BatchRecord {
+            batch: batch.number,
+            blocks: batch.blocks,
+            records: batch.records,
+        })
+        .collect();
+    let rows = records.iter().flat_map(|batch| {
+        let row = |record: &String| vec![batch.batch.to_string(), record.clone()];
+        batch.records.iter().map(row)
+    });
+    Ok(Answer::list(&["BATCH", "RECORD"], rows.collect(), &records))
+}
+
+fn or_dash(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn open_device(file: &Path, access: Access) -> Result<Arc<dyn PoolDevice>, Failure> {
+    let opened = match access {
+        Access::ReadOnly => FileDevice::open_read_only(file),
+        Access::ReadWrite => FileDevice::open(file, IoMode::Threads),
+    };
+    match opened {
+        Ok(device) => Ok(Arc::new(device)),
+        Err(error @ FileDeviceError::NotFound { .. }) => {
+            Err(Failure::new(Exit::NotFound, with_causes(&error)))
+        }
+        Err(error) => Err(Failure::new(Exit::Failed, with_causes(&error))),
+    }
+}
+
+fn open_pool(file: &Path) -> Result<Arc<Pool>, Failure> {
+    let device = open_device(file, Access::ReadOnly)?;
+    let options = OpenOptions {
+        access: Access::ReadOnly,
+        bitmap: BitmapSource::Stored,
+        ..OpenOptions::default()
+    };
+    Pool::open(device, options).map_err(|error| pool_failure(file, &error))
+}
+
+fn pool_failure(file: &Path, error: &PoolError) -> Failure {
+    let exit = match error {
+        PoolError::Damaged { .. } => Exit::Damaged,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("{}: {}", file.display(), with_causes(error)))
+}

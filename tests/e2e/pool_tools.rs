@@ -1,0 +1,148 @@
+//! `quarry pool check|repair|stat|dump` on the file of a stopped agent.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::agent_process::AgentProcess;
+use crate::command;
+use crate::initiator::attach;
+
+/// Runs `quarry pool VERB FILE MORE -o json`.
+fn pool(verb: &str, file: &Path, more: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_quarry"))
+        .args(["-o", "json", "pool", verb])
+        .arg(file)
+        .args(more)
+        .output()
+        .unwrap()
+}
+
+/// Reads what a command printed and checks what it exited with.
+fn answer(output: &Output, code: i32) -> Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn pool_file(dir: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut files = entries.map(|entry| entry.unwrap().path());
+    files
+        .find(|path| path.extension().is_some_and(|extension| extension == "pool"))
+        .expect("a pool file in the agent's folder")
+}
+
+#[test]
+fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("agent");
+    let agent = AgentProcess::start_with(&dir, &["--dev-pool-size", "256MiB"]);
+    let volume = command::volume(&agent, "64MiB");
+    let attached = attach(&agent, volume);
+    attached.qemu_io(&["write -P 0x31 0 4M", "flush"]).unwrap();
+    let snapshot = command::snapshot(&agent, volume);
+    attached.qemu_io(&["write -P 0x32 1M 64k", "flush"]).unwrap();
+    let file = pool_file(&dir);
+
+    // While the agent has it, nobody else looks at it, and the message says who has it.
+    let output = pool("check", &file, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&format!("process {}", agent.pid())), "{said}");
+    agent.kill();
+
+    // Killed with records in its log, and sound.
+    let before = std::fs::read(&file).unwrap();
+    let findings = answer(&pool("check", &file, &[]), 0);
+    assert_eq!(findings["sound"], true);
+    let stat = answer(&pool("stat", &file, &[]), 0);
+    assert_eq!(
+        (&stat["volume_count"], &stat["snapshot_count"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(
+        stat["data_chunks"], 65,
+        "4 MiB and a chunk that is not shared any more"
+    );
+    assert!(stat["log_used_bytes"].as_u64().unwrap() > 0);
+    let log = answer(&pool("dump", &file, &["--what", "log"]), 0);
+    assert!(log.to_string().contains("CreateVolume"), "{log}");
+    let versions = answer(&pool("dump", &file, &[]), 0);
+    assert_eq!(versions.as_array().unwrap().len(), 2, "{versions}");
+    let map = |id: &str| answer(&pool("dump", &file, &["--what", "map", "--id", id]), 0);
+    let of_volume = map(&volume.to_string());
+    let total = |map: &Value| -> u64 {
+        let runs = map.as_array().unwrap().iter();
+        runs.map(|run| run["count"].as_u64().unwrap()).sum()
+    };
+    assert_eq!((total(&of_volume), total(&map(&snapshot.to_string()))), (64, 64));
+    assert!(of_volume != map(&snapshot.to_string()));
+    let unknown = pool(
+        "dump",
+        &file,
+        &["--what", "map", "--id", &uuid::Uuid::new_v4().to_string()],
+    );
+    assert_eq!(unknown.status.code(), Some(3));
+    assert!(
+        std::fs::read(&file).unwrap() == before,
+        "looking at the pool has changed it"
+    );
+
+    // A superblock copy and the bitmap are damaged: found, not touched by the check, put right by the repair.
+    let medium = OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    let mut superblock = [0; 4096];
+    medium.read_exact_at(&mut superblock, 0).unwrap();
+    let bitmap_start = u64::from_le_bytes(superblock[112..120].try_into().unwrap());
+    medium.write_all_at(&[0xff; 4096], 4096).unwrap();
+    medium.write_all_at(&[0xff; 8192], bitmap_start).unwrap();
+    let damaged = std::fs::read(&file).unwrap();
+    let findings = answer(&pool("check", &file, &[]), 5);
+    assert_eq!(findings["sound"], false);
+    assert!(
+        !findings["found"].as_array().unwrap().is_empty() && findings["remaining"] == Value::Array(vec![])
+    );
+    assert!(
+        std::fs::read(&file).unwrap() == damaged,
+        "the check has changed it"
+    );
+    let refusal = AgentProcess::try_start(&dir, &[])
+        .err()
+        .expect("the agent does not start");
+    assert!(refusal.stderr.contains("quarry pool check"), "{}", refusal.stderr);
+    answer(&pool("repair", &file, &[]), 0);
+    assert_eq!(
+        answer(&pool("check", &file, &[]), 0)["found"],
+        Value::Array(vec![])
+    );
+
+    let _agent = AgentProcess::start(&dir);
+    attached
+        .qemu_io(&["read -P 0x31 0 1M", "read -P 0x32 1M 64k", "read -P 0x31 2M 2M"])
+        .unwrap();
+}
+
+#[test]
+fn what_is_no_pool_is_refused_with_its_name() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("diary.txt");
+    let absent = pool("check", &file, &[]);
+    assert_eq!(absent.status.code(), Some(3));
+    std::fs::write(&file, "Dear diary.\n".repeat(10_000)).unwrap();
+    for verb in ["check", "repair", "stat", "dump"] {
+        let output = pool(verb, &file, &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{verb}: {said}");
+        assert!(
+            said.contains("diary.txt") && said.contains("not a Quarry pool"),
+            "{verb}: {said}"
+        );
+    }
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        "Dear diary.\n".repeat(10_000)
+    );
+}
