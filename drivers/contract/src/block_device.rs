@@ -23,6 +23,9 @@ pub struct DeviceLimits {
     pub discard_granularity_bytes: u32,
     /// The longest request, in bytes. Callers split longer ones.
     pub max_transfer_bytes: u32,
+    /// How much has to be in flight for full throughput. More only waits: in memory, and where the medium is memory
+    /// itself, out of the processor's caches.
+    pub useful_in_flight_bytes: u32,
 }
 
 /// One volume or snapshot, open for I/O.

@@ -43,6 +43,7 @@ impl BlockDevice for FileDevice {
             optimal_io_bytes: 64 << 10,
             discard_granularity_bytes: 64 << 10,
             max_transfer_bytes: 1 << 20,
+            useful_in_flight_bytes: 1 << 20,
         }
     }
 

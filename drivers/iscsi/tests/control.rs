@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use client::{Client, Login, Pdu, SILENCE, cdb10};
 use quarry_contract::conformance::{block_on, target};
-use quarry_contract::memory::MemoryDevice;
+use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
 use quarry_contract::{Access, Target};
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 use rig::{DEADLINE, INITIATOR, Rig, eventually, grant, initiator, loopback};
@@ -325,6 +325,36 @@ fn window_closes_while_the_device_is_slow_and_opens_again() {
     }
     client.cmd_sn -= 1;
     assert_eq!(client.read(0, 1).status, 0);
+}
+
+#[test]
+fn reads_wait_for_each_other_beyond_what_the_device_can_use() {
+    const READS: u32 = 8;
+    const BYTES: u32 = 1 << 20;
+    let device = MemoryDevice::new(&MemoryDeviceOptions {
+        useful_in_flight_bytes: BYTES,
+        ..MemoryDeviceOptions::of_size(64 << 20)
+    });
+    let rig = Rig::over(device, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    rig.device.hold();
+    for number in 0..READS {
+        let blocks = BYTES / 512;
+        let cdb = cdb10(0x28, number * blocks, blocks as u16);
+        let read = client.command_pdu(&cdb, BYTES, 0xc1, &[]);
+        client.send(&read);
+    }
+    // A mebibyte in segments of 256 KiB.
+    eventually("the first is at the device", || rig.device.held_requests() == 4);
+    client.expect_silence();
+    assert_eq!(rig.device.held_requests(), 4);
+    rig.device.release();
+    let mut ended = 0;
+    while ended < READS {
+        let data = client.receive().expect("all reads end");
+        assert_eq!(data.opcode(), 0x25);
+        ended += u32::from(data.header[1] & 1);
+    }
 }
 
 #[test]

@@ -21,7 +21,12 @@ pub struct MemoryDeviceOptions {
     pub capacity_bytes: u64,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What it tells callers to have in flight, in bytes.
+    pub useful_in_flight_bytes: u32,
 }
+
+/// What a memory device tells callers unless it is made otherwise: what a disk would.
+const USEFUL_IN_FLIGHT_BYTES: u32 = 16 << 20;
 
 impl MemoryDeviceOptions {
     /// Returns a writable device of 512-byte blocks that never runs out of space.
@@ -31,6 +36,7 @@ impl MemoryDeviceOptions {
             logical_block_bytes: 512,
             capacity_bytes: u64::MAX,
             read_only: false,
+            useful_in_flight_bytes: USEFUL_IN_FLIGHT_BYTES,
         }
     }
 }
@@ -65,12 +71,14 @@ impl MemoryDevice {
     /// Makes a blank device.
     pub fn new(options: &MemoryDeviceOptions) -> Arc<Self> {
         let contents = Contents::blank(Space::of_bytes(options.capacity_bytes), options.size_bytes);
-        Arc::new(Self::over(
+        let mut device = Self::over(
             Arc::new(Mutex::new(contents)),
             options.logical_block_bytes,
             options.read_only,
             None,
-        ))
+        );
+        device.limits.useful_in_flight_bytes = options.useful_in_flight_bytes;
+        Arc::new(device)
     }
 
     /// Opens contents that a pool holds. `opening` is dropped with the device.
@@ -88,6 +96,7 @@ impl MemoryDevice {
                 optimal_io_bytes: CHUNK_BYTES as u32,
                 discard_granularity_bytes: CHUNK_BYTES as u32,
                 max_transfer_bytes: 16 << 20,
+                useful_in_flight_bytes: USEFUL_IN_FLIGHT_BYTES,
             },
             read_only,
             control: Mutex::default(),

@@ -174,6 +174,11 @@ impl Medium {
         })
     }
 
+    /// How much of a session's reads the device is to have at a time, in bytes.
+    pub(super) fn useful_in_flight_bytes(&self) -> usize {
+        self.unit.limits().useful_in_flight_bytes as usize
+    }
+
     pub(super) fn span(&self, range: BlockRange, bytes: u32) -> Span {
         let start = range.lba * u64::from(self.unit.block_bytes());
         Span::new(start, bytes, self.unit.limits().max_transfer_bytes)

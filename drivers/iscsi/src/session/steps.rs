@@ -21,11 +21,14 @@ impl Session {
             return Advance::Done;
         };
         let queue = medium.queue();
+        let budget = BUDGET_BYTES.min(medium.useful_in_flight_bytes());
         let Some(task) = self.tasks.get(slot) else {
             return Advance::Done;
         };
         match task.work {
-            Work::Read | Work::Verify(_) | Work::Repeat => return self.submit_segments(slot, queue, io),
+            Work::Read | Work::Verify(_) | Work::Repeat => {
+                return self.submit_segments(slot, queue, budget, io);
+            }
             Work::TwoPass { .. } => return self.submit_two_pass(slot, io),
             Work::Copy(_) => return self.submit_copy(slot, io),
             _ => {}
@@ -53,7 +56,7 @@ impl Session {
     }
 
     /// Hands to the device, as the budget allows, the segments of a task that brings their contents itself.
-    fn submit_segments(&mut self, slot: u16, queue: usize, io: &mut Io<'_>) -> Advance {
+    fn submit_segments(&mut self, slot: u16, queue: usize, budget: usize, io: &mut Io<'_>) -> Advance {
         loop {
             let Some(task) = self.tasks.get(slot) else {
                 return Advance::Done;
@@ -66,7 +69,7 @@ impl Session {
             if !self.may_submit(slot, io) {
                 return Advance::Done;
             }
-            if self.exceeds_budget(len, io) {
+            if self.exceeds(budget, len, io) {
                 return Advance::Blocked;
             }
             let mut buffer = self.take_charged(slot, len, io);
@@ -97,8 +100,8 @@ impl Session {
     ///
     /// They must not when nothing is moving that would give bytes back by itself: part-filled segments of writes
     /// are waiting, perhaps, for the very data that is not being asked for.
-    pub(super) fn exceeds_budget(&mut self, bytes: usize, io: &Io<'_>) -> bool {
-        self.charged + bytes > BUDGET_BYTES && (!io.outbox.is_empty() || self.tasks.any_moving())
+    pub(super) fn exceeds(&mut self, budget: usize, bytes: usize, io: &Io<'_>) -> bool {
+        self.charged + bytes > budget && (!io.outbox.is_empty() || self.tasks.any_moving())
     }
 
     /// Hands the segments of a write to the device that have come in whole.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::command::residual_of;
 use super::task::{Awaiting, Work};
-use super::{Io, Session, Sink, Violation};
+use super::{BUDGET_BYTES, Io, Session, Sink, Violation};
 use crate::pdu::{DataIn, DataOut, NO_TAG, ReadyToTransfer};
 use crate::scsi::Sense;
 
@@ -155,7 +155,7 @@ impl Session {
             return true;
         };
         let burst = max_burst.min(task.wanted - task.received);
-        if self.exceeds_budget(burst as usize, io) {
+        if self.exceeds(BUDGET_BYTES, burst as usize, io) {
             return false;
         }
         let Some(task) = self.tasks.get(slot) else {

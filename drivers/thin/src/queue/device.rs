@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quarry_contract::{BlockDevice, DeviceLimits, IoQueue};
 
 use super::{VolumeQueue, Workers};
-use crate::VersionHandle;
+use crate::{Submission, VersionHandle};
 
 /// The unit of addressing. 512 bytes is what every initiator and boot loader understands.
 const LOGICAL_BLOCK_BYTES: u32 = 512;
@@ -16,6 +16,12 @@ const PHYSICAL_BLOCK_BYTES: u32 = 4096;
 
 /// The longest request. Long enough to stream, short enough to bound a session's memory.
 const MAX_TRANSFER_BYTES: u32 = 8 << 20;
+
+/// What a device that answers after milliseconds needs in flight to stream gigabytes a second.
+const USEFUL_IN_FLIGHT_BYTES: u32 = 16 << 20;
+
+/// What fits the processor's caches, for a medium that answers at once.
+const USEFUL_AT_ONCE_BYTES: u32 = 1 << 20;
 
 /// A [`BlockDevice`] over a version of a pool.
 pub struct VolumeDevice {
@@ -29,12 +35,17 @@ impl VolumeDevice {
     /// device and its queues are dropped.
     pub fn new(handle: Arc<VersionHandle>, workers: Arc<Workers>) -> Arc<Self> {
         let chunk_bytes = u32::try_from(handle.pool().status().chunk_bytes).unwrap_or(MAX_TRANSFER_BYTES);
+        let submission = handle.pool().device().direct_file().map(|file| file.submission);
         let limits = DeviceLimits {
             logical_block_bytes: LOGICAL_BLOCK_BYTES,
             physical_block_bytes: PHYSICAL_BLOCK_BYTES,
             optimal_io_bytes: chunk_bytes,
             discard_granularity_bytes: chunk_bytes,
             max_transfer_bytes: MAX_TRANSFER_BYTES,
+            useful_in_flight_bytes: match submission {
+                Some(Submission::Inline) => USEFUL_AT_ONCE_BYTES,
+                Some(Submission::Ring) | None => USEFUL_IN_FLIGHT_BYTES,
+            },
         };
         Arc::new(Self {
             handle,
