@@ -182,4 +182,16 @@ impl DeviceQueues {
             self.dirty.push(index);
         }
     }
+
+    /// Says that every queue with requests in flight may have something to reap.
+    pub fn mark_busy(&mut self) {
+        for index in 0..self.slots.len() {
+            if self.slots[index]
+                .as_ref()
+                .is_some_and(|queue| queue.in_flight > 0)
+            {
+                self.mark(index);
+            }
+        }
+    }
 }

@@ -163,7 +163,12 @@ impl Reactor {
         loop {
             let count = match self.epoll.wait(&mut events, self.timeout()) {
                 Ok(count) => count,
-                Err(nix::errno::Errno::EINTR) => 0,
+                Err(nix::errno::Errno::EINTR) => {
+                    // The kernel interrupts the thread that started I/O to let it take the answers in: they are
+                    // there, without another wait to be told so.
+                    self.devices.mark_busy();
+                    0
+                }
                 Err(error) => {
                     // epoll on our own descriptors cannot fail; if it does, nothing here can go on.
                     tracing::error!(%error, "waiting for events failed");
