@@ -185,6 +185,27 @@ pub struct AttachmentRecord {
     pub created: Moment,
 }
 
+/// What the target is to remember of a volume's export: initiators were promised it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStateRecord {
+    /// The target's own bytes, in hexadecimal.
+    state: String,
+}
+
+impl ExportStateRecord {
+    /// Takes the target's bytes.
+    pub fn of(state: &[u8]) -> Self {
+        Self {
+            state: hex::encode(state),
+        }
+    }
+
+    /// Returns the target's bytes; `None` when they are damaged.
+    pub fn state(&self) -> Option<Vec<u8>> {
+        hex::decode(&self.state).ok()
+    }
+}
+
 /// What a volume begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {

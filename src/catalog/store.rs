@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use super::CatalogError;
 use super::record::{
-    AttachmentId, AttachmentRecord, Moment, ObjectRecord, OperationId, OperationRecord, Progress,
+    AttachmentId, AttachmentRecord, ExportStateRecord, Moment, ObjectRecord, OperationId, OperationRecord,
+    Progress,
 };
 
 type Key = [u8; 16];
@@ -36,6 +37,9 @@ const OPERATIONS: TableDefinition<Key, &[u8]> = TableDefinition::new("operations
 const OPEN_OPERATIONS: TableDefinition<Key, ()> = TableDefinition::new("open_operations");
 /// The caller's name for a call, and its operation.
 const REQUESTS: TableDefinition<&str, Key> = TableDefinition::new("requests");
+
+/// What the target is to remember of a volume's export.
+const EXPORT_STATES: TableDefinition<Key, &[u8]> = TableDefinition::new("export_states");
 
 /// The pools that were in use, and their identities.
 const POOLS: TableDefinition<&str, Key> = TableDefinition::new("pools");
@@ -63,6 +67,10 @@ pub enum Change {
     PutAttachment(AttachmentId, AttachmentRecord),
     /// Forgets an attachment.
     RemoveAttachment(AttachmentId),
+    /// Writes what the target is to remember of a volume's export.
+    PutExportState(VolumeId, ExportStateRecord),
+    /// Forgets what the target was to remember.
+    RemoveExportState(VolumeId),
     /// Remembers which pool is in use under a name.
     PutPool(String, Uuid),
     /// Writes an operation.
@@ -171,6 +179,24 @@ impl Catalog {
         tokio::task::spawn_blocking(write)
             .await
             .map_err(|_| CatalogError::Closed)?
+    }
+
+    /// Does the same on the caller's thread, which must not be one of the runtime's.
+    ///
+    /// # Errors
+    /// As [`Catalog::commit`].
+    pub fn commit_blocking(&self, changes: &[Change]) -> Result<(), CatalogError> {
+        commit_now(&self.database, changes)
+    }
+
+    /// Returns what the target is to remember of a volume's export.
+    ///
+    /// # Errors
+    /// When the read fails or the record is damaged.
+    pub fn export_state(&self, volume: VolumeId) -> Result<Option<ExportStateRecord>, CatalogError> {
+        self.get(EXPORT_STATES, volume.0, || {
+            format!("the export of volume {volume}")
+        })
     }
 
     /// Returns the pools that were in use, by name, with their identities.
@@ -429,7 +455,7 @@ fn prepare(database: &Database, path: &Path) -> Result<Uuid, CatalogError> {
             }
         }
     };
-    for table in [VOLUMES, SNAPSHOTS, ATTACHMENTS, OPERATIONS] {
+    for table in [VOLUMES, SNAPSHOTS, ATTACHMENTS, OPERATIONS, EXPORT_STATES] {
         write.open_table(table).map_err(CatalogError::io)?;
     }
     write
@@ -465,6 +491,7 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
         let mut open = write.open_table(OPEN_OPERATIONS).map_err(CatalogError::io)?;
         let mut requests = write.open_table(REQUESTS).map_err(CatalogError::io)?;
         let mut pools = write.open_table(POOLS).map_err(CatalogError::io)?;
+        let mut exports = write.open_table(EXPORT_STATES).map_err(CatalogError::io)?;
         for change in changes {
             match change {
                 Change::PutPool(name, uuid) => {
@@ -472,6 +499,8 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
                         .insert(name.as_str(), uuid.into_bytes())
                         .map_err(CatalogError::io)?;
                 }
+                Change::PutExportState(id, record) => put(&mut exports, id.0, record)?,
+                Change::RemoveExportState(id) => remove(&mut exports, id.0)?,
                 Change::PutVolume(id, record) => put(&mut volumes, id.0, record)?,
                 Change::RemoveVolume(id) => remove(&mut volumes, id.0)?,
                 Change::PutSnapshot(id, record) => put(&mut snapshots, id.0, record)?,

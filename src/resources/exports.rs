@@ -14,15 +14,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::{
-    Access, ChapCredentials, DeviceLimits, ExportSpec, Grant, InitiatorName, OpenMode, Target, VersionId,
-    VolumeId,
+    Access, ChapCredentials, DeviceLimits, DriverError, ExportSpec, Grant, InitiatorName, Keeper, OpenMode,
+    Target, VersionId, VolumeId,
 };
 use secrecy::ExposeSecret;
 use tracing::{info, warn};
 
 use super::Resources;
 use super::error::ResourceError;
-use crate::catalog::record::AttachmentRecord;
+use crate::catalog::record::{AttachmentRecord, ExportStateRecord};
+use crate::catalog::{Catalog, CatalogError, Change};
 
 /// What the target has been told.
 #[derive(Default)]
@@ -60,6 +61,23 @@ impl Exports {
         if let Some(State::Up(applied)) = self.lock().get_mut(&volume) {
             applied.remove(initiator);
         }
+    }
+}
+
+/// Keeps in the catalog what the target must remember.
+struct CatalogKeeper(Catalog);
+
+impl Keeper for CatalogKeeper {
+    fn keep(&self, volume: VolumeId, state: &[u8]) -> Result<(), DriverError> {
+        let change = match state {
+            [] => Change::RemoveExportState(volume),
+            _ => Change::PutExportState(volume, ExportStateRecord::of(state)),
+        };
+        self.0
+            .commit_blocking(&[change])
+            .map_err(|error| DriverError::Internal {
+                detail: format!("writing the catalog: {error}"),
+            })
     }
 }
 
@@ -111,6 +129,12 @@ impl Resources {
         if wanted.is_empty() {
             self.target().unexport(volume).await?;
             self.exports.lock().remove(&volume);
+            // The target forgets what it has; of an export that could not be made it has nothing.
+            if self.catalog.export_state(volume)?.is_some() {
+                self.catalog
+                    .commit(vec![Change::RemoveExportState(volume)])
+                    .await?;
+            }
             return Ok(None);
         }
         match self.exports.applied(volume) {
@@ -127,6 +151,13 @@ impl Resources {
             .open(VersionId::Volume(volume), OpenMode::ReadWrite)
             .await?;
         let limits = device.limits();
+        let kept = match self.catalog.export_state(volume)? {
+            Some(record) => record.state().ok_or_else(|| CatalogError::Record {
+                object: format!("the export of volume {volume}"),
+                detail: "its state is not hexadecimal".to_owned(),
+            })?,
+            None => Vec::new(),
+        };
         let applied = grants
             .iter()
             .map(|grant| (grant.initiator.clone(), Some(grant.clone())))
@@ -137,6 +168,8 @@ impl Resources {
                 volume,
                 device,
                 grants,
+                kept,
+                keeper: Arc::new(CatalogKeeper(self.catalog.clone())),
             })
             .await
         {

@@ -34,7 +34,8 @@ pub use id::{PoolName, SnapshotId, VolumeId};
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use outcome::Outcome;
 pub use target::{
-    Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Portal, SessionInfo, Target,
+    Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal, SessionInfo,
+    Target,
 };
 pub use volume_backend::{
     BackendCapabilities, Capability, DataSource, OpenMode, PoolState, PoolStatus, SnapshotInfo, SnapshotSpec,

@@ -11,8 +11,9 @@ use crate::{BlockDevice, DriverError, Outcome, VolumeId};
 
 /// Exports block devices over a network protocol, one target per volume.
 ///
-/// An export is a pure function of what its caller holds durably; the target keeps nothing on disk. At start the
-/// caller exports everything again with the same arguments, and initiators find the same names.
+/// An export is a pure function of what its caller holds durably; the target keeps nothing on disk, and hands what
+/// it must remember to its caller ([`Keeper`]). At start the caller exports everything again with the same
+/// arguments, and initiators find the same names.
 ///
 /// Contract
 /// - T1: a device is reachable only through its export, and only by the initiators granted, each with its own
@@ -25,6 +26,9 @@ use crate::{BlockDevice, DriverError, Outcome, VolumeId};
 ///   reach the device any more: each either completed before or never starts.
 /// - T5: when `unexport` returns the target has dropped its handle of the device and every queue on it.
 /// - T6: the data path has threads of its own; a slow call on this trait never delays I/O.
+/// - T7: what initiators were promised to outlive a restart (persistent reservations with APTPL) was kept before
+///   they were answered. An initiator whose grant is revoked leaves nothing behind; after `unexport` nothing is
+///   kept.
 #[async_trait]
 pub trait Target: Send + Sync + 'static {
     /// Returns the addresses that initiators connect to.
@@ -175,6 +179,20 @@ pub struct ExportSpec {
     pub device: Arc<dyn BlockDevice>,
     /// All who may log in.
     pub grants: Vec<Grant>,
+    /// What was last kept for this export; empty when nothing was.
+    pub kept: Vec<u8>,
+    /// Who keeps what the target must remember of it (T7).
+    pub keeper: Arc<dyn Keeper>,
+}
+
+/// Keeps, for a target, what must outlive a restart.
+pub trait Keeper: Send + Sync + 'static {
+    /// Makes the state of a volume's export durable in place of the one before; empty is none. It is what
+    /// [`ExportSpec::kept`] is at the next start. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be made durable; the one before or this one is then kept.
+    fn keep(&self, volume: VolumeId, state: &[u8]) -> Result<(), DriverError>;
 }
 
 /// Where an export is found.

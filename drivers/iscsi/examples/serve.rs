@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quarry_contract::conformance::block_on;
+use quarry_contract::memory::MemoryKeeper;
 use quarry_contract::{
     Access, BlockDevice, ChapCredentials, Completion, DeviceLimits, ExportSpec, Grant, InitiatorName,
     IoBuffer, IoError, IoQueue, QueueFull, Request, Target, Verb, VolumeId,
@@ -138,6 +139,8 @@ fn main() {
         volume: VolumeId(uuid::Uuid::from_u128(1)),
         device: Arc::new(FileDevice { file, size_bytes }),
         grants: names.split(',').map(grant).collect(),
+        kept: Vec::new(),
+        keeper: MemoryKeeper::new(),
     };
     let info = block_on(target.export(spec)).expect("the export").into_inner();
     for portal in target.portals() {

@@ -11,17 +11,18 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use quarry_contract::{
-    Access, BlockDevice, ChapCredentials, ExportInfo, Grant, InitiatorName, Portal, SessionInfo, VolumeId,
+    Access, BlockDevice, ChapCredentials, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper,
+    Portal, SessionInfo, VolumeId,
 };
 use secrecy::ExposeSecret;
 
 use crate::login::{Admission, Authority, LoginStatus};
 use crate::range_locks::RangeLocks;
-use crate::reservations::InitiatorPort;
+use crate::reservations::{Consequences, InitiatorPort, Notice, Reservations};
 use crate::scsi::{Sense, UnitIdentity};
 use crate::unit_state::UnitState;
 
@@ -183,6 +184,11 @@ pub struct Export {
     /// The ranges that a command has for itself.
     pub locks: RangeLocks,
     state: Mutex<ExportState>,
+    keeper: Arc<dyn Keeper>,
+    /// What was kept last. Held while it is being kept, so that what is kept last is the latest.
+    kept: Mutex<Vec<u8>>,
+    /// Something is kept.
+    keeps: AtomicBool,
 }
 
 struct ExportState {
@@ -225,7 +231,9 @@ impl Export {
     /// Takes a grant away. Tells whether there was one, and the initiator's sessions that have not ended (X1),
     /// which may be there without a grant when an earlier revoke was not waited for.
     pub fn revoke(&self, initiator: &InitiatorName) -> (bool, Vec<ConnectionAddress>) {
-        self.lock().revoke(initiator)
+        let revoked = self.lock().revoke(initiator);
+        self.forget_reservations(initiator);
+        revoked
     }
 
     /// Makes the grants equal to these. Returns whether anything changed and the sessions to end.
@@ -245,15 +253,71 @@ impl Export {
         for grant in grants {
             changed |= state.grant(grant);
         }
+        drop(state);
+        for initiator in &extra {
+            self.forget_reservations(initiator);
+        }
         (changed, ended)
     }
 
     /// Ends the export: drops its device and returns the sessions to end (X1, X3).
     pub fn close(&self) -> Vec<ConnectionAddress> {
+        self.unit.forget_all();
         let mut state = self.lock();
         state.device = None;
         state.grants.clear();
         state.sessions.iter().map(|session| session.address).collect()
+    }
+
+    /// Tells whether what is reserved has to be kept: it is to outlive a restart, or did.
+    pub fn must_keep(&self) -> bool {
+        self.keeps.load(Ordering::Acquire) || self.unit.reservations().is_persistent()
+    }
+
+    /// Makes what is reserved durable, as far as it is to outlive a restart (contract T7). Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be kept.
+    pub fn keep(&self) -> Result<(), DriverError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.unit.reservations().to_keep();
+        if *kept != state {
+            self.keeper.keep(self.volume, &state)?;
+            self.keeps.store(!state.is_empty(), Ordering::Release);
+            *kept = state;
+        }
+        Ok(())
+    }
+
+    /// Takes everything away that an initiator has reserved, and tells the others.
+    pub fn forget_reservations(&self, initiator: &InitiatorName) {
+        let consequences = self.unit.forget(initiator);
+        self.tell(&consequences);
+    }
+
+    /// Does so for all initiators without a grant: what was kept may be older than the grants are.
+    pub fn forget_strangers(&self) {
+        let granted: Vec<InitiatorName> = self.lock().grants.iter().map(|r| r.initiator.clone()).collect();
+        let mut strangers: Vec<InitiatorName> = Vec::new();
+        for registrant in self.unit.reservations().registrants() {
+            strangers.push(registrant.port.name.clone());
+        }
+        strangers.retain(|name| !granted.contains(name));
+        for stranger in &strangers {
+            self.forget_reservations(stranger);
+        }
+    }
+
+    /// Tells ports what they are to know of a change of reservations.
+    pub fn tell(&self, consequences: &Consequences) {
+        for (port, notice) in &consequences.notices {
+            let attention = match notice {
+                Notice::ReservationsReleased => Attention::ReservationsReleased,
+                Notice::ReservationsPreempted => Attention::ReservationsPreempted,
+                Notice::RegistrationsPreempted => Attention::RegistrationsPreempted,
+            };
+            self.raise_at(attention, port);
+        }
     }
 
     /// Raises a unit attention on every session but one.
@@ -371,27 +435,39 @@ impl ExportTable {
         self.read().exports.values().cloned().collect()
     }
 
-    /// Returns the export of a volume, making it with `device` when there is none. Tells whether it is new.
-    pub fn insert(&self, volume: VolumeId, device: Arc<dyn BlockDevice>) -> (Arc<Export>, bool) {
+    /// Returns the export of a volume, making it as described, without grants, when there is none. Tells whether it
+    /// is new.
+    ///
+    /// # Errors
+    /// When what was kept of it is damaged.
+    pub fn insert(&self, spec: &ExportSpec) -> Result<(Arc<Export>, bool), DriverError> {
+        let volume = spec.volume;
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = state.exports.get(&volume) {
-            return (Arc::clone(known), false);
+            return Ok((Arc::clone(known), false));
         }
+        let reservations = Reservations::restore(&spec.kept).ok_or_else(|| DriverError::Corrupt {
+            object: format!("volume {volume}"),
+            detail: "what is kept of its reservations cannot be read".to_owned(),
+        })?;
         let name = self.address_of(volume).target_name;
         let export = Arc::new(Export {
             volume,
             identity: Arc::new(UnitIdentity::of(volume, name)),
-            unit: UnitState::default(),
+            unit: UnitState::with(reservations),
             locks: RangeLocks::default(),
             state: Mutex::new(ExportState {
-                device: Some(device),
+                device: Some(Arc::clone(&spec.device)),
                 grants: Vec::new(),
                 sessions: Vec::new(),
             }),
+            keeper: Arc::clone(&spec.keeper),
+            keeps: AtomicBool::new(!spec.kept.is_empty()),
+            kept: Mutex::new(spec.kept.clone()),
         });
         state.removed.retain(|(removed, _)| *removed != volume);
         state.exports.insert(volume, Arc::clone(&export));
-        (export, true)
+        Ok((export, true))
     }
 
     /// Takes an export out of the table and remembers that it was there.

@@ -19,6 +19,7 @@ use socket2::{Domain, Socket, Type};
 use crate::config::TargetConfig;
 use crate::error::StartError;
 use crate::exports::{Attention, ConnectionAddress, Export, ExportTable};
+use crate::keeping::Keeping;
 use crate::pass::Pass;
 use crate::reactor::{Mailbox, Message, Reactor};
 
@@ -31,6 +32,8 @@ pub struct Shared {
     pub config: TargetConfig,
     /// Who may reach what.
     pub exports: ExportTable,
+    /// The way to what outlives a restart.
+    pub keeping: Keeping,
     portals: Vec<Portal>,
     mailboxes: Vec<Mailbox>,
     pending_logins: AtomicUsize,
@@ -124,7 +127,9 @@ impl IscsiTarget {
             mailboxes.push(Mailbox::new(sender, Arc::clone(&wake)));
             inboxes.push((receiver, wake));
         }
+        let (keeping, keeper) = Keeping::start().map_err(StartError::Thread)?;
         let shared = Arc::new(Shared {
+            keeping,
             exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
             config,
             portals,
@@ -134,7 +139,7 @@ impl IscsiTarget {
         });
         let target = Self {
             shared: Arc::clone(&shared),
-            threads: Mutex::default(),
+            threads: Mutex::new(vec![keeper]),
         };
         for (number, (inbox, wake)) in inboxes.into_iter().enumerate() {
             let listeners = std::mem::take(&mut listeners);
@@ -196,7 +201,23 @@ impl IscsiTarget {
         }
     }
 
-    fn close_exports(&self) {
+    /// Keeps what is reserved of an export, when that is to be kept (T7).
+    async fn keep(&self, export: &Arc<Export>) -> Result<(), DriverError> {
+        if !export.must_keep() {
+            return Ok(());
+        }
+        let (pass, end) = Pass::with_end();
+        let outcome = self.shared.keeping.keep(export, pass);
+        end.await;
+        match outcome.has_failed() {
+            true => Err(DriverError::Internal {
+                detail: format!("the reservations of volume {} cannot be kept", export.volume),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn drop_devices(&self) {
         for export in self.shared.exports.all() {
             export.close();
         }
@@ -238,9 +259,16 @@ impl Target for IscsiTarget {
 
     async fn export(&self, spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError> {
         let info = self.address_of(spec.volume);
-        let (export, new) = self.shared.exports.insert(spec.volume, spec.device);
-        let (changed, ended) = export.set_grants(&spec.grants);
+        let (export, new) = self.shared.exports.insert(&spec)?;
+        let grants = spec.grants;
+        // The table has its own; this one goes before anybody waits (T5).
+        drop(spec.device);
+        let (changed, ended) = export.set_grants(&grants);
+        if new {
+            export.forget_strangers();
+        }
         self.close_sessions(ended).await;
+        self.keep(&export).await?;
         Ok(match new || changed {
             true => Outcome::Changed(info),
             false => Outcome::Unchanged(info),
@@ -260,6 +288,7 @@ impl Target for IscsiTarget {
         };
         let (had_grant, ended) = export.revoke(initiator);
         self.close_sessions(ended).await;
+        self.keep(&export).await?;
         Ok(match had_grant {
             true => Outcome::Changed(()),
             false => Outcome::Unchanged(()),
@@ -271,10 +300,12 @@ impl Target for IscsiTarget {
             // An earlier call may not have been waited for; its sessions must be gone all the same (T4, T5).
             if let Some(export) = self.shared.exports.removed(volume) {
                 self.close_sessions(export.close()).await;
+                self.keep(&export).await?;
             }
             return Ok(Outcome::Unchanged(()));
         };
         self.close_sessions(export.close()).await;
+        self.keep(&export).await?;
         Ok(Outcome::Changed(()))
     }
 
@@ -292,15 +323,17 @@ impl Target for IscsiTarget {
         self.stop(&pass);
         drop(pass);
         end.await;
+        self.shared.keeping.stop();
         self.join();
-        self.close_exports();
+        self.drop_devices();
     }
 }
 
 impl Drop for IscsiTarget {
     fn drop(&mut self) {
         self.stop(&Pass::then(|| {}));
+        self.shared.keeping.stop();
         self.join();
-        self.close_exports();
+        self.drop_devices();
     }
 }

@@ -11,6 +11,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use quarry_contract::InitiatorName;
+
 use crate::reservations::{Consequences, InitiatorPort, OutRequest, Reservations, Touch};
 use crate::scsi::Failure;
 
@@ -28,6 +30,13 @@ pub struct UnitState {
 }
 
 impl UnitState {
+    /// Begins with reservations that have outlived a restart.
+    pub fn with(reservations: Reservations) -> Self {
+        let unit = Self::default();
+        unit.change(|state| *state = reservations);
+        unit
+    }
+
     /// Returns the reservations, to look at.
     pub fn reservations(&self) -> MutexGuard<'_, Reservations> {
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
@@ -76,6 +85,16 @@ impl UnitState {
         self.change(|reservations| reservations.carry_out(port, request))
     }
 
+    /// Takes everything away that an initiator has registered and reserved.
+    pub fn forget(&self, initiator: &InitiatorName) -> Consequences {
+        self.change(|reservations| reservations.forget(initiator))
+    }
+
+    /// Takes all registrations and reservations away, of everybody.
+    pub fn forget_all(&self) {
+        self.change(|reservations| *reservations = Reservations::default());
+    }
+
     /// Says that a port's session has ended (SAM-5 6.3.4).
     pub fn nexus_lost(&self, port: &InitiatorPort) {
         self.release(port);
@@ -105,8 +124,6 @@ impl UnitState {
 
 #[cfg(test)]
 mod tests {
-    use quarry_contract::InitiatorName;
-
     use super::*;
 
     #[test]

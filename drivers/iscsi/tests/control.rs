@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use client::{Client, Login, Pdu, SILENCE, cdb10};
 use quarry_contract::conformance::{block_on, target};
-use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
+use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions, MemoryKeeper};
 use quarry_contract::{Access, Target};
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 use rig::{DEADLINE, INITIATOR, Rig, eventually, grant, initiator, loopback};
@@ -207,6 +207,8 @@ fn slow_device_does_not_delay_other_volumes() {
         volume: rig::volume(2),
         device: other,
         grants: vec![grant(INITIATOR, Access::ReadWrite)],
+        kept: Vec::new(),
+        keeper: MemoryKeeper::new(),
     }))
     .unwrap();
     let mut stuck = Client::login(&rig);

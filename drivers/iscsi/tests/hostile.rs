@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use client::{Client, Login, Pdu, cdb10};
 use quarry_contract::conformance::block_on;
-use quarry_contract::memory::MemoryDevice;
+use quarry_contract::memory::{MemoryDevice, MemoryKeeper};
 use quarry_contract::{Access, BlockDevice, BlockingQueue, ExportSpec, Target};
 use rig::{INITIATOR, Rig, eventually, grant};
 
@@ -171,6 +171,8 @@ fn mutated_traffic_closes_its_connection_at_most() {
         volume,
         device: Arc::clone(&device) as Arc<dyn BlockDevice>,
         grants: vec![grant(INITIATOR, Access::ReadWrite)],
+        kept: Vec::new(),
+        keeper: MemoryKeeper::new(),
     }))
     .unwrap();
     let login = Login {

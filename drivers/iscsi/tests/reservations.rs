@@ -4,6 +4,7 @@ mod client;
 mod rig;
 
 use client::{Client, Login, cdb10};
+use quarry_contract::conformance::block_on;
 use quarry_contract::{Access, Target};
 use rig::{INITIATOR, Rig, eventually, grant};
 
@@ -18,7 +19,13 @@ fn session(rig: &Rig, number: u8) -> Client {
 
 /// PERSISTENT RESERVE OUT; returns the status.
 fn reserve_out(client: &mut Client, action: u8, kind: u8, key: u64, action_key: u64) -> u8 {
+    reserve_out_with(client, action, kind, key, action_key, 0)
+}
+
+/// The same with the flags of byte 20; 1 is APTPL.
+fn reserve_out_with(client: &mut Client, action: u8, kind: u8, key: u64, action_key: u64, flags: u8) -> u8 {
     let mut list = [0; 24];
+    list[20] = flags;
     list[..8].copy_from_slice(&key.to_be_bytes());
     list[8..16].copy_from_slice(&action_key.to_be_bytes());
     let cdb = [0x5f, action, kind, 0, 0, 0, 0, 0, 24, 0];
@@ -154,4 +161,84 @@ fn cold_reset_is_answered_and_ends_every_session_of_the_target() {
     eventually("the sessions are gone", || rig.session_count() == 0);
     assert_eq!(session(&rig, 1).command(&[0], 0, &[]).status, 0);
     assert!(!rig.target.portals().is_empty());
+}
+
+#[test]
+fn reservations_outlive_a_restart_when_they_were_asked_to() {
+    let grants = [grant(INITIATOR, Access::ReadWrite)];
+    let mut rig = Rig::new();
+    let mut first = session(&rig, 1);
+    assert_eq!(reserve_out(&mut first, 0, 0, 0, 11), 0);
+    assert_eq!(reserve_out(&mut first, 1, 3, 11, 0), 0);
+    rig.restart(&grants);
+    let mut second = session(&rig, 2);
+    assert_eq!(second.write(0, &[1; 512]).status, 0, "APTPL was not set");
+
+    assert_eq!(reserve_out_with(&mut second, 0, 0, 0, 22, 1), 0);
+    assert_eq!(reserve_out(&mut second, 1, 3, 22, 0), 0);
+    rig.restart(&grants);
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    assert_eq!(first.write(0, &[1; 512]).status, CONFLICT, "T7");
+    assert_eq!(first.read(0, 1).status, CONFLICT, "T7");
+    assert_eq!(second.write(0, &[2; 512]).status, 0);
+    assert_eq!(keys(&mut second), [22]);
+
+    assert_eq!(reserve_out(&mut second, 3, 0, 22, 0), 0);
+    assert_eq!(rig.keeper.kept(rig.volume), [], "cleared is cleared");
+    rig.restart(&grants);
+    assert_eq!(session(&rig, 1).write(0, &[1; 512]).status, 0);
+}
+
+#[test]
+fn registration_is_refused_when_it_cannot_be_kept() {
+    let rig = Rig::new();
+    let mut client = session(&rig, 1);
+    rig.keeper.refuse(true);
+    let mut list = [0; 24];
+    list[15] = 7;
+    list[20] = 1;
+    let outcome = client.command(&[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], 24, &list);
+    assert_eq!(outcome.sense, Some((4, 0x44, 0)));
+    rig.keeper.refuse(false);
+    assert_eq!(reserve_out_with(&mut client, 6, 0, 0, 8, 1), 0);
+    assert!(!rig.keeper.kept(rig.volume).is_empty());
+}
+
+#[test]
+fn revoked_initiator_leaves_no_reservation_behind() {
+    const OTHER: &str = "iqn.2026-11.io.quarry.test:other";
+    let grants = [
+        grant(INITIATOR, Access::ReadWrite),
+        grant(OTHER, Access::ReadWrite),
+    ];
+    let mut rig = Rig::with(1 << 20, |_| {}, &grants);
+    let login = Login {
+        initiator: OTHER.to_owned(),
+        ..Login::to(&rig)
+    };
+    let mut other = Client::log_in(&rig, &login).unwrap();
+    let mut host = session(&rig, 1);
+    assert_eq!(reserve_out_with(&mut other, 0, 0, 0, 5, 1), 0);
+    assert_eq!(reserve_out(&mut other, 1, 1, 5, 0), 0);
+    assert_eq!(host.write(0, &[1; 512]).status, CONFLICT);
+    let other_name = rig::initiator(OTHER);
+    block_on(rig.target.revoke(rig.volume, &other_name)).unwrap();
+    assert_eq!(host.write(0, &[1; 512]).status, 0);
+    assert_eq!(rig.keeper.kept(rig.volume), [], "T7");
+
+    // What was kept may be older than the grants.
+    assert_eq!(reserve_out_with(&mut host, 0, 0, 0, 6, 1), 0);
+    assert_eq!(reserve_out(&mut host, 1, 1, 6, 0), 0);
+    rig.restart(&[grant(OTHER, Access::ReadWrite)]);
+    let mut other = Client::log_in(
+        &rig,
+        &Login {
+            target: rig.name(),
+            ..login
+        },
+    )
+    .unwrap();
+    assert_eq!(other.write(0, &[1; 512]).status, 0);
+    assert_eq!(rig.keeper.kept(rig.volume), []);
+    block_on(rig.target.unexport(rig.volume)).unwrap();
 }

@@ -248,3 +248,21 @@ async fn attachment_whose_volume_is_gone_is_degraded_and_can_be_deleted() {
     kit.info(30).await.unwrap();
     kit.detach(30).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_the_target_keeps_of_an_export_comes_back_and_goes_with_the_last_attachment() {
+    let kit = Kit::new().await;
+    kit.create(1, 64).await;
+    kit.attach(11, 1, HOST_A, ReadWrite).await.unwrap();
+    kit.target.inner.keep(volume(1), b"reserved by host-a").unwrap();
+    let kit = kit.restart().await;
+    assert_eq!(kit.target.inner.kept(volume(1)).unwrap(), b"reserved by host-a");
+    kit.target.inner.keep(volume(1), b"").unwrap();
+    let kit = kit.restart().await;
+    assert_eq!(kit.target.inner.kept(volume(1)).unwrap(), b"");
+    kit.target.inner.keep(volume(1), b"again").unwrap();
+    kit.detach(11).await.unwrap();
+    let kit = kit.restart().await;
+    kit.attach(12, 1, HOST_B, ReadWrite).await.unwrap();
+    assert_eq!(kit.target.inner.kept(volume(1)).unwrap(), b"");
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{block_on, eventually};
-use crate::memory::MemoryDevice;
+use crate::memory::{MemoryDevice, MemoryKeeper};
 use crate::{
     Access, BlockDevice, ChapCredentials, ErrorKind, ExportSpec, Grant, InitiatorName, Outcome, Target,
     VolumeId,
@@ -52,6 +52,8 @@ fn spec(number: u128, device: &Arc<MemoryDevice>, grants: &[Grant]) -> ExportSpe
         volume: volume(number),
         device: Arc::clone(device) as Arc<dyn BlockDevice>,
         grants: grants.to_vec(),
+        kept: Vec::new(),
+        keeper: MemoryKeeper::new(),
     }
 }
 

@@ -7,12 +7,14 @@
 mod backend;
 mod contents;
 mod device;
+mod keeper;
 mod queue;
 mod target;
 
 pub use backend::{MemoryBackend, MemoryBackendOptions};
 pub use contents::CHUNK_BYTES;
 pub use device::{MemoryDevice, MemoryDeviceOptions};
+pub use keeper::MemoryKeeper;
 pub use target::MemoryTarget;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -9,8 +9,8 @@ use secrecy::ExposeSecret;
 
 use super::lock;
 use crate::{
-    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Outcome, Portal, SessionInfo,
-    Target, VolumeId,
+    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Outcome, Portal,
+    SessionInfo, Target, VolumeId,
 };
 
 /// A target in memory. It has no sessions, so what the contract says of them holds because there are none.
@@ -23,6 +23,8 @@ struct Export {
     device: Arc<dyn BlockDevice>,
     grants: BTreeMap<InitiatorName, Grant>,
     announced_bytes: u64,
+    kept: Vec<u8>,
+    keeper: Arc<dyn Keeper>,
 }
 
 impl MemoryTarget {
@@ -49,6 +51,25 @@ impl MemoryTarget {
         lock(&self.exports)
             .get(&volume)
             .map(|export| export.announced_bytes)
+    }
+}
+
+impl MemoryTarget {
+    /// Returns what the target remembers of an export; `None` when the volume is not exported.
+    pub fn kept(&self, volume: VolumeId) -> Option<Vec<u8>> {
+        lock(&self.exports).get(&volume).map(|export| export.kept.clone())
+    }
+
+    /// Has something kept of an export, as an initiator's command would.
+    ///
+    /// # Errors
+    /// When the volume is not exported, or it cannot be kept.
+    pub fn keep(&self, volume: VolumeId, state: &[u8]) -> Result<(), DriverError> {
+        let mut exports = lock(&self.exports);
+        let export = exports.get_mut(&volume).ok_or_else(|| not_exported(volume))?;
+        export.keeper.keep(volume, state)?;
+        export.kept = state.to_vec();
+        Ok(())
     }
 }
 
@@ -108,6 +129,8 @@ impl Target for MemoryTarget {
                 device: spec.device,
                 grants,
                 announced_bytes,
+                kept: spec.kept,
+                keeper: spec.keeper,
             },
         );
         Ok(Outcome::Changed(info))
@@ -138,7 +161,12 @@ impl Target for MemoryTarget {
     async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError> {
         let removed = lock(&self.exports).remove(&volume);
         Ok(match removed {
-            Some(_) => Outcome::Changed(()),
+            Some(export) => {
+                if !export.kept.is_empty() {
+                    export.keeper.keep(volume, &[])?;
+                }
+                Outcome::Changed(())
+            }
             None => Outcome::Unchanged(()),
         })
     }

@@ -14,8 +14,10 @@
 //! | `request` | PERSISTENT RESERVE OUT as it comes in |
 //! | `state` | what each service action changes |
 //! | `report` | the answers of PERSISTENT RESERVE IN |
+//! | `kept` | what outlives a loss of power |
 //! | `transport_id` | initiator ports on the wire |
 
+mod kept;
 mod kind;
 mod report;
 mod request;

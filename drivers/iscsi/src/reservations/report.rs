@@ -72,8 +72,8 @@ impl Reservations {
                 code => 1 << (code - 8),
             };
         }
-        // SIP_C and ATP_C: ports can be named, and all target ports. Without PTPL_C: nothing outlives the process.
-        let can = 0x08 | 0x04;
+        // SIP_C, ATP_C and PTPL_C: ports can be named, all target ports, and APTPL.
+        let can = 0x08 | 0x04 | 0x01;
         // TMV, and ALLOW COMMANDS 011b: TEST UNIT READY, MODE SENSE and the like are let through.
         let persists = 0x80 | 0x30 | u8::from(self.is_persistent());
         let [high, low] = mask.to_be_bytes();

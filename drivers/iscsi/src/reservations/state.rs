@@ -1,5 +1,7 @@
 //! What each command changes (SPC-4 5.12.5 to 5.12.11).
 
+use quarry_contract::InitiatorName;
+
 use super::{InitiatorPort, Kind, OutAction, OutRequest, Touch};
 use crate::scsi::{Failure, Sense};
 
@@ -63,6 +65,21 @@ pub struct Reservations {
 }
 
 impl Reservations {
+    /// Takes up what was registered and reserved before a loss of power.
+    pub(super) fn restored(registrants: Vec<Registrant>, reservation: Option<Reservation>) -> Self {
+        Self {
+            registrants,
+            reservation,
+            persistent: true,
+            ..Self::default()
+        }
+    }
+
+    /// Returns the persistent reservation.
+    pub(super) fn current(&self) -> Option<&Reservation> {
+        self.reservation.as_ref()
+    }
+
     /// Returns PRGENERATION (SPC-4 6.15.2).
     pub fn generation(&self) -> u32 {
         self.generation
@@ -144,6 +161,19 @@ impl Reservations {
         self.reserved = None;
     }
 
+    /// Takes everything away that an initiator has registered and reserved: it has lost its right to the unit.
+    pub fn forget(&mut self, name: &InitiatorName) -> Consequences {
+        let mut consequences = Consequences::default();
+        let known = self.registrants.iter().map(|known| known.port.clone());
+        let theirs: Vec<InitiatorPort> = known.filter(|port| port.name == *name).collect();
+        for port in &theirs {
+            self.unregister(port, &mut consequences);
+        }
+        consequences.notices.retain(|(port, _)| port.name != *name);
+        self.reserved.take_if(|owner| owner.name == *name);
+        consequences
+    }
+
     /// Carries out a PERSISTENT RESERVE OUT of a port.
     ///
     /// # Errors
@@ -151,9 +181,6 @@ impl Reservations {
     pub fn carry_out(&mut self, port: &InitiatorPort, request: &OutRequest) -> Result<Consequences, Failure> {
         if self.reserved.is_some() {
             return Err(Failure::Conflict);
-        }
-        if request.persist {
-            return Err(Sense::INVALID_FIELD_IN_PARAMETERS.into());
         }
         match request.action {
             OutAction::Register | OutAction::RegisterAndIgnore => self.register(port, request),

@@ -284,7 +284,7 @@ fn reports_show_keys_holder_types_and_ports() {
     assert_eq!((&shared[8..16], shared[21]), (&[0; 8][..], 8));
     assert_eq!(Reservations::default().report(InAction::ReadReservation).len(), 8);
     let capabilities = state.report(InAction::ReportCapabilities);
-    assert_eq!(capabilities, [0, 8, 0x0c, 0xb0, 0xea, 0x01, 0, 0]);
+    assert_eq!(capabilities, [0, 8, 0x0d, 0xb0, 0xea, 0x01, 0, 0]);
     let full = state.report(InAction::ReadFullStatus);
     let descriptor = &full[8..];
     assert_eq!(descriptor[..8], 1u64.to_be_bytes());
@@ -297,4 +297,46 @@ fn reports_show_keys_holder_types_and_ports() {
     );
     let second = &descriptor[24 + length..];
     assert_eq!((second[7], second[12]), (2, 0));
+}
+
+#[test]
+fn what_is_kept_comes_back_as_it_was() {
+    for kind in Kind::ALL {
+        let mut state = reserved(kind);
+        assert!(state.to_keep().is_empty(), "not asked for");
+        let mut persist = request(OutAction::Register, None, 2, 2);
+        persist.persist = true;
+        state.carry_out(&port(2), &persist).unwrap();
+        let kept = state.to_keep();
+        let restored = Reservations::restore(&kept).unwrap();
+        assert_eq!(restored.registrants(), state.registrants());
+        assert_eq!(restored.kind(), Some(kind));
+        assert!(restored.is_holder(&port(1)) && restored.is_persistent());
+        assert_eq!(restored.generation(), 0, "as after a loss of power");
+        assert_eq!(restored.to_keep(), kept);
+        for length in 1..kept.len() {
+            assert_eq!(Reservations::restore(&kept[..length]), None, "cut at {length}");
+        }
+        let longer = [&kept[..], &[0]].concat();
+        assert_eq!(Reservations::restore(&longer), None);
+    }
+    assert_eq!(Reservations::restore(&[]), Some(Reservations::default()));
+}
+
+#[test]
+fn an_initiator_that_is_forgotten_leaves_nothing_behind() {
+    let mut state = reserved(Kind::WriteExclusiveRegistrantsOnly);
+    let stranger = InitiatorPort {
+        name: InitiatorName::parse("iqn.2026-11.io.x:other").unwrap(),
+        isid: [1; 6],
+    };
+    state
+        .carry_out(&stranger, &request(OutAction::Register, None, 0, 9))
+        .unwrap();
+    let gone = state.forget(&port(1).name);
+    assert_eq!(gone.notices, [(stranger.clone(), Notice::ReservationsReleased)]);
+    assert_eq!(state.registrants().len(), 1);
+    assert_eq!(state.kind(), None);
+    state.forget(&stranger.name);
+    assert!(state.registrants().is_empty());
 }

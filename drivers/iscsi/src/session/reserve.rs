@@ -7,8 +7,8 @@ use super::{Io, Role, Session};
 use crate::exports::Attention;
 use crate::pass::Pass;
 use crate::reactor::Message;
-use crate::reservations::{InitiatorPort, Kind, Notice, OutAction, OutRequest};
-use crate::scsi::Failure;
+use crate::reservations::{InitiatorPort, Kind, OutAction, OutRequest};
+use crate::scsi::{Failure, Sense};
 
 impl Session {
     /// Sets the mode pages of a list. The other sessions hear of a change (SPC-4 6.9).
@@ -31,7 +31,8 @@ impl Session {
         }
     }
 
-    /// Carries out a PERSISTENT RESERVE OUT. With PREEMPT AND ABORT, the task waits for those it ends.
+    /// Carries out a PERSISTENT RESERVE OUT. With PREEMPT AND ABORT, the task waits for those it
+    /// ends; what is to outlive a restart is kept before it is answered (contract T7).
     pub(super) fn persistent_out(
         &mut self,
         slot: u16,
@@ -56,15 +57,15 @@ impl Session {
                 return;
             }
         };
-        for (port, notice) in consequences.notices {
-            let attention = match notice {
-                Notice::ReservationsReleased => Attention::ReservationsReleased,
-                Notice::ReservationsPreempted => Attention::ReservationsPreempted,
-                Notice::RegistrationsPreempted => Attention::RegistrationsPreempted,
-            };
-            export.raise_at(attention, &port);
-        }
+        export.tell(&consequences);
         self.abort_tasks_of(&consequences.aborted, slot, io);
+        if export.must_keep() {
+            let pass = self.wait_elsewhere(slot, io);
+            let outcome = io.shared.keeping.keep(&export, pass);
+            if let Some(task) = self.tasks.get(slot) {
+                task.keeping = Some(outcome);
+            }
+        }
     }
 
     /// Ends the tasks of other ports' sessions; a task of this one waits for that (SPC-4 5.12.11.5).
@@ -120,6 +121,9 @@ impl Session {
         };
         debug_assert!(task.awaited > 0, "K1");
         task.awaited -= 1;
+        if task.awaited == 0 && task.keeping.take().is_some_and(|outcome| outcome.has_failed()) {
+            task.fail(Sense::INTERNAL_TARGET_FAILURE);
+        }
         if let Claim::Draining(ticket) = task.claim {
             task.claim = Claim::Held(ticket);
             if !task.aborted {

@@ -9,10 +9,12 @@
 //! - K2: a task is answered once, or, when aborted, never.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use quarry_contract::{Durability, IoBuffer, Verb};
 
 use super::ordering::Claim;
+use crate::keeping::Outcome;
 use crate::range_locks::overlap;
 use crate::reservations::{Kind, OutAction};
 use crate::scsi::{BlockRange, ByteCheck, CopyRun, Failure};
@@ -227,6 +229,8 @@ pub struct Task {
     pub awaited: usize,
     /// What it has of the ranges it works on.
     pub claim: Claim,
+    /// What comes of keeping what it has reserved.
+    pub keeping: Option<Arc<Outcome>>,
 }
 
 impl Task {
@@ -260,6 +264,7 @@ impl Task {
             aborted: false,
             awaited: 0,
             claim: Claim::None,
+            keeping: None,
         }
     }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quarry_contract::conformance::block_on;
-use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
+use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions, MemoryKeeper};
 use quarry_contract::{
-    Access, BlockDevice, ChapCredentials, ExportSpec, Grant, InitiatorName, Target, VolumeId,
+    Access, BlockDevice, ChapCredentials, ExportSpec, Grant, InitiatorName, Keeper, Target, VolumeId,
 };
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 use uuid::Uuid;
@@ -24,6 +24,7 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 pub struct Rig {
     pub target: Arc<IscsiTarget>,
     pub device: Arc<MemoryDevice>,
+    pub keeper: Arc<MemoryKeeper>,
     pub volume: VolumeId,
 }
 
@@ -78,6 +79,7 @@ impl Rig {
         let rig = Self {
             target,
             device,
+            keeper: MemoryKeeper::new(),
             volume: volume(1),
         };
         rig.export(rig.volume, grants);
@@ -89,8 +91,19 @@ impl Rig {
             volume,
             device: Arc::clone(&self.device) as Arc<dyn BlockDevice>,
             grants: grants.to_vec(),
+            kept: self.keeper.kept(volume),
+            keeper: Arc::clone(&self.keeper) as Arc<dyn Keeper>,
         }))
         .expect("the export");
+    }
+
+    /// Ends the target and starts another, as an agent's restart does: on the same device, with what was kept.
+    pub fn restart(&mut self, grants: &[Grant]) {
+        block_on(self.target.shutdown());
+        let mut config = TargetConfig::listening_on(vec![loopback()]);
+        config.reactors = 2;
+        self.target = Arc::new(IscsiTarget::start(config).expect("the target starts"));
+        self.export(self.volume, grants);
     }
 
     pub fn address(&self) -> SocketAddr {
