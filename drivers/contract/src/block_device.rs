@@ -43,6 +43,8 @@ pub struct DeviceLimits {
 /// - B7: `size_bytes` never shrinks while the device is open; what an extend added is usable once the extend
 ///   has returned.
 /// - B8: overlapping requests in flight at once are each atomic per logical block, their order is undefined.
+/// - B9: [`BlockDevice::extents`] says unmapped only of what reads zero and takes no space; a range that was
+///   discarded in whole granules is said to be so until it is written again.
 pub trait BlockDevice: Send + Sync + 'static {
     /// Returns the size in bytes, as of now.
     fn size_bytes(&self) -> u64;
@@ -53,12 +55,41 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Tells whether writes are refused (a snapshot, or opened so).
     fn is_read_only(&self) -> bool;
 
+    /// Tells which parts of a range are mapped: extents from `offset` on, in order and without gaps, at most `most`
+    /// of them. They may end before the range does. Blocks.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `Medium`, `Stopped`, `Closed`.
+    fn extents(&self, offset: u64, length: u64, most: usize) -> Result<Vec<Extent>, IoError>;
+
     /// Opens a queue that takes up to `depth` requests in flight. Several queues of one device work side by
     /// side; what one has completed, the others see (B1).
     ///
     /// # Errors
     /// When the operating system refuses the resources.
     fn open_queue(self: Arc<Self>, depth: u32) -> io::Result<Box<dyn IoQueue>>;
+}
+
+/// A run of bytes that are all mapped or all not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// Whether it takes space.
+    pub mapped: bool,
+}
+
+impl Extent {
+    /// Appends a run to a list, or to its last extent when that is like it. False when the list is full.
+    pub fn append(list: &mut Vec<Extent>, run: Extent, most: usize) -> bool {
+        let has_room = list.len() < most;
+        match list.last_mut() {
+            Some(last) if last.mapped == run.mapped => last.length += run.length,
+            _ if has_room => list.push(run),
+            _ => return false,
+        }
+        true
+    }
 }
 
 /// One thread's way into a device. Dropping a queue waits for what is in flight and forgets the completions.

@@ -25,8 +25,8 @@ mod target;
 mod volume_backend;
 
 pub use block_device::{
-    BlockDevice, Completion, DeviceLimits, Durability, IoError, IoQueue, QueueFull, Request, Tag, Verb,
-    ZeroMode,
+    BlockDevice, Completion, DeviceLimits, Durability, Extent, IoError, IoQueue, QueueFull, Request, Tag,
+    Verb, ZeroMode,
 };
 pub use blocking_queue::{BlockingQueue, wait_for_completions};
 pub use error::{DriverError, ErrorKind, FieldDifference};

@@ -15,7 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use quarry_contract::conformance::block_on;
 use quarry_contract::memory::MemoryKeeper;
 use quarry_contract::{
-    Access, BlockDevice, ChapCredentials, Completion, DeviceLimits, ExportSpec, Grant, InitiatorName,
+    Access, BlockDevice, ChapCredentials, Completion, DeviceLimits, ExportSpec, Extent, Grant, InitiatorName,
     IoBuffer, IoError, IoQueue, QueueFull, Request, Target, Verb, VolumeId,
 };
 use quarry_iscsi::{IscsiTarget, TargetConfig};
@@ -50,6 +50,10 @@ impl BlockDevice for FileDevice {
 
     fn is_read_only(&self) -> bool {
         false
+    }
+
+    fn extents(&self, _offset: u64, length: u64, _most: usize) -> Result<Vec<Extent>, IoError> {
+        Ok(vec![Extent { length, mapped: true }])
     }
 
     fn open_queue(self: Arc<Self>, _depth: u32) -> io::Result<Box<dyn IoQueue>> {

@@ -14,17 +14,17 @@
 //! | `unit_state` | what initiators have done to a unit that others feel |
 //! | `reactor` | the threads: epoll, sockets, buffers, device queues |
 //! | `exports` | who may reach what |
-//! | `keeping` | what outlives a restart |
+//! | `background` | work that waits for the disk |
 //! | `target` | start, control calls, end |
 //!
 //! Standards: RFC 7143 (iSCSI), RFC 1994 (CHAP), SAM-5, SPC-4, SBC-3; cited where they are followed. Error
 //! recovery level 0, one connection a session.
 
+mod background;
 mod chap;
 mod config;
 mod error;
 mod exports;
-mod keeping;
 mod login;
 mod negotiation;
 mod pass;

@@ -16,10 +16,10 @@ use quarry_contract::{
 };
 use socket2::{Domain, Socket, Type};
 
+use crate::background::Background;
 use crate::config::TargetConfig;
 use crate::error::StartError;
 use crate::exports::{Attention, ConnectionAddress, Export, ExportTable};
-use crate::keeping::Keeping;
 use crate::pass::Pass;
 use crate::reactor::{Mailbox, Message, Reactor};
 
@@ -32,8 +32,8 @@ pub struct Shared {
     pub config: TargetConfig,
     /// Who may reach what.
     pub exports: ExportTable,
-    /// The way to what outlives a restart.
-    pub keeping: Keeping,
+    /// The way to work that waits for the disk.
+    pub background: Background,
     portals: Vec<Portal>,
     mailboxes: Vec<Mailbox>,
     pending_logins: AtomicUsize,
@@ -127,9 +127,9 @@ impl IscsiTarget {
             mailboxes.push(Mailbox::new(sender, Arc::clone(&wake)));
             inboxes.push((receiver, wake));
         }
-        let (keeping, keeper) = Keeping::start().map_err(StartError::Thread)?;
+        let (background, worker) = Background::start().map_err(StartError::Thread)?;
         let shared = Arc::new(Shared {
-            keeping,
+            background,
             exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
             config,
             portals,
@@ -139,7 +139,7 @@ impl IscsiTarget {
         });
         let target = Self {
             shared: Arc::clone(&shared),
-            threads: Mutex::new(vec![keeper]),
+            threads: Mutex::new(vec![worker]),
         };
         for (number, (inbox, wake)) in inboxes.into_iter().enumerate() {
             let listeners = std::mem::take(&mut listeners);
@@ -207,14 +207,14 @@ impl IscsiTarget {
             return Ok(());
         }
         let (pass, end) = Pass::with_end();
-        let outcome = self.shared.keeping.keep(export, pass);
+        let answer = self.shared.background.keep(export, pass);
         end.await;
-        match outcome.has_failed() {
-            true => Err(DriverError::Internal {
-                detail: format!("the reservations of volume {} cannot be kept", export.volume),
-            }),
-            false => Ok(()),
-        }
+        answer.take().map(drop).map_err(|_| DriverError::Internal {
+            detail: format!(
+                "the state of the export of volume {} cannot be kept",
+                export.volume
+            ),
+        })
     }
 
     fn drop_devices(&self) {
@@ -323,7 +323,7 @@ impl Target for IscsiTarget {
         self.stop(&pass);
         drop(pass);
         end.await;
-        self.shared.keeping.stop();
+        self.shared.background.stop();
         self.join();
         self.drop_devices();
     }
@@ -332,7 +332,7 @@ impl Target for IscsiTarget {
 impl Drop for IscsiTarget {
     fn drop(&mut self) {
         self.stop(&Pass::then(|| {}));
-        self.shared.keeping.stop();
+        self.shared.background.stop();
         self.join();
         self.drop_devices();
     }

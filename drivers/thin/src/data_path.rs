@@ -186,7 +186,7 @@ impl VersionHandle {
         }
     }
 
-    fn check_range(&self, offset: u64, length: u64) -> Result<(), IoError> {
+    pub(crate) fn check_range(&self, offset: u64, length: u64) -> Result<(), IoError> {
         if self.pool.is_closed() {
             return Err(IoError::Closed);
         }

@@ -25,6 +25,7 @@ mod control;
 mod data_path;
 mod device;
 mod error;
+mod extents;
 mod file_device;
 mod format;
 mod garbage;

@@ -1,12 +1,12 @@
-//! What every [`BlockDevice`] and its queues promise (B1 to B8).
+//! What every [`BlockDevice`] and its queues promise (B1 to B9).
 
 use std::sync::Arc;
 use std::thread;
 
 use super::pattern::{SplitMix, assert_same, pattern};
 use crate::{
-    BlockDevice, BlockingQueue, Durability, IoBuffer, IoError, IoQueue, QueueFull, Request, Tag, Verb,
-    ZeroMode, wait_for_completions,
+    BlockDevice, BlockingQueue, Durability, Extent, IoBuffer, IoError, IoQueue, QueueFull, Request, Tag,
+    Verb, ZeroMode, wait_for_completions,
 };
 
 /// How the suite gets devices.
@@ -33,6 +33,7 @@ pub fn run(fixture: &mut dyn DeviceFixture) {
     queues_see_what_others_completed(fixture);
     flushed_data_survives_a_power_cut(fixture);
     discarded_and_zeroed_ranges_read_zero(fixture);
+    extents_say_what_is_mapped(fixture);
     requests_beyond_the_end_touch_nothing(fixture);
     misaligned_and_overlong_requests_are_refused(fixture);
     overlapping_writes_are_atomic_per_logical_block(fixture);
@@ -40,6 +41,46 @@ pub fn run(fixture: &mut dyn DeviceFixture) {
     every_request_completes_once_with_its_own_buffer(fixture);
     the_queue_is_bounded_by_its_depth(fixture);
     dropping_a_queue_waits_for_what_is_in_flight(fixture);
+}
+
+/// B9.
+fn extents_say_what_is_mapped(fixture: &mut dyn DeviceFixture) {
+    let device = fixture.blank(SIZE_BYTES);
+    let granule = u64::from(device.limits().discard_granularity_bytes);
+    let all = |most| device.extents(0, SIZE_BYTES, most).expect("B9");
+    let run = |length, mapped| Extent { length, mapped };
+    assert_eq!(all(9), [run(SIZE_BYTES, false)], "B9: a new device");
+    let mut queue = open(&device);
+    let block = vec![0x33; device.limits().physical_block_bytes as usize];
+    for at in [2, 3, 5] {
+        queue.write(at * granule, &block, Durability::Cached).unwrap();
+    }
+    let expected = [
+        run(2 * granule, false),
+        run(2 * granule, true),
+        run(granule, false),
+        run(granule, true),
+        run(SIZE_BYTES - 6 * granule, false),
+    ];
+    assert_eq!(all(9), expected, "B9: what was written is mapped");
+    assert_eq!(all(3), expected[..3], "B9: no more than asked for");
+    let half = granule / 2;
+    let part = device.extents(3 * granule + half, granule, 9).expect("B9");
+    assert_eq!(part, [run(half, true), run(half, false)], "B9: a part");
+    queue.discard(2 * granule, 4 * granule).unwrap();
+    assert_eq!(all(9), [run(SIZE_BYTES, false)], "B9: what was discarded is not");
+    assert_eq!(
+        device.extents(SIZE_BYTES, 0, 9).unwrap(),
+        [],
+        "B9: nothing of nothing"
+    );
+    assert!(
+        matches!(
+            device.extents(SIZE_BYTES, granule, 9),
+            Err(IoError::OutOfRange { .. })
+        ),
+        "B5"
+    );
 }
 
 fn open(device: &Arc<dyn BlockDevice>) -> BlockingQueue {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{IoError, ZeroMode};
+use crate::{Extent, IoError, ZeroMode};
 
 /// The unit of allocation of the in-memory drivers, in bytes.
 pub const CHUNK_BYTES: u64 = 64 * 1024;
@@ -107,6 +107,21 @@ impl Contents {
                 None => into.fill(0),
             }
         }
+    }
+
+    /// Tells which parts of a range are mapped; the range is within the size.
+    pub(super) fn extents(&self, offset: u64, length: u64, most: usize) -> Vec<Extent> {
+        let mut extents = Vec::new();
+        for piece in pieces(offset, length) {
+            let run = Extent {
+                length: piece.len as u64,
+                mapped: self.chunks.contains_key(&piece.chunk),
+            };
+            if !Extent::append(&mut extents, run, most) {
+                break;
+            }
+        }
+        extents
     }
 
     /// Writes `data` at `offset`; the range is within the size.

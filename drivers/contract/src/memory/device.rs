@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use super::contents::{CHUNK_BYTES, Contents, Space};
 use super::lock;
 use super::queue::{MemoryQueue, QueueState};
-use crate::{BlockDevice, DeviceLimits, IoBuffer, IoError, IoQueue, Verb};
+use crate::{BlockDevice, DeviceLimits, Extent, IoBuffer, IoError, IoQueue, Verb};
 
 /// How a stand-alone [`MemoryDevice`] is made.
 #[derive(Debug, Clone)]
@@ -237,6 +237,11 @@ impl BlockDevice for MemoryDevice {
 
     fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn extents(&self, offset: u64, length: u64, most: usize) -> Result<Vec<Extent>, IoError> {
+        self.admit(None, offset, length)?;
+        Ok(lock(&self.contents).extents(offset, length, most))
     }
 
     fn open_queue(self: Arc<Self>, depth: u32) -> io::Result<Box<dyn IoQueue>> {

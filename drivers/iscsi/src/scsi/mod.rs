@@ -8,6 +8,7 @@ mod command;
 mod copy;
 mod defects;
 mod inquiry;
+mod lba_status;
 mod mode;
 mod opcodes;
 mod sense;
@@ -15,6 +16,7 @@ mod unit;
 
 pub use command::{BlockRange, ByteCheck, Command};
 pub use copy::{CopyRun, CopyStatus, MAX_LIST_BYTES as MAX_COPY_LIST_BYTES, copy_status, parse_copy_list};
+pub use lba_status::lba_status;
 pub use mode::ModePages;
 pub use sense::Sense;
 pub use unit::{LogicalUnit, UnitIdentity, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};

@@ -198,7 +198,6 @@ impl LogicalUnit {
             }
             Command::ReadCapacity10 => (Ok(self.capacity10()), 8),
             Command::ReadCapacity16 { allocation } => (Ok(self.capacity16()), allocation),
-            Command::GetLbaStatus { lba, allocation } => (self.lba_status(lba), allocation),
             Command::ReportLuns { select, allocation } => (report_luns(select), allocation),
             Command::SupportedOpcodes {
                 timeouts,
@@ -223,6 +222,7 @@ impl LogicalUnit {
                 (Ok(operating_parameters(self.block_bytes())), allocation)
             }
             Command::CopyStatus { .. }
+            | Command::GetLbaStatus { .. }
             | Command::ExtendedCopy { .. }
             | Command::CompareAndWrite { .. }
             | Command::OrWrite { .. }
@@ -250,20 +250,6 @@ impl LogicalUnit {
         let mut data = last.to_be_bytes().to_vec();
         data.extend_from_slice(&self.block_bytes().to_be_bytes());
         data
-    }
-
-    /// GET LBA STATUS: everything is "mapped or unknown", since a device does not tell (SBC-3 5.3).
-    fn lba_status(&self, lba: u64) -> Result<Vec<u8>, Sense> {
-        let blocks = self.blocks();
-        if lba >= blocks {
-            return Err(Sense::LBA_OUT_OF_RANGE);
-        }
-        let mut data = vec![0; 24];
-        data[3] = 20;
-        data[8..16].copy_from_slice(&lba.to_be_bytes());
-        let run = u32::try_from(blocks - lba).unwrap_or(u32::MAX);
-        data[16..20].copy_from_slice(&run.to_be_bytes());
-        Ok(data)
     }
 
     fn capacity16(&self) -> Vec<u8> {

@@ -191,6 +191,7 @@ impl Session {
             Work::List(ListUse::PersistentOut { action, kind }) => {
                 self.persistent_out(slot, action, kind, io);
             }
+            Work::LookUp { lba, allocation } => self.look_up(slot, lba, allocation, io),
             Work::List(ListUse::Copy) => match parse_copy_list(medium.unit(), &task.parameter) {
                 Ok(list) => {
                     task.work = Work::Copy(Copy::new(list.id, list.runs));

@@ -253,6 +253,11 @@ impl Medium {
                 let work = Work::List(ListUse::PersistentOut { action, kind });
                 plan(work, none, sent, parameter_bytes.into())
             }
+            Command::GetLbaStatus { lba, allocation } => {
+                // One that is not there is out of range, as for a transfer (SBC-3 5.3).
+                self.unit.check_range(BlockRange { lba, blocks: 1 })?;
+                plan(Work::LookUp { lba, allocation }, none, 0, 0)
+            }
             // No descriptors are no error (SPC-4 6.4.1).
             Command::ExtendedCopy { parameter_bytes: 0 } => Plan::Reply(Vec::new()),
             Command::ExtendedCopy { parameter_bytes } => {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::ordering::Claim;
+use super::task::Work;
 use super::{Io, Role, Session};
 use crate::exports::Attention;
 use crate::pass::Pass;
 use crate::reactor::Message;
 use crate::reservations::{InitiatorPort, Kind, OutAction, OutRequest};
-use crate::scsi::{Failure, Sense};
+use crate::scsi::{Failure, lba_status};
 
 impl Session {
     /// Sets the mode pages of a list. The other sessions hear of a change (SPC-4 6.9).
@@ -61,9 +62,9 @@ impl Session {
         self.abort_tasks_of(&consequences.aborted, slot, io);
         if export.must_keep() {
             let pass = self.wait_elsewhere(slot, io);
-            let outcome = io.shared.keeping.keep(&export, pass);
+            let answer = io.shared.background.keep(&export, pass);
             if let Some(task) = self.tasks.get(slot) {
-                task.keeping = Some(outcome);
+                task.answer = Some(answer);
             }
         }
     }
@@ -89,6 +90,20 @@ impl Session {
                     pass: pass.clone(),
                 },
             );
+        }
+    }
+
+    /// Looks up what is mapped from a block on (GET LBA STATUS).
+    pub(super) fn look_up(&mut self, slot: u16, lba: u64, allocation: u32, io: &mut Io<'_>) {
+        let Role::Normal(medium) = &self.role else {
+            return;
+        };
+        let device = Arc::clone(medium.unit().device());
+        let pass = self.wait_elsewhere(slot, io);
+        let work = move || lba_status(&*device, lba, allocation);
+        let answer = io.shared.background.run(pass, work);
+        if let Some(task) = self.tasks.get(slot) {
+            task.answer = Some(answer);
         }
     }
 
@@ -121,8 +136,18 @@ impl Session {
         };
         debug_assert!(task.awaited > 0, "K1");
         task.awaited -= 1;
-        if task.awaited == 0 && task.keeping.take().is_some_and(|outcome| outcome.has_failed()) {
-            task.fail(Sense::INTERNAL_TARGET_FAILURE);
+        if task.awaited == 0
+            && let Some(answer) = task.answer.take()
+        {
+            match answer.take() {
+                Ok(data) if matches!(task.work, Work::LookUp { .. }) => {
+                    task.command_bytes = data.len() as u64;
+                    task.parameter = data;
+                    task.work = Work::Nothing;
+                }
+                Ok(_) => {}
+                Err(sense) => task.fail(sense),
+            }
         }
         if let Claim::Draining(ticket) = task.claim {
             task.claim = Claim::Held(ticket);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use quarry_contract::{Durability, IoBuffer, Verb};
 
 use super::ordering::Claim;
-use crate::keeping::Outcome;
+use crate::background::Answer;
 use crate::range_locks::overlap;
 use crate::reservations::{Kind, OutAction};
 use crate::scsi::{BlockRange, ByteCheck, CopyRun, Failure};
@@ -50,6 +50,8 @@ pub enum Work {
     },
     /// Copies runs within the medium.
     Copy(Copy),
+    /// Looks up what is mapped from a block on.
+    LookUp { lba: u64, allocation: u32 },
     /// Answers at once.
     Nothing,
 }
@@ -229,8 +231,8 @@ pub struct Task {
     pub awaited: usize,
     /// What it has of the ranges it works on.
     pub claim: Claim,
-    /// What comes of keeping what it has reserved.
-    pub keeping: Option<Arc<Outcome>>,
+    /// What comes of work in the background.
+    pub answer: Option<Arc<Answer>>,
 }
 
 impl Task {
@@ -264,7 +266,7 @@ impl Task {
             aborted: false,
             awaited: 0,
             claim: Claim::None,
-            keeping: None,
+            answer: None,
         }
     }
 
@@ -342,7 +344,7 @@ impl Task {
             Work::Verbs(verbs) => self.submitted + verbs.len(),
             Work::TwoPass { .. } => 2 * self.span.segments(),
             Work::Copy(copy) => self.submitted + usize::from(!copy.is_over()),
-            Work::List(_) | Work::SameBlock { .. } | Work::Nothing => 0,
+            Work::List(_) | Work::SameBlock { .. } | Work::LookUp { .. } | Work::Nothing => 0,
         }
     }
 }

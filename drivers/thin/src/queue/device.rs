@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use quarry_contract::{BlockDevice, DeviceLimits, IoQueue};
+use quarry_contract::{BlockDevice, DeviceLimits, Extent, IoError, IoQueue};
 
 use super::{VolumeQueue, Workers};
 use crate::{Submission, VersionHandle};
@@ -75,6 +75,10 @@ impl BlockDevice for VolumeDevice {
 
     fn is_read_only(&self) -> bool {
         self.handle.is_read_only()
+    }
+
+    fn extents(&self, offset: u64, length: u64, most: usize) -> Result<Vec<Extent>, IoError> {
+        self.handle.extents(offset, length, most)
     }
 
     fn open_queue(self: Arc<Self>, depth: u32) -> io::Result<Box<dyn IoQueue>> {
