@@ -49,10 +49,10 @@ impl Pool {
             free_bytes: free * chunk_bytes,
             allocated_bytes: (self.geometry.chunk_count - free) * chunk_bytes,
             reclaimable_bytes: (reclaimable as u64 + state.space.quarantined()) * chunk_bytes,
-            provisioned_bytes: state.versions.volumes().map(Version::size).sum(),
+            provisioned_bytes: state.versions.provisioned_bytes(),
             chunk_bytes,
-            volume_count: state.versions.volumes().count() as u64,
-            snapshot_count: state.versions.snapshots().count() as u64,
+            volume_count: state.versions.volume_count(),
+            snapshot_count: state.versions.snapshot_count(),
         }
     }
 

@@ -127,8 +127,8 @@ impl Pool {
             metadata_pages: state.pages.used_pages(),
             log_bytes: self.geometry.log_blocks * crate::format::BLOCK,
             log_used_bytes: state.log.used_blocks() * crate::format::BLOCK,
-            volumes: state.versions.volumes().count() as u64,
-            snapshots: state.versions.snapshots().count() as u64,
+            volumes: state.versions.volume_count(),
+            snapshots: state.versions.snapshot_count(),
             dead_versions: state.versions.dead().count() as u64,
         }
     }

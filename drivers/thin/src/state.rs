@@ -155,11 +155,11 @@ impl State {
                 Ok(())
             }
             Record::Extend { node, size_bytes } => {
-                let version = self.versions.find_mut(node).ok_or("extends no version")?;
-                version
-                    .size_bytes
-                    .store(size_bytes, std::sync::atomic::Ordering::SeqCst);
-                Ok(())
+                if self.versions.set_size(node, size_bytes) {
+                    Ok(())
+                } else {
+                    Err("extends no volume".into())
+                }
             }
             Record::Delete { node } => {
                 let version = self.versions.find(node).ok_or("deletes no version")?;

@@ -190,6 +190,13 @@ impl World {
         let sums_up = status.free_bytes + status.allocated_bytes <= status.total_bytes
             && data_bytes <= status.allocated_bytes
             && status.volume_count == self.pool().volumes().len() as u64
+            && status.provisioned_bytes
+                == self
+                    .pool()
+                    .volumes()
+                    .iter()
+                    .map(|volume| volume.size_bytes)
+                    .sum::<u64>()
             && status.snapshot_count == self.pool().snapshots().len() as u64;
         if !sums_up {
             return Err(Violation(format!("figures disagree: {status:?}, {report:?}")));

@@ -79,6 +79,8 @@ pub(crate) struct VersionTree {
     dead: BTreeSet<NodeId>,
     dirty_row_pages: BTreeSet<usize>,
     reaping: Option<NodeId>,
+    /// The sizes of all live volumes together, in bytes.
+    provisioned_bytes: u64,
 }
 
 impl VersionKind {
@@ -200,6 +202,32 @@ impl VersionTree {
         self.find(*self.snapshots.get(&uuid)?)
     }
 
+    /// Returns how many live volumes there are.
+    pub fn volume_count(&self) -> u64 {
+        self.volumes.len() as u64
+    }
+
+    /// Returns how many live snapshots there are.
+    pub fn snapshot_count(&self) -> u64 {
+        self.snapshots.len() as u64
+    }
+
+    /// Returns the sizes of all live volumes together, in bytes.
+    pub fn provisioned_bytes(&self) -> u64 {
+        self.provisioned_bytes
+    }
+
+    /// Changes the size of a live volume; false when there is no such volume.
+    pub fn set_size(&mut self, node: NodeId, size_bytes: u64) -> bool {
+        let live_volume = |version: &&mut Version| version.kind == VersionKind::Volume && !version.dead;
+        let Some(volume) = self.find_mut(node).filter(live_volume) else {
+            return false;
+        };
+        let before = volume.size_bytes.swap(size_bytes, Ordering::SeqCst);
+        self.provisioned_bytes = self.provisioned_bytes - before + size_bytes;
+        true
+    }
+
     /// Returns the live volumes, ordered by id.
     pub fn volumes(&self) -> impl Iterator<Item = &Version> {
         self.volumes.values().filter_map(|node| self.find(*node))
@@ -269,7 +297,10 @@ impl VersionTree {
         let node = version.node;
         match version.kind {
             _ if version.dead => drop(self.dead.insert(node)),
-            VersionKind::Volume => drop(self.volumes.insert(version.uuid, node)),
+            VersionKind::Volume => {
+                self.volumes.insert(version.uuid, node);
+                self.provisioned_bytes += version.size();
+            }
             VersionKind::Snapshot => drop(self.snapshots.insert(version.uuid, node)),
             VersionKind::Internal => {}
         }
@@ -297,9 +328,12 @@ impl VersionTree {
             return;
         };
         version.dead = true;
-        let (kind, uuid) = (version.kind, version.uuid);
+        let (kind, uuid, size_bytes) = (version.kind, version.uuid, version.size());
         match kind {
-            VersionKind::Volume => drop(self.volumes.remove(&uuid)),
+            VersionKind::Volume => {
+                self.volumes.remove(&uuid);
+                self.provisioned_bytes -= size_bytes;
+            }
             VersionKind::Snapshot => drop(self.snapshots.remove(&uuid)),
             VersionKind::Internal => {}
         }
