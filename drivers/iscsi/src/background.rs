@@ -14,7 +14,8 @@ use crate::scsi::Sense;
 pub struct Answer(Mutex<Option<Result<Vec<u8>, Sense>>>);
 
 impl Answer {
-    fn set(&self, answer: Result<Vec<u8>, Sense>) {
+    /// Says what has come of it.
+    pub fn set(&self, answer: Result<Vec<u8>, Sense>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
     }
 

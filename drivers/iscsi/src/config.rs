@@ -24,6 +24,8 @@ pub struct TargetConfig {
     pub login_timeout: Duration,
     /// How long a connection may be silent before it is pinged, and then before it is given up.
     pub ping_interval: Duration,
+    /// How fast a sanitize operation may go, in bytes a second, so that it does not slow its neighbours down.
+    pub sanitize_bytes_per_second: u64,
 }
 
 impl TargetConfig {
@@ -38,6 +40,7 @@ impl TargetConfig {
             max_pending_logins: 256,
             login_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(30),
+            sanitize_bytes_per_second: 64 << 20,
         }
     }
 }

@@ -11,19 +11,21 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use quarry_contract::{
-    Access, BlockDevice, ChapCredentials, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper,
-    Portal, SessionInfo, VolumeId,
+    BlockDevice, ChapCredentials, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,
+    SessionInfo, VolumeId,
 };
 use secrecy::ExposeSecret;
 
 use crate::login::{Admission, Authority, LoginStatus};
+use crate::nexus::{AccessCell, Attention, Nexus};
 use crate::range_locks::RangeLocks;
-use crate::reservations::{Consequences, InitiatorPort, Notice, Reservations};
-use crate::scsi::{Sense, UnitIdentity};
+use crate::reservations::{Consequences, InitiatorPort};
+use crate::sanitizer::Sanitizer;
+use crate::scsi::UnitIdentity;
 use crate::unit_state::UnitState;
 
 /// How many removed exports are remembered, to answer "target removed".
@@ -41,107 +43,6 @@ pub struct ConnectionAddress {
     pub index: u32,
     /// Tells connections apart that had the same slot.
     pub serial: u64,
-}
-
-/// What an initiator may do now; read for every command (contract T3).
-#[derive(Debug)]
-pub struct AccessCell(AtomicU8);
-
-impl AccessCell {
-    fn new(access: Access) -> Self {
-        Self(AtomicU8::new(Self::code(access)))
-    }
-
-    fn code(access: Access) -> u8 {
-        match access {
-            Access::ReadOnly => 0,
-            Access::ReadWrite => 1,
-        }
-    }
-
-    fn set(&self, access: Access) {
-        self.0.store(Self::code(access), Ordering::Release);
-    }
-
-    /// Returns the access.
-    pub fn get(&self) -> Access {
-        match self.0.load(Ordering::Acquire) {
-            0 => Access::ReadOnly,
-            _ => Access::ReadWrite,
-        }
-    }
-}
-
-/// What others may tell an I_T nexus: its access and its unit attentions.
-#[derive(Debug)]
-pub struct Nexus {
-    /// The grant's access.
-    pub access: Arc<AccessCell>,
-    /// Its initiator port.
-    pub port: InitiatorPort,
-    attentions: AtomicU32,
-}
-
-/// Unit attention conditions, first to be reported first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attention {
-    /// The nexus is new.
-    PowerOn,
-    /// Another nexus reset the unit.
-    DeviceReset,
-    /// Another nexus cleared this one's commands.
-    CommandsCleared,
-    /// The access changed, and with it the WP bit.
-    ModeParametersChanged,
-    /// The size changed.
-    CapacityChanged,
-    /// Another nexus cleared all reservations and registrations.
-    ReservationsPreempted,
-    /// The reservation was given up.
-    ReservationsReleased,
-    /// Another nexus took this one's registration away.
-    RegistrationsPreempted,
-}
-
-impl Attention {
-    const ALL: [(Attention, Sense); 8] = [
-        (Attention::PowerOn, Sense::POWER_ON),
-        (Attention::DeviceReset, Sense::DEVICE_RESET),
-        (Attention::CommandsCleared, Sense::COMMANDS_CLEARED),
-        (Attention::ModeParametersChanged, Sense::MODE_PARAMETERS_CHANGED),
-        (Attention::CapacityChanged, Sense::CAPACITY_CHANGED),
-        (Attention::ReservationsPreempted, Sense::RESERVATIONS_PREEMPTED),
-        (Attention::ReservationsReleased, Sense::RESERVATIONS_RELEASED),
-        (Attention::RegistrationsPreempted, Sense::REGISTRATIONS_PREEMPTED),
-    ];
-}
-
-impl Nexus {
-    fn new(access: Arc<AccessCell>, port: InitiatorPort) -> Self {
-        let nexus = Self {
-            access,
-            port,
-            attentions: AtomicU32::new(0),
-        };
-        nexus.raise(Attention::PowerOn);
-        nexus
-    }
-
-    /// Makes a condition pending.
-    pub fn raise(&self, attention: Attention) {
-        self.attentions.fetch_or(1 << attention as u32, Ordering::AcqRel);
-    }
-
-    /// Takes the first pending condition.
-    pub fn take_attention(&self) -> Option<Sense> {
-        let pending = self.attentions.load(Ordering::Acquire);
-        if pending == 0 {
-            return None;
-        }
-        let first = pending.trailing_zeros();
-        self.attentions.fetch_and(!(1 << first), Ordering::AcqRel);
-        Attention::ALL.get(first as usize).map(|(_, sense)| *sense)
-    }
 }
 
 /// A live session.
@@ -184,6 +85,7 @@ pub struct Export {
     /// The ranges that a command has for itself.
     pub locks: RangeLocks,
     state: Mutex<ExportState>,
+    sanitizer: Mutex<Option<Sanitizer>>,
     keeper: Arc<dyn Keeper>,
     /// What was kept last. Held while it is being kept, so that what is kept last is the latest.
     kept: Mutex<Vec<u8>>,
@@ -271,7 +173,7 @@ impl Export {
 
     /// Tells whether what is reserved has to be kept: it is to outlive a restart, or did.
     pub fn must_keep(&self) -> bool {
-        self.keeps.load(Ordering::Acquire) || self.unit.reservations().is_persistent()
+        self.keeps.load(Ordering::Acquire) || self.unit.has_to_keep()
     }
 
     /// Makes what is reserved durable, as far as it is to outlive a restart (contract T7). Blocks.
@@ -280,13 +182,36 @@ impl Export {
     /// When it cannot be kept.
     pub fn keep(&self) -> Result<(), DriverError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.unit.reservations().to_keep();
+        let state = self.unit.to_keep();
         if *kept != state {
             self.keeper.keep(self.volume, &state)?;
             self.keeps.store(!state.is_empty(), Ordering::Release);
             *kept = state;
         }
         Ok(())
+    }
+
+    /// Returns the device, unless the export is taken away.
+    pub fn device(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.lock().device.clone()
+    }
+
+    /// Holds on to a sanitize operation that has been started.
+    pub fn set_sanitizer(&self, sanitizer: Sanitizer) {
+        let mut current = self.sanitizer.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = Some(sanitizer);
+    }
+
+    /// Ends a sanitize operation where it is, and waits until it holds the device no more (contract T5).
+    pub fn stop_sanitizing(&self) {
+        let sanitizer = self
+            .sanitizer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(sanitizer) = sanitizer {
+            sanitizer.stop();
+        }
     }
 
     /// Takes everything away that an initiator has reserved, and tells the others.
@@ -311,12 +236,7 @@ impl Export {
     /// Tells ports what they are to know of a change of reservations.
     pub fn tell(&self, consequences: &Consequences) {
         for (port, notice) in &consequences.notices {
-            let attention = match notice {
-                Notice::ReservationsReleased => Attention::ReservationsReleased,
-                Notice::ReservationsPreempted => Attention::ReservationsPreempted,
-                Notice::RegistrationsPreempted => Attention::RegistrationsPreempted,
-            };
-            self.raise_at(attention, port);
+            self.raise_at((*notice).into(), port);
         }
     }
 
@@ -446,21 +366,22 @@ impl ExportTable {
         if let Some(known) = state.exports.get(&volume) {
             return Ok((Arc::clone(known), false));
         }
-        let reservations = Reservations::restore(&spec.kept).ok_or_else(|| DriverError::Corrupt {
+        let unit = UnitState::restore(&spec.kept).ok_or_else(|| DriverError::Corrupt {
             object: format!("volume {volume}"),
-            detail: "what is kept of its reservations cannot be read".to_owned(),
+            detail: "what is kept of its export cannot be read".to_owned(),
         })?;
         let name = self.address_of(volume).target_name;
         let export = Arc::new(Export {
             volume,
             identity: Arc::new(UnitIdentity::of(volume, name)),
-            unit: UnitState::with(reservations),
+            unit,
             locks: RangeLocks::default(),
             state: Mutex::new(ExportState {
                 device: Some(Arc::clone(&spec.device)),
                 grants: Vec::new(),
                 sessions: Vec::new(),
             }),
+            sanitizer: Mutex::new(None),
             keeper: Arc::clone(&spec.keeper),
             keeps: AtomicBool::new(!spec.kept.is_empty()),
             kept: Mutex::new(spec.kept.clone()),

@@ -14,7 +14,9 @@
 //! | `unit_state` | what initiators have done to a unit that others feel |
 //! | `reactor` | the threads: epoll, sockets, buffers, device queues |
 //! | `exports` | who may reach what |
+//! | `sanitizer` | destroying all data of a unit |
 //! | `background` | work that waits for the disk |
+//! | `nexus` | what others may tell a session |
 //! | `target` | start, control calls, end |
 //!
 //! Standards: RFC 7143 (iSCSI), RFC 1994 (CHAP), SAM-5, SPC-4, SBC-3; cited where they are followed. Error
@@ -27,11 +29,13 @@ mod error;
 mod exports;
 mod login;
 mod negotiation;
+mod nexus;
 mod pass;
 mod pdu;
 mod range_locks;
 mod reactor;
 mod reservations;
+mod sanitizer;
 mod scsi;
 mod session;
 mod target;

@@ -29,6 +29,9 @@ pub enum Hold {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u64);
 
+/// Every byte a unit may ever have.
+pub const EVERYTHING: Range<u64> = 0..u64::MAX;
+
 /// Who takes a range: a task of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taker {
@@ -106,6 +109,19 @@ impl RangeLocks {
         });
         self.entries.store(queue.entries.len(), Ordering::Release);
         (ticket, granted)
+    }
+
+    /// Takes everything of a unit that nobody has used yet.
+    pub fn take_all(&self) -> Ticket {
+        let nobody = Taker {
+            session: ConnectionAddress {
+                reactor: usize::MAX,
+                index: 0,
+                serial: 0,
+            },
+            slot: 0,
+        };
+        self.take(nobody, [EVERYTHING].to_vec(), Hold::Exclusive).0
     }
 
     /// Gives ranges or the place in the queue back. Returns whose turn it is now.

@@ -19,9 +19,12 @@ use socket2::{Domain, Socket, Type};
 use crate::background::Background;
 use crate::config::TargetConfig;
 use crate::error::StartError;
-use crate::exports::{Attention, ConnectionAddress, Export, ExportTable};
+use crate::exports::{ConnectionAddress, Export, ExportTable};
+use crate::nexus::Attention;
 use crate::pass::Pass;
+use crate::range_locks::Ticket;
 use crate::reactor::{Mailbox, Message, Reactor};
+use crate::sanitizer::Sanitizer;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -55,6 +58,21 @@ impl Shared {
     pub fn send(&self, reactor: usize, message: Message) {
         if let Some(mailbox) = self.mailboxes.get(reactor) {
             mailbox.send(message);
+        }
+    }
+
+    /// Gives a range of a unit back, and tells those whose turn it is.
+    pub fn give_back(&self, export: &Export, ticket: Ticket) {
+        for (taker, ticket) in export.locks.give_back(ticket) {
+            self.send(
+                taker.session.reactor,
+                Message::Granted {
+                    index: taker.session.index,
+                    serial: taker.session.serial,
+                    slot: taker.slot,
+                    ticket,
+                },
+            );
         }
     }
 
@@ -201,6 +219,30 @@ impl IscsiTarget {
         }
     }
 
+    /// Begins a sanitize operation again that the last process did not end.
+    fn resume_sanitizing(&self, export: &Arc<Export>) -> Result<(), DriverError> {
+        let (Some(operation), Some(device)) = (export.unit.sanitizing(), export.device()) else {
+            return Ok(());
+        };
+        let ticket = export.locks.take_all();
+        let sanitizer = Sanitizer::start(&self.shared, export, device, operation, ticket, None);
+        export.set_sanitizer(sanitizer.map_err(|error| DriverError::Internal {
+            detail: format!("starting a thread: {error}"),
+        })?);
+        Ok(())
+    }
+
+    /// Ends an export's sanitize operation and waits for that (T5).
+    async fn stop_sanitizing(&self, export: &Arc<Export>) {
+        let (pass, end) = Pass::with_end();
+        let export = Arc::clone(export);
+        self.shared.background.run(pass, move || {
+            export.stop_sanitizing();
+            Ok(Vec::new())
+        });
+        end.await;
+    }
+
     /// Keeps what is reserved of an export, when that is to be kept (T7).
     async fn keep(&self, export: &Arc<Export>) -> Result<(), DriverError> {
         if !export.must_keep() {
@@ -219,6 +261,7 @@ impl IscsiTarget {
 
     fn drop_devices(&self) {
         for export in self.shared.exports.all() {
+            export.stop_sanitizing();
             export.close();
         }
     }
@@ -266,6 +309,7 @@ impl Target for IscsiTarget {
         let (changed, ended) = export.set_grants(&grants);
         if new {
             export.forget_strangers();
+            self.resume_sanitizing(&export)?;
         }
         self.close_sessions(ended).await;
         self.keep(&export).await?;
@@ -300,11 +344,14 @@ impl Target for IscsiTarget {
             // An earlier call may not have been waited for; its sessions must be gone all the same (T4, T5).
             if let Some(export) = self.shared.exports.removed(volume) {
                 self.close_sessions(export.close()).await;
+                self.stop_sanitizing(&export).await;
                 self.keep(&export).await?;
             }
             return Ok(Outcome::Unchanged(()));
         };
+        // No session is left to start another operation.
         self.close_sessions(export.close()).await;
+        self.stop_sanitizing(&export).await;
         self.keep(&export).await?;
         Ok(Outcome::Changed(()))
     }

@@ -1,10 +1,11 @@
-//! What initiators have done to a unit that others feel: reservations and software write protection.
+//! What initiators have done to a unit that others feel: reservations, software write protection, and a sanitize
+//! operation.
 //!
 //! Every command asks whether it may go on. While nothing is out of the ordinary, that is one atomic load.
 //!
 //! Invariants
-//! - U1: [`UnitState::unusual`] is zero only while no reservation restricts anybody and SWP is not set; it is
-//!   changed under the lock of what it tells of.
+//! - U1: [`UnitState::unusual`] is zero only while no reservation restricts anybody, SWP is not set and the unit is
+//!   not being sanitized nor has that failed; it is changed under the lock of what it tells of.
 //! - U2: a change is seen by every command that arrives after the command that made it was answered: the bit is
 //!   set before the answer is sent.
 
@@ -13,8 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::InitiatorName;
 
+use crate::pdu::be16;
 use crate::reservations::{Consequences, InitiatorPort, OutRequest, Reservations, Touch};
-use crate::scsi::Failure;
+use crate::scsi::{Failure, Sanitizing, Sense};
 
 /// A reservation may keep somebody out.
 const RESERVED: u32 = 1;
@@ -22,19 +24,162 @@ const RESERVED: u32 = 1;
 /// SWP is set.
 const WRITE_PROTECTED: u32 = 2;
 
+/// The unit is being sanitized.
+const SANITIZING: u32 = 4;
+
+/// The last sanitize operation has failed.
+const SANITIZE_FAILED: u32 = 8;
+
+/// What is kept begins with this version of its format, then has sections: one byte that says what is in it, its
+/// length in two, and that many bytes.
+const KEPT_VERSION: u8 = 1;
+const KEPT_RESERVATIONS: u8 = 1;
+const KEPT_SANITIZING: u8 = 2;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct UnitState {
     unusual: AtomicU32,
     reservations: Mutex<Reservations>,
+    /// The sanitize operation that is under way or has failed.
+    sanitizing: Mutex<Option<Sanitizing>>,
+    /// How much of it is done, in parts of 65536.
+    sanitize_progress: AtomicU32,
 }
 
 impl UnitState {
-    /// Begins with reservations that have outlived a restart.
-    pub fn with(reservations: Reservations) -> Self {
+    /// Takes up what was kept over a restart; `None` when it is damaged.
+    pub fn restore(kept: &[u8]) -> Option<Self> {
         let unit = Self::default();
-        unit.change(|state| *state = reservations);
-        unit
+        let Some((version, mut rest)) = kept.split_first() else {
+            return Some(unit);
+        };
+        if *version != KEPT_VERSION {
+            return None;
+        }
+        while !rest.is_empty() {
+            let (head, more) = rest.split_at_checked(3)?;
+            let (section, more) = more.split_at_checked(be16(head, 1).into())?;
+            match head[0] {
+                KEPT_RESERVATIONS => {
+                    let reservations = Reservations::restore(section)?;
+                    unit.change(|state| *state = reservations);
+                }
+                KEPT_SANITIZING => {
+                    let (failed, operation) = section.split_first()?;
+                    *unit.operation() = Some(Sanitizing::parse(operation)?);
+                    let bit = if *failed == 0 { SANITIZING } else { SANITIZE_FAILED };
+                    unit.set(bit, true);
+                }
+                _ => return None,
+            }
+            rest = more;
+        }
+        Some(unit)
+    }
+
+    /// Returns what is to be kept; empty when nothing is.
+    pub fn to_keep(&self) -> Vec<u8> {
+        let mut state = Vec::new();
+        let mut section = |kind: u8, bytes: &[u8]| {
+            if state.is_empty() {
+                state.push(KEPT_VERSION);
+            }
+            state.push(kind);
+            state.extend_from_slice(&(bytes.len() as u16).to_be_bytes());
+            state.extend_from_slice(bytes);
+        };
+        let reservations = self.reservations().to_keep();
+        if !reservations.is_empty() {
+            section(KEPT_RESERVATIONS, &reservations);
+        }
+        if let Some(operation) = &*self.operation() {
+            let mut bytes = vec![u8::from(self.is(SANITIZE_FAILED))];
+            bytes.extend_from_slice(&operation.to_bytes());
+            section(KEPT_SANITIZING, &bytes);
+        }
+        state
+    }
+
+    /// Tells whether there may be something to keep.
+    pub fn has_to_keep(&self) -> bool {
+        self.reservations().is_persistent() || self.operation().is_some()
+    }
+
+    fn operation(&self) -> MutexGuard<'_, Option<Sanitizing>> {
+        self.sanitizing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks the unit as being sanitized: from now on commands are refused.
+    ///
+    /// # Errors
+    /// When it is already.
+    pub fn begin_sanitizing(&self, operation: &Sanitizing) -> Result<(), Sense> {
+        let mut current = self.operation();
+        if self.is(SANITIZING) {
+            return Err(Sense::SANITIZE_IN_PROGRESS.with_progress(self.progress()));
+        }
+        *current = Some(operation.clone());
+        self.sanitize_progress.store(0, Ordering::Release);
+        self.set(SANITIZE_FAILED, false);
+        self.set(SANITIZING, true);
+        Ok(())
+    }
+
+    /// Says that the operation has ended.
+    pub fn end_sanitizing(&self, failed: bool) {
+        let mut current = self.operation();
+        if !failed {
+            *current = None;
+        }
+        self.set(SANITIZE_FAILED, failed);
+        self.set(SANITIZING, false);
+    }
+
+    /// Takes back the mark of an operation that failed: EXIT FAILURE MODE.
+    ///
+    /// # Errors
+    /// When the operation did not allow it.
+    pub fn exit_sanitize_failure(&self) -> Result<(), Sense> {
+        let mut current = self.operation();
+        if self.is(SANITIZE_FAILED) {
+            if current.as_ref().is_some_and(|operation| !operation.may_exit) {
+                return Err(Sense::INVALID_FIELD_IN_CDB);
+            }
+            *current = None;
+            self.set(SANITIZE_FAILED, false);
+        }
+        Ok(())
+    }
+
+    /// Returns the operation that is under way.
+    pub fn sanitizing(&self) -> Option<Sanitizing> {
+        self.operation().clone().filter(|_| self.is(SANITIZING))
+    }
+
+    /// Says how much of the operation is done.
+    pub fn set_sanitize_progress(&self, done: u64, of: u64) {
+        let progress = u128::from(done) * 0xffff / u128::from(of.max(1));
+        self.sanitize_progress.store(progress as u32, Ordering::Release);
+    }
+
+    fn progress(&self) -> u16 {
+        self.sanitize_progress.load(Ordering::Acquire) as u16
+    }
+
+    /// Returns why commands are refused while the unit is being sanitized or that has failed.
+    pub fn sanitize_state(&self) -> Option<Sense> {
+        match self.unusual.load(Ordering::Acquire) {
+            bits if bits & SANITIZING != 0 => {
+                Some(Sense::SANITIZE_IN_PROGRESS.with_progress(self.progress()))
+            }
+            bits if bits & SANITIZE_FAILED != 0 => Some(Sense::SANITIZE_FAILED),
+            _ => None,
+        }
+    }
+
+    fn is(&self, bit: u32) -> bool {
+        self.unusual.load(Ordering::Acquire) & bit != 0
     }
 
     /// Returns the reservations, to look at.
@@ -56,7 +201,7 @@ impl UnitState {
 
     /// Tells whether SWP is set.
     pub fn is_write_protected(&self) -> bool {
-        self.unusual.load(Ordering::Acquire) & WRITE_PROTECTED != 0
+        self.is(WRITE_PROTECTED)
     }
 
     /// Sets SWP or takes it back. Tells whether that changed anything.
@@ -90,9 +235,10 @@ impl UnitState {
         self.change(|reservations| reservations.forget(initiator))
     }
 
-    /// Takes all registrations and reservations away, of everybody.
+    /// Takes everything away that anybody has done.
     pub fn forget_all(&self) {
         self.change(|reservations| *reservations = Reservations::default());
+        self.end_sanitizing(false);
     }
 
     /// Says that a port's session has ended (SAM-5 6.3.4).
@@ -144,5 +290,44 @@ mod tests {
         unit.reserve(&port(1)).unwrap();
         unit.reset();
         assert_eq!(unit.unusual.load(Ordering::Acquire), 0, "U1");
+    }
+
+    #[test]
+    fn sanitize_operation_refuses_commands_until_it_ends_and_is_kept() {
+        let unit = UnitState::default();
+        let operation = Sanitizing {
+            method: crate::scsi::Method::BlockErase,
+            may_exit: false,
+        };
+        assert!(unit.to_keep().is_empty() && unit.sanitize_state().is_none());
+        unit.begin_sanitizing(&operation).unwrap();
+        assert!(unit.begin_sanitizing(&operation).is_err());
+        unit.set_sanitize_progress(1, 2);
+        let state = unit.sanitize_state().unwrap();
+        assert_eq!(state, Sense::SANITIZE_IN_PROGRESS.with_progress(0x7fff));
+        let kept = unit.to_keep();
+        let restored = UnitState::restore(&kept).unwrap();
+        assert_eq!(restored.sanitizing(), Some(operation.clone()));
+        assert_eq!(restored.to_keep(), kept);
+        for length in 1..kept.len() {
+            let cut = UnitState::restore(&kept[..length]);
+            assert!(
+                cut.is_none_or(|unit| unit.to_keep().is_empty()),
+                "cut at {length}"
+            );
+        }
+        unit.end_sanitizing(true);
+        assert_eq!(unit.sanitize_state(), Some(Sense::SANITIZE_FAILED));
+        let failed = UnitState::restore(&unit.to_keep()).unwrap();
+        assert_eq!(failed.sanitize_state(), Some(Sense::SANITIZE_FAILED));
+        assert!(failed.exit_sanitize_failure().is_err(), "AUSE was not set");
+        unit.begin_sanitizing(&Sanitizing {
+            may_exit: true,
+            ..operation
+        })
+        .unwrap();
+        unit.end_sanitizing(true);
+        unit.exit_sanitize_failure().unwrap();
+        assert!(unit.to_keep().is_empty() && unit.sanitize_state().is_none());
     }
 }

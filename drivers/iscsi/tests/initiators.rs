@@ -248,8 +248,10 @@ fn libiscsi_suite_fails_only_where_it_is_known_why() {
             Some((words.next()?, kind))
         })
         .collect();
+    // scripts/iscsi-conformance runs these too: they overwrite a volume again and again, and one sleeps a minute.
+    const LONG: [&str; 2] = ["SCSI.Sanitize.Overwrite", "SCSI.Sanitize.Reset"];
     let (mut wrong, mut skipped) = (Vec::new(), 0);
-    for name in &tests {
+    for name in tests.iter().filter(|name| !LONG.contains(*name)) {
         match (suite_test(name, &url), expected.get(name).copied()) {
             (Verdict::Passed, None) | (Verdict::Failed(_), Some("fault")) => {}
             (Verdict::Skipped, Some("skip")) => skipped += 1,

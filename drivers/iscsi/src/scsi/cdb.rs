@@ -2,7 +2,7 @@
 
 use quarry_contract::Durability;
 
-use super::{BlockRange, ByteCheck, Command, Sense};
+use super::{BlockRange, ByteCheck, Command, SanitizeAction, Sense};
 use crate::pdu::{be16, be32, be64};
 use crate::reservations::{InAction, Kind, OutAction};
 
@@ -49,6 +49,24 @@ fn range6(cdb: &[u8; 16]) -> BlockRange {
             blocks => blocks.into(),
         },
     }
+}
+
+/// Reads a SANITIZE (SBC-3 5.18.1).
+fn sanitize(cdb: &[u8; 16]) -> Result<Command, Sense> {
+    let invalid = Sense::INVALID_FIELD_IN_CDB;
+    let action = SanitizeAction::parse(cdb[1] & 0x1f).ok_or(invalid)?;
+    let parameter_bytes = u32::from(be16(cdb, 7));
+    // Who destroys data shall have meant it: what is reserved is zero, and only OVERWRITE has a list.
+    let reserved = cdb[1] & 0x40 | cdb[2] | cdb[3] | cdb[4] | cdb[5] | cdb[6];
+    if reserved != 0 || action != SanitizeAction::Overwrite && parameter_bytes != 0 {
+        return Err(invalid);
+    }
+    Ok(Command::Sanitize {
+        action,
+        immediate: cdb[1] & 0x80 != 0,
+        may_exit: cdb[1] & 0x20 != 0,
+        parameter_bytes,
+    })
 }
 
 /// Reads a PERSISTENT RESERVE OUT (SPC-4 6.16.1).
@@ -228,6 +246,7 @@ impl Command {
                 lists: cdb[1] & 0x1f,
                 allocation: be32(cdb, 6),
             },
+            0x48 => sanitize(cdb)?,
             0x5e => Command::PersistentIn {
                 action: InAction::parse(cdb[1] & 0x1f).ok_or(Sense::INVALID_FIELD_IN_CDB)?,
                 allocation: be16(cdb, 7).into(),
@@ -340,6 +359,10 @@ mod tests {
             &[0x5f, 0x01, 0x02],
             &[0x5f, 0x01, 0x11],
             &[0x2e, 0x06],
+            &[0x48, 0x03],
+            &[0x48, 0x42],
+            &[0x48, 0x02, 0, 0, 1],
+            &[0x48, 0x02, 0, 0, 0, 0, 0, 0, 8],
             &[0x89, 0x20],
             &[0x8b, 0x80],
         ];

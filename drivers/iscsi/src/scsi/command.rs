@@ -2,6 +2,7 @@
 
 use quarry_contract::Durability;
 
+use super::SanitizeAction;
 use crate::reservations::{InAction, Kind, OutAction, Touch};
 
 /// A run of logical blocks.
@@ -125,6 +126,12 @@ pub enum Command {
     CopyParameters {
         allocation: u32,
     },
+    Sanitize {
+        action: SanitizeAction,
+        immediate: bool,
+        may_exit: bool,
+        parameter_bytes: u32,
+    },
     SynchronizeCache(BlockRange),
     Unmap {
         parameter_bytes: u32,
@@ -146,6 +153,19 @@ impl Command {
         )
     }
 
+    /// Tells whether the command is carried out while the unit is being sanitized (SBC-3 4.11.2).
+    pub fn passes_sanitizing(&self) -> bool {
+        matches!(
+            self,
+            Command::Inquiry { .. }
+                | Command::ReportLuns { .. }
+                | Command::RequestSense { .. }
+                | Command::SupportedOpcodes { .. }
+                | Command::SupportedFunctions { .. }
+                | Command::PersistentIn { .. }
+        )
+    }
+
     /// Tells whether the command changes the medium.
     pub fn writes(&self) -> bool {
         matches!(
@@ -157,6 +177,7 @@ impl Command {
                 | Command::OrWrite { .. }
                 | Command::WriteAndVerify { .. }
                 | Command::ExtendedCopy { .. }
+                | Command::Sanitize { .. }
         )
     }
 
@@ -193,6 +214,7 @@ impl Command {
             | Command::OrWrite { .. }
             | Command::WriteAndVerify { .. }
             | Command::ExtendedCopy { .. }
+            | Command::Sanitize { .. }
             | Command::SynchronizeCache(_)
             | Command::ModeSelect { .. }
             | Command::StartStopUnit { start: false }

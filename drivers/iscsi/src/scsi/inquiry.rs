@@ -164,10 +164,12 @@ fn block_limits(limits: &DeviceLimits) -> Vec<u8> {
     page
 }
 
-/// Page B1h: non-rotating (SBC-3 6.6.2).
+/// Page B1h: non-rotating; blocks can be read after a block erase (WABEREQ 01b), and there is no cryptographic one
+/// (SBC-3 6.6.2).
 fn block_characteristics() -> Vec<u8> {
     let mut page = vec![0; 60];
     page[1] = 0x01;
+    page[3] = 0x40;
     page
 }
 

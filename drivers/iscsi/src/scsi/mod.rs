@@ -11,6 +11,7 @@ mod inquiry;
 mod lba_status;
 mod mode;
 mod opcodes;
+mod sanitize;
 mod sense;
 mod unit;
 
@@ -18,6 +19,7 @@ pub use command::{BlockRange, ByteCheck, Command};
 pub use copy::{CopyRun, CopyStatus, MAX_LIST_BYTES as MAX_COPY_LIST_BYTES, copy_status, parse_copy_list};
 pub use lba_status::lba_status;
 pub use mode::ModePages;
+pub use sanitize::{Method, SanitizeAction, Sanitizing};
 pub use sense::Sense;
 pub use unit::{LogicalUnit, UnitIdentity, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
 

@@ -20,6 +20,8 @@ pub struct Sense {
 impl Sense {
     pub const NONE: Sense = Sense::new(0x00, 0x00, 0x00);
     pub const UNRECOVERED_READ: Sense = Sense::new(0x03, 0x11, 0x00);
+    pub const SANITIZE_FAILED: Sense = Sense::new(0x03, 0x31, 0x03);
+    pub const SANITIZE_IN_PROGRESS: Sense = Sense::new(0x02, 0x04, 0x1b);
     pub const WRITE_ERROR: Sense = Sense::new(0x03, 0x0c, 0x00);
     pub const INTERNAL_TARGET_FAILURE: Sense = Sense::new(0x04, 0x44, 0x00);
     pub const PARAMETER_LIST_LENGTH: Sense = Sense::new(0x05, 0x1a, 0x00);
@@ -72,6 +74,15 @@ impl Sense {
     pub const fn at_cdb_byte(self, byte: u8) -> Self {
         Self {
             specific: Some([0xc0, 0, byte]),
+            ..self
+        }
+    }
+
+    /// Says how much is done, in parts of 65536 (SPC-4 4.5.2.4.4).
+    pub const fn with_progress(self, progress: u16) -> Self {
+        let [high, low] = progress.to_be_bytes();
+        Self {
+            specific: Some([0x80, high, low]),
             ..self
         }
     }

@@ -223,6 +223,7 @@ impl LogicalUnit {
             }
             Command::CopyStatus { .. }
             | Command::GetLbaStatus { .. }
+            | Command::Sanitize { .. }
             | Command::ExtendedCopy { .. }
             | Command::CompareAndWrite { .. }
             | Command::OrWrite { .. }

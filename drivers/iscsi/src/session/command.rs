@@ -191,6 +191,11 @@ impl Session {
             Work::List(ListUse::PersistentOut { action, kind }) => {
                 self.persistent_out(slot, action, kind, io);
             }
+            Work::List(ListUse::Sanitize {
+                action,
+                immediate,
+                may_exit,
+            }) => self.sanitize(slot, action, immediate, may_exit, io),
             Work::LookUp { lba, allocation } => self.look_up(slot, lba, allocation, io),
             Work::List(ListUse::Copy) => match parse_copy_list(medium.unit(), &task.parameter) {
                 Ok(list) => {
@@ -286,12 +291,14 @@ impl Session {
             self.aborting += 1;
         }
         self.ready.retain(|queued| *queued != slot);
+        self.leave_sanitizing(slot);
         self.settle(slot, io);
     }
 
     /// Frees a task's slot and all it holds.
     pub(super) fn forget(&mut self, slot: u16, io: &mut Io<'_>) {
         self.end_copy(slot);
+        self.drop_sanitizing(slot);
         let Some(task) = self.tasks.get(slot) else {
             return;
         };

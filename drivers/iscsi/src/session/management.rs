@@ -4,7 +4,7 @@
 //! never answered, and only then does what ended it get its answer (S4).
 
 use super::{Io, Session, Violation};
-use crate::exports::Attention;
+use crate::nexus::Attention;
 use crate::pass::Pass;
 use crate::pdu::{
     Bhs, Logout, LogoutResponse, RejectReason, TaskFunction, TaskManagement, TaskManagementResponse,

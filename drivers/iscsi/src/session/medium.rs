@@ -6,14 +6,20 @@ use quarry_contract::{Access, Durability, Verb, ZeroMode};
 
 use super::copy::CopyResults;
 use super::task::{ListUse, Span, TwoPass, Work};
-use crate::exports::{ConnectionAddress, Export, Nexus};
+use crate::exports::{ConnectionAddress, Export};
+use crate::nexus::Nexus;
 use crate::pdu::ScsiCommand;
 use crate::reservations::MAX_LIST_BYTES;
-use crate::scsi::{BlockRange, ByteCheck, Command, Failure, LogicalUnit, ModePages, Sense, is_lun_zero};
-use crate::scsi::{MAX_COPY_LIST_BYTES, parse_unmap_list, report_luns, sense_data, unsupported_inquiry};
+use crate::scsi::{BlockRange, ByteCheck, Command, Failure, LogicalUnit, ModePages, SanitizeAction, Sense};
+use crate::scsi::{
+    MAX_COPY_LIST_BYTES, is_lun_zero, parse_unmap_list, report_luns, sense_data, unsupported_inquiry,
+};
 
 /// The most data that a VERIFY compares with, in bytes: it is held in memory as a whole.
 const MAX_COMPARE_BYTES: u32 = 1 << 20;
+
+/// What comes before the pattern in a SANITIZE parameter list, in bytes (SBC-3 5.18.3).
+const SANITIZE_HEADER_BYTES: u32 = 4;
 
 /// What a normal session works on.
 pub struct Medium {
@@ -134,6 +140,21 @@ impl Medium {
             return Ok(Plan::Reply(data));
         }
         self.export.unit.admit(&self.nexus.port, command.touch())?;
+        if let Some(state) = self.export.unit.sanitize_state() {
+            let again = state == Sense::SANITIZE_FAILED && matches!(command, Command::Sanitize { .. });
+            if let Command::RequestSense {
+                descriptor_format,
+                allocation,
+            } = command
+            {
+                let mut data = sense_data(state, descriptor_format);
+                data.truncate(allocation as usize);
+                return Ok(Plan::Reply(data));
+            }
+            if !again && !command.passes_sanitizing() {
+                return Err(state.into());
+            }
+        }
         let pages = self.mode_pages();
         if command.writes() && pages.write_protected {
             return Err(Sense::WRITE_PROTECTED.into());
@@ -257,6 +278,25 @@ impl Medium {
                 // One that is not there is out of range, as for a transfer (SBC-3 5.3).
                 self.unit.check_range(BlockRange { lba, blocks: 1 })?;
                 plan(Work::LookUp { lba, allocation }, none, 0, 0)
+            }
+            Command::Sanitize {
+                action,
+                immediate,
+                may_exit,
+                parameter_bytes,
+            } => {
+                let sent = parameter_bytes.min(writable);
+                let longest = SANITIZE_HEADER_BYTES + block;
+                let is_overwrite = action == SanitizeAction::Overwrite;
+                if is_overwrite && (parameter_bytes <= SANITIZE_HEADER_BYTES || parameter_bytes > longest) {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                let work = Work::List(ListUse::Sanitize {
+                    action,
+                    immediate,
+                    may_exit,
+                });
+                plan(work, none, sent, parameter_bytes.into())
             }
             // No descriptors are no error (SPC-4 6.4.1).
             Command::ExtendedCopy { parameter_bytes: 0 } => Plan::Reply(Vec::new()),

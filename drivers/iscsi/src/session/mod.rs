@@ -20,6 +20,7 @@ mod negotiate;
 mod numbers;
 mod ordering;
 mod reserve;
+mod sanitize;
 mod steps;
 mod task;
 mod transfer;

@@ -189,16 +189,6 @@ impl Session {
         let (Claim::Waiting(ticket, _) | Claim::Draining(ticket) | Claim::Held(ticket)) = claim else {
             return;
         };
-        for (taker, ticket) in medium.export().locks.give_back(ticket) {
-            io.shared.send(
-                taker.session.reactor,
-                Message::Granted {
-                    index: taker.session.index,
-                    serial: taker.session.serial,
-                    slot: taker.slot,
-                    ticket,
-                },
-            );
-        }
+        io.shared.give_back(medium.export(), ticket);
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::ordering::Claim;
 use super::task::Work;
 use super::{Io, Role, Session};
-use crate::exports::Attention;
+use crate::exports::Export;
+use crate::nexus::Attention;
 use crate::pass::Pass;
 use crate::reactor::Message;
 use crate::reservations::{InitiatorPort, Kind, OutAction, OutRequest};
@@ -60,12 +61,18 @@ impl Session {
         };
         export.tell(&consequences);
         self.abort_tasks_of(&consequences.aborted, slot, io);
-        if export.must_keep() {
-            let pass = self.wait_elsewhere(slot, io);
-            let answer = io.shared.background.keep(&export, pass);
-            if let Some(task) = self.tasks.get(slot) {
-                task.answer = Some(answer);
-            }
+        self.keep(slot, &export, io);
+    }
+
+    /// Lets a task wait until what is to outlive a restart is kept.
+    pub(super) fn keep(&mut self, slot: u16, export: &Arc<Export>, io: &mut Io<'_>) {
+        if !export.must_keep() {
+            return;
+        }
+        let pass = self.wait_elsewhere(slot, io);
+        let answer = io.shared.background.keep(export, pass);
+        if let Some(task) = self.tasks.get(slot) {
+            task.answer = Some(answer);
         }
     }
 

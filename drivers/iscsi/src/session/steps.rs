@@ -31,6 +31,7 @@ impl Session {
             }
             Work::TwoPass { .. } => return self.submit_two_pass(slot, io),
             Work::Copy(_) => return self.submit_copy(slot, io),
+            Work::Sanitize { .. } => return self.start_sanitizing(slot, io),
             _ => {}
         }
         if !self.may_submit(slot, io) {

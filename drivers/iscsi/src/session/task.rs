@@ -15,9 +15,10 @@ use quarry_contract::{Durability, IoBuffer, Verb};
 
 use super::ordering::Claim;
 use crate::background::Answer;
-use crate::range_locks::overlap;
+use crate::range_locks::{EVERYTHING, overlap};
 use crate::reservations::{Kind, OutAction};
-use crate::scsi::{BlockRange, ByteCheck, CopyRun, Failure};
+use crate::sanitizer::Waiter;
+use crate::scsi::{BlockRange, ByteCheck, CopyRun, Failure, SanitizeAction, Sanitizing};
 
 /// The longest segment, in bytes; boundaries are multiples of it on the medium.
 pub const SEGMENT_BYTES: u32 = 256 << 10;
@@ -50,6 +51,8 @@ pub enum Work {
     },
     /// Copies runs within the medium.
     Copy(Copy),
+    /// Waits for the unit, to sanitize it; the unit is marked for it.
+    Sanitize { operation: Sanitizing, immediate: bool },
     /// Looks up what is mapped from a block on.
     LookUp { lba: u64, allocation: u32 },
     /// Answers at once.
@@ -67,6 +70,12 @@ pub enum ListUse {
     PersistentOut { action: OutAction, kind: Option<Kind> },
     /// Descriptors of an EXTENDED COPY.
     Copy,
+    /// The pattern of a SANITIZE, if it has one.
+    Sanitize {
+        action: SanitizeAction,
+        immediate: bool,
+        may_exit: bool,
+    },
 }
 
 /// What is done in two passes over a span.
@@ -233,6 +242,8 @@ pub struct Task {
     pub claim: Claim,
     /// What comes of work in the background.
     pub answer: Option<Arc<Answer>>,
+    /// Its wait for a sanitize operation.
+    pub waiter: Option<Waiter>,
 }
 
 impl Task {
@@ -267,6 +278,7 @@ impl Task {
             awaited: 0,
             claim: Claim::None,
             answer: None,
+            waiter: None,
         }
     }
 
@@ -323,6 +335,7 @@ impl Task {
                 let both = |run: &CopyRun| [run.from..run.from + run.bytes, run.to..run.to + run.bytes];
                 copy.runs.iter().flat_map(both).collect()
             }
+            Work::Sanitize { .. } => vec![EVERYTHING],
             _ => vec![self.span.range()],
         }
     }
@@ -344,6 +357,8 @@ impl Task {
             Work::Verbs(verbs) => self.submitted + verbs.len(),
             Work::TwoPass { .. } => 2 * self.span.segments(),
             Work::Copy(copy) => self.submitted + usize::from(!copy.is_over()),
+            // It is done when its work is none any more.
+            Work::Sanitize { .. } => self.submitted + 1,
             Work::List(_) | Work::SameBlock { .. } | Work::LookUp { .. } | Work::Nothing => 0,
         }
     }
