@@ -1,4 +1,5 @@
-//! Measures writes into unmapped space by one thread, front to back: MiB a second, with a flush at the end.
+//! Measures writes into unmapped space, and over a snapshot, by one thread: in sequence, and 4 KiB at random with
+//! and without partial chunks. MiB a second, with a flush at the end.
 //!
 //! `cargo run --release -p quarry-thin --example first_write [DIRECTORY] [SIZE_MIB]` (defaults: /tmp, 512)
 
@@ -19,7 +20,7 @@ fn main() -> anyhow::Result<()> {
         .map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
     let size_bytes = arguments.next().map_or(Ok(512), |text| text.parse::<u64>())? << 20;
     let directory = tempfile::tempdir_in(directory)?;
-    let pool_bytes = size_bytes * 4 + (1 << 30);
+    let pool_bytes = size_bytes * 4 + (2 << 30);
     let device = FileDevice::create(&directory.path().join("pool"), pool_bytes, IoMode::Threads)?;
     // The file's own first writes are not what is measured.
     let zeros = IoBuffer::zeroed(1 << 20);
@@ -27,7 +28,34 @@ fn main() -> anyhow::Result<()> {
         device.write_at(offset, &zeros)?;
     }
     Pool::format(&device, &FormatOptions::default())?;
-    let pool = Pool::open(Arc::new(device), OpenOptions::default())?;
+    let device: Arc<dyn PoolDevice> = Arc::new(device);
+    for max_partial_chunks in [0, OpenOptions::default().max_partial_chunks] {
+        let options = OpenOptions {
+            max_partial_chunks,
+            ..OpenOptions::default()
+        };
+        let pool = Pool::open(Arc::clone(&device), options)?;
+        let number = max_partial_chunks as u128 + 100;
+        let volume = VolumeId(Uuid::from_u128(number));
+        pool.create_volume(&VolumeSpec {
+            id: volume,
+            size_bytes: RANDOM_BYTES,
+            source: DataSource::Blank,
+        })?;
+        let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
+        let what = format!("at most {max_partial_chunks} partial chunks");
+        measure_random(&handle, &format!("{what}, unmapped"))?;
+        while pool.maintain()?.more {}
+        fill(&handle)?;
+        pool.create_snapshots(&[SnapshotSpec {
+            id: SnapshotId(Uuid::from_u128(number)),
+            volume,
+        }])?;
+        measure_random(&handle, &format!("{what}, after a snapshot"))?;
+        drop(handle);
+        pool.close()?;
+    }
+    let pool = Pool::open(device, OpenOptions::default())?;
     for (number, request_bytes) in [(1, 64 << 10), (2, 256 << 10), (3, 1 << 20)] {
         let volume = VolumeId(Uuid::from_u128(number));
         pool.create_volume(&VolumeSpec {
@@ -46,6 +74,36 @@ fn main() -> anyhow::Result<()> {
             measure(&handle, request_bytes, "overwrite")?;
         }
     }
+    Ok(())
+}
+
+/// Small enough that the table of partial chunks does not run full.
+const RANDOM_BYTES: u64 = 256 << 20;
+const CHUNK_BYTES: u64 = 64 << 10;
+
+fn fill(handle: &VersionHandle) -> anyhow::Result<()> {
+    let buffer = IoBuffer::zeroed(1 << 20);
+    for offset in (0..handle.size_bytes()).step_by(buffer.len()) {
+        handle.write(offset, &buffer, Durability::Cached)?;
+    }
+    Ok(handle.flush()?)
+}
+
+/// Writes one block of each chunk, the chunks in a scattered order.
+fn measure_random(handle: &VersionHandle, what: &str) -> anyhow::Result<()> {
+    let mut buffer = IoBuffer::zeroed(4096);
+    buffer.fill(0x5a);
+    let chunks = handle.size_bytes() / CHUNK_BYTES;
+    let started = Instant::now();
+    for number in 0..chunks {
+        // An odd factor visits each chunk once.
+        let chunk = number * 2_654_435_761 % chunks;
+        let block = number % (CHUNK_BYTES / 4096);
+        handle.write(chunk * CHUNK_BYTES + block * 4096, &buffer, Durability::Cached)?;
+    }
+    handle.flush()?;
+    let micros = started.elapsed().as_secs_f64() * 1e6 / chunks as f64;
+    println!("{what}: {micros:.1} µs for each 4 KiB");
     Ok(())
 }
 

@@ -24,6 +24,9 @@ impl Pool {
                 if attempt > 0 || !state.has_space_to_recover() {
                     break;
                 }
+                // What readers kept from being handed out until now.
+                let durable = state.log.durable_batch;
+                state.space.release(durable, false);
             }
             match self.checkpoint() {
                 Ok(()) | Err(PoolError::Full { .. }) => {}

@@ -59,6 +59,8 @@ struct Picture {
     pages: PageSpace,
     stored: StoredIndex,
     garbage: Vec<PagePointer>,
+    loans: Vec<(u64, Option<u64>)>,
+    orphans: HashSet<u64>,
     reclaim_in_progress: bool,
 }
 
@@ -129,6 +131,8 @@ impl Pool {
             pages: state.pages.clone(),
             stored: state.stored.clone(),
             garbage: state.garbage.pointers(),
+            loans: state.partials.loans().collect(),
+            orphans: state.partials.orphans().collect(),
             reclaim_in_progress: state.versions.iter().any(|version| version.reap_cursor > 0),
         }
     }
@@ -315,8 +319,25 @@ impl Check<'_> {
 
     fn totals(&mut self, picture: &Picture) {
         for (chunk, _) in picture.data.iter().enumerate().filter(|(_, data)| **data) {
-            if !self.seen_chunks.contains(&(chunk as u64)) {
-                self.repairable(format!("chunk {chunk} is allocated, but no version owns it"));
+            let owned = self.seen_chunks.contains(&(chunk as u64));
+            let is_orphan = picture.orphans.contains(&(chunk as u64));
+            match (owned, is_orphan) {
+                (false, false) => {
+                    self.repairable(format!("chunk {chunk} is allocated, but no version owns it"));
+                }
+                (true, true) => self.problem(format!("chunk {chunk} is an orphan, but a version owns it")),
+                (true, false) | (false, true) => {}
+            }
+        }
+        for (chunk, lender) in &picture.loans {
+            let holds_data = |chunk: u64| picture.data.get(chunk as usize).copied().unwrap_or(false);
+            if !self.seen_chunks.contains(chunk) {
+                self.problem(format!("chunk {chunk} is partial, but no version owns it"));
+            }
+            if let Some(lender) = lender.filter(|lender| !holds_data(*lender)) {
+                self.repairable(format!(
+                    "chunk {chunk} borrows from chunk {lender}, which is free"
+                ));
             }
         }
         for pointer in &picture.stored.row_pages {

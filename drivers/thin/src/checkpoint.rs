@@ -20,8 +20,8 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::format::{
-    BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE,
-    SuperblockFields,
+    BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_PARTIAL_CHUNKS, INDEX_PAYLOAD_BYTES, IndexPageHeader,
+    PagePointer, ROWS_PER_PAGE, SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::locks::{lock, read, write};
@@ -39,6 +39,8 @@ pub(crate) struct Frozen {
     bitmap: Vec<(u64, Box<[u8; BLOCK_BYTES]>)>,
     garbage: Garbage,
     pages: PageSpace,
+    /// As the index stream lists them.
+    partials: Vec<u64>,
     reservation: Reservation,
     previous: StoredIndex,
     version_rows: usize,
@@ -68,7 +70,9 @@ impl State {
     fn index_pages(&self, new_chunks: u64) -> u64 {
         let row_pages = (self.versions.row_count() / ROWS_PER_PAGE + 2) as u64;
         let chunks = self.pages.chunk_count() + new_chunks;
-        let bytes = 16 + row_pages * 24 + chunks * (16 + 8 * mask_words(&self.geometry) as u64);
+        let words = mask_words(&self.geometry);
+        let partials = 8 * self.partials.most_encoded_words(words) as u64;
+        let bytes = 16 + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials;
         bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
     }
 
@@ -97,6 +101,7 @@ impl State {
         Some(Frozen {
             rows,
             bitmap: self.space.take_dirty_blocks(),
+            partials: self.partials.encode(mask_words(&self.geometry)),
             garbage,
             pages: self.pages.clone(),
             reservation,
@@ -113,6 +118,7 @@ impl State {
         self.pages.settle(stored.pages, &mut self.space, discard);
         self.log.advance_head(stored.log_batch, stored.log_block);
         self.stored = stored.index;
+        self.allows_partials = true;
         self.garbage.let_go_of_stored();
     }
 }
@@ -197,6 +203,7 @@ impl Frozen {
             generation,
             compat: 0,
             ro_compat: 0,
+            incompat: INCOMPAT_PARTIAL_CHUNKS,
             geometry: *geometry,
             directory_crc32c,
             directory_side,
@@ -233,7 +240,7 @@ impl Frozen {
         let mut own_pages = 1;
         loop {
             let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
-            let stream = encode_index(geometry, row_pages, &pages);
+            let stream = encode_index(geometry, row_pages, &pages, &self.partials);
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
                 debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
@@ -315,11 +322,17 @@ fn store_superblock(device: &dyn PoolDevice, superblock: &SuperblockFields) -> R
     store(3)
 }
 
-fn mask_words(geometry: &Geometry) -> usize {
+/// How many words hold a bit for each block of a chunk.
+pub(crate) fn mask_words(geometry: &Geometry) -> usize {
     geometry.pages_per_chunk().div_ceil(64) as usize
 }
 
-fn encode_index(geometry: &Geometry, row_pages: &[PagePointer], pages: &PageSpace) -> Vec<u8> {
+fn encode_index(
+    geometry: &Geometry,
+    row_pages: &[PagePointer],
+    pages: &PageSpace,
+    partials: &[u64],
+) -> Vec<u8> {
     let mut stream = Vec::new();
     let mut word = |word: u64| stream.extend_from_slice(&word.to_le_bytes());
     word(row_pages.len() as u64);
@@ -337,6 +350,7 @@ fn encode_index(geometry: &Geometry, row_pages: &[PagePointer], pages: &PageSpac
             .copied()
             .for_each(&mut word);
     }
+    partials.iter().copied().for_each(&mut word);
     stream
 }
 

@@ -1,10 +1,13 @@
 //! Reading and writing where something may have to be loaded, allocated, copied or waited for.
 //!
-//! Whole chunks are copied on write. The order of every write that changes a mapping: take a free chunk · write its
-//! whole content · apply and log the mapping. A failure on the way gives the chunk back and leaves no trace.
+//! The order of every write that changes a mapping: take a free chunk · write the content that the mapping will claim
+//! it has · apply and log the mapping. A failure on the way gives the chunk back and leaves no trace. A write of less
+//! than a chunk makes a partial chunk of just its blocks ([`part_write`](crate::part_write)) where it may, or else
+//! copies the rest at once.
 //!
 //! Invariants
-//! - W1: a chunk is written as a whole before it is mapped, so nothing of its previous owner is ever read.
+//! - W1: the blocks that a mapping claims are written before it is applied, so nothing of the chunk's previous owner
+//!   is ever read.
 //! - W2: bytes beyond a volume's end are zero in its last chunk, so an extend shows zeros.
 
 use std::ops::Range;
@@ -18,6 +21,7 @@ use crate::handle::VersionHandle;
 use crate::latch::LatchTable;
 use crate::locks::read;
 use crate::map::{LeafView, find_leaf};
+use crate::partial::{Blocks, PartialView};
 use crate::plan::{Place, Plan, Planned};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
@@ -30,7 +34,7 @@ const UNMAP_BATCH: u64 = 128;
 
 /// What a chunk is to hold in a range.
 #[derive(Clone, Copy)]
-enum Content<'a> {
+pub(crate) enum Content<'a> {
     Data(&'a [u8]),
     Zeros,
 }
@@ -39,6 +43,8 @@ enum Content<'a> {
 pub(crate) struct Located {
     pub entry: LeafEntry,
     pub owned: bool,
+    /// What it consists of, if it is partial.
+    pub partial: Option<PartialView>,
     /// Held while the chunk is written in place.
     _epoch: Option<EpochGuard>,
 }
@@ -61,12 +67,17 @@ impl VersionHandle {
             let target = &mut buffer[part];
             let _latch = self.pool.latches.shared(LatchTable::stripe(self.node, index));
             let located = self.locate(index).map_err(PoolError::into_io_error)?;
-            if located.entry.is_mapped() {
-                let at = self.pool.geometry.chunk_offset(located.entry.chunk()) + within.start;
-                self.pool.read_bytes(at, target).map_err(medium("reading", at))?;
-            } else {
+            if !located.entry.is_mapped() {
                 target.fill(0);
+                continue;
             }
+            let chunk = located.entry.chunk();
+            let at = self.pool.geometry.chunk_offset(chunk) + within.start;
+            match &located.partial {
+                None => self.pool.read_bytes(at, target),
+                Some(view) => self.pool.read_partial(chunk, view, within, target),
+            }
+            .map_err(medium("reading", at))?;
         }
         Ok(())
     }
@@ -232,9 +243,14 @@ impl VersionHandle {
                 if let Some(entry) = entry {
                     let owns = state.versions.ownership(version);
                     let owned = entry.is_mapped() && owns.owns(entry.birth(), leaf + 1);
+                    let partial = match entry.is_mapped() {
+                        true => state.partials.view(entry.chunk()),
+                        false => None,
+                    };
                     return Ok(Located {
                         entry,
                         owned,
+                        partial,
                         _epoch: (owned && !self.is_read_only()).then(|| version.epoch.enter()),
                     });
                 }
@@ -250,51 +266,78 @@ impl VersionHandle {
     fn fill_chunk(&self, index: u64, within: Range<u64>, content: Content<'_>) -> Result<(), IoError> {
         let _latch = self.pool.latches.exclusive(self.node, index, 1);
         let located = self.locate(index).map_err(PoolError::into_io_error)?;
-        let geometry = &self.pool.geometry;
-        if located.owned {
-            let at = geometry.chunk_offset(located.entry.chunk()) + within.start;
-            let length = within.end - within.start;
-            let written = match content {
-                Content::Data(data) => self.pool.write_bytes(at, data),
-                Content::Zeros => self.pool.zero_bytes(at, length),
-            };
-            return written.map_err(medium("writing", at));
+        let mapped = located.entry.is_mapped().then(|| located.entry.chunk());
+        match (mapped, &located.partial) {
+            (Some(chunk), None) if located.owned => return self.write_in_place(chunk, &within, content),
+            (Some(chunk), Some(_)) if located.owned => {
+                return self.write_into_partial(chunk, &within, content);
+            }
+            (None, _) if matches!(content, Content::Zeros) => return Ok(()),
+            // A lender has to be whole (F2).
+            (lender, None) if !self.is_whole_chunk(&within) && self.pool.may_begin_partial() => {
+                return self.map_part(index, &within, content, lender);
+            }
+            _ => {}
         }
-        if !located.entry.is_mapped() && matches!(content, Content::Zeros) {
-            return Ok(());
-        }
-        let mut chunk = IoBuffer::zeroed(geometry.chunk_bytes as usize);
-        if located.entry.is_mapped() {
-            let at = geometry.chunk_offset(located.entry.chunk());
-            self.pool
-                .device
-                .read_at(at, &mut chunk)
-                .map_err(medium("reading", at))?;
+        let whole = 0..self.pool.geometry.chunk_bytes;
+        let mut chunk = IoBuffer::zeroed(whole.end as usize);
+        if let Some(source) = mapped {
+            let at = self.pool.geometry.chunk_offset(source);
+            match &located.partial {
+                None => self.pool.device.read_at(at, &mut chunk),
+                Some(view) => self.pool.read_partial(source, view, whole, &mut chunk),
+            }
+            .map_err(medium("reading", at))?;
         }
         let target = &mut chunk[within.start as usize..within.end as usize];
         match content {
             Content::Data(data) => target.copy_from_slice(data),
             Content::Zeros => target.fill(0),
         }
-        self.map_chunk(index, &chunk)
+        self.map_new(0, &chunk, |chunk| Record::Map {
+            node: self.node,
+            index,
+            chunk,
+        })
     }
 
-    /// Maps a chunk index to a new chunk with this content (W1). The caller holds its latch exclusively.
-    fn map_chunk(&self, index: u64, content: &[u8]) -> Result<(), IoError> {
+    fn is_whole_chunk(&self, within: &Range<u64>) -> bool {
+        Blocks::touching(within) == Blocks::all(self.pool.geometry.chunk_bytes)
+    }
+
+    /// Writes into an owned chunk where it is whole.
+    pub(crate) fn write_in_place(
+        &self,
+        chunk: u64,
+        within: &Range<u64>,
+        content: Content<'_>,
+    ) -> Result<(), IoError> {
+        let at = self.pool.geometry.chunk_offset(chunk) + within.start;
+        let written = match content {
+            Content::Data(data) => self.pool.write_bytes(at, data),
+            Content::Zeros => self.pool.zero_bytes(at, within.end - within.start),
+        };
+        written.map_err(medium("writing", at))
+    }
+
+    /// Takes a free chunk, writes this content into it from byte `within` on, and applies the record that maps it (W1).
+    /// The caller holds the latch of the chunk index exclusively.
+    pub(crate) fn map_new(
+        &self,
+        within: u64,
+        content: &[u8],
+        record: impl FnOnce(u64) -> Record,
+    ) -> Result<(), IoError> {
         let chunks = self.pool.take_chunks(1).map_err(PoolError::into_io_error)?;
         let chunk = chunks[0];
-        let at = self.pool.geometry.chunk_offset(chunk);
+        let at = self.pool.geometry.chunk_offset(chunk) + within;
         let written = self
             .pool
             .device
             .write_at(at, content)
             .map_err(medium("writing", at));
+        let map = record(chunk);
         let mapped = written.and_then(|()| {
-            let map = Record::Map {
-                node: self.node,
-                index,
-                chunk,
-            };
             self.pool
                 .change(Priority::Normal, |_| Ok(Decision::Apply(smallvec![map])))
                 .map_err(PoolError::into_io_error)
@@ -388,7 +431,7 @@ impl VersionHandle {
 
 impl Pool {
     /// Reads bytes at any 512-byte boundary.
-    fn read_bytes(&self, at: u64, target: &mut [u8]) -> std::io::Result<()> {
+    pub(crate) fn read_bytes(&self, at: u64, target: &mut [u8]) -> std::io::Result<()> {
         let length = target.len() as u64;
         if at.is_multiple_of(BLOCK) && length.is_multiple_of(BLOCK) {
             return self.device.read_at(at, target);

@@ -9,7 +9,8 @@
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
-//! | reads and writes | `data_path`, `whole_chunks`; without blocking, `plan` |
+//! | reads and writes | `data_path`, `whole_chunks`, `part_write`; without blocking, `plan` |
+//! | chunks that are not filled yet | `partial`, `filler` |
 //! | volumes and snapshots | `control`, `handle` |
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
@@ -27,6 +28,7 @@ mod device;
 mod error;
 mod extents;
 mod file_device;
+mod filler;
 mod format;
 mod garbage;
 mod handle;
@@ -40,6 +42,8 @@ mod map;
 mod options;
 mod page_io;
 mod page_space;
+mod part_write;
+mod partial;
 mod plan;
 mod pool;
 mod queue;

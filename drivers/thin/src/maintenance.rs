@@ -1,5 +1,5 @@
-//! Background work, in bounded steps: discards of freed chunks, checkpoints, reclaim of deleted versions, eviction
-//! of map pages. Correctness needs none of it; space and memory do.
+//! Background work, in bounded steps: discards of freed chunks, checkpoints, filling of partial chunks, reclaim of
+//! deleted versions, eviction of map pages. Correctness needs none of it; space and memory do.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -37,7 +37,7 @@ impl Pool {
         self.evict_if_over_budget();
         let worked = self.discard_freed()?
             || self.checkpoint_if_due()?
-            || self.reap_step()?
+            || self.reap_and_fill()?
             || self.end_quarantine()?;
         Ok(Maintenance { more: worked })
     }
@@ -72,6 +72,13 @@ impl Pool {
         Ok(due)
     }
 
+    /// Does a step of both, so that neither keeps the other from getting on.
+    fn reap_and_fill(&self) -> Result<bool, PoolError> {
+        let reaped = self.reap_step()?;
+        let filled = self.fill_some()?;
+        Ok(reaped || filled)
+    }
+
     /// Reclaims a part of one deleted version.
     fn reap_step(&self) -> Result<bool, PoolError> {
         let mut found = false;
@@ -101,7 +108,14 @@ impl Pool {
 
     /// Commits when that frees chunks and nobody else is going to.
     fn end_quarantine(&self) -> Result<bool, PoolError> {
-        let waiting = read(&self.state).space.quarantined() > 0;
+        let waiting = {
+            let mut state = write(&self.state);
+            let durable = state.log.durable_batch;
+            // What readers kept from being handed out until now.
+            state.space.release(durable, self.options.discard_freed);
+            state.partials.forget_idle_lenders();
+            state.space.awaits_commit()
+        };
         if waiting {
             self.commit()?;
         }

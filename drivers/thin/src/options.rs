@@ -52,6 +52,9 @@ pub struct OpenOptions {
     pub cache_bytes: u64,
     /// A checkpoint is due when this many map pages are dirty.
     pub checkpoint_dirty_pages: u64,
+    /// How many chunks may be partial at a time; with 0, every first write moves a whole chunk. Each takes about 100
+    /// bytes of memory and 24 to 48 in every checkpoint.
+    pub max_partial_chunks: usize,
     /// Whether freed chunks are discarded on the medium (by [`Pool::maintain`](crate::Pool::maintain)), so that
     /// a sparse file gives its space back.
     pub discard_freed: bool,
@@ -68,6 +71,7 @@ impl OpenOptions {
             name,
             cache_bytes: 256 << 20,
             checkpoint_dirty_pages: 16_384,
+            max_partial_chunks: 16_384,
             discard_freed: true,
             access: Access::ReadWrite,
             bitmap: BitmapSource::Stored,

@@ -14,7 +14,9 @@ use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
 use crate::locks::read;
 use crate::map::{LeafView, find_leaf};
+use crate::partial::{Blocks, Home, PartialView};
 use crate::pool::Pool;
+use crate::state::State;
 use crate::write_epoch::EpochGuard;
 
 /// The answer to a non-blocking look-up.
@@ -59,8 +61,14 @@ pub enum Place {
 pub struct PlanGuard {
     pool: Arc<Pool>,
     stripes: SmallVec<[StripeIndex; 4]>,
+    /// What the plan reads from lenders stays what it is (F4).
+    partials: Option<Box<PartialsRead>>,
     epoch: Option<EpochGuard>,
 }
+
+/// The partial chunks of a plan; rare, and so kept out of its way.
+#[derive(Default)]
+struct PartialsRead(Vec<PartialView>);
 
 /// What a plan is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,6 +105,7 @@ impl VersionHandle {
             guard: PlanGuard {
                 pool: Arc::clone(&self.pool),
                 stripes: SmallVec::new(),
+                partials: None,
                 epoch: None,
             },
         };
@@ -123,7 +132,7 @@ impl VersionHandle {
                         None => true,
                         Some(owns) => entry.is_mapped() && owns.owns(entry.birth(), leaf + 1),
                     };
-                    may && self.plan_chunk(&mut plan, index, entry, offset, end)
+                    may && self.plan_chunk(&mut plan, &state, index, entry, offset..end, access)
                 })
             });
             if !planned {
@@ -139,23 +148,59 @@ impl VersionHandle {
         Some(plan)
     }
 
-    /// Adds the part of a request that lies in one chunk; false when its latch is contended.
-    fn plan_chunk(&self, plan: &mut Plan, index: u64, entry: LeafEntry, offset: u64, end: u64) -> bool {
+    /// Adds the part of a request that lies in one chunk; false when its latch is contended, or when an overwrite
+    /// would change what a partial chunk consists of.
+    fn plan_chunk(
+        &self,
+        plan: &mut Plan,
+        state: &State,
+        index: u64,
+        entry: LeafEntry,
+        request: Range<u64>,
+        access: Access,
+    ) -> bool {
         let chunk_bytes = self.pool.geometry.chunk_bytes;
-        let from = offset.max(index * chunk_bytes);
-        let upto = end.min((index + 1) * chunk_bytes);
-        let place = if entry.is_mapped() {
-            let stripe = LatchTable::stripe(self.node, index);
-            if !self.pool.latches.try_shared(stripe) {
-                return false;
-            }
-            plan.guard.stripes.push(stripe);
-            Place::Device(self.pool.geometry.chunk_offset(entry.chunk()) + from % chunk_bytes)
-        } else {
-            Place::Zeros
+        let base = index * chunk_bytes;
+        let from = request.start.max(base);
+        let upto = request.end.min(base + chunk_bytes);
+        let in_buffer = |range: Range<u64>| {
+            (base + range.start - request.start) as usize..(base + range.end - request.start) as usize
         };
-        let buffer = (from - offset) as usize..(upto - offset) as usize;
-        if let Some(last) = plan.segments.last_mut() {
+        let within = from - base..upto - base;
+        if !entry.is_mapped() {
+            plan.add(in_buffer(within), Place::Zeros);
+            return true;
+        }
+        let stripe = LatchTable::stripe(self.node, index);
+        if !self.pool.latches.try_shared(stripe) {
+            return false;
+        }
+        plan.guard.stripes.push(stripe);
+        let place_in = |chunk: u64, at: u64| Place::Device(self.pool.geometry.chunk_offset(chunk) + at);
+        let Some(view) = state.partials.view(entry.chunk()) else {
+            plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
+            return true;
+        };
+        if access == Access::Overwrite && !view.mask.covers(Blocks::touching(&within)) {
+            return false;
+        }
+        for (piece, home) in view.pieces(within) {
+            let place = match home {
+                Home::Own => place_in(entry.chunk(), piece.start),
+                Home::Lender(lender) => place_in(lender, piece.start),
+                Home::Nowhere => Place::Zeros,
+            };
+            plan.add(in_buffer(piece), place);
+        }
+        plan.guard.partials.get_or_insert_default().0.push(view);
+        true
+    }
+}
+
+impl Plan {
+    /// Adds a segment, joined with the one before where it continues it.
+    fn add(&mut self, buffer: Range<usize>, place: Place) {
+        if let Some(last) = self.segments.last_mut() {
             let continues = match (last.place, place) {
                 (Place::Zeros, Place::Zeros) => true,
                 (Place::Device(at), Place::Device(next)) => at + last.buffer.len() as u64 == next,
@@ -163,11 +208,10 @@ impl VersionHandle {
             };
             if continues {
                 last.buffer.end = buffer.end;
-                return true;
+                return;
             }
         }
-        plan.segments.push(Segment { buffer, place });
-        true
+        self.segments.push(Segment { buffer, place });
     }
 }
 

@@ -1,11 +1,11 @@
 //! An open pool: what its parts share, and how a change gets into state and log.
 //!
 //! Locks, in the order in which they are taken: `control` (one control call at a time) · `checkpointing` ·
-//! `committing` · `state` · slots of map pages. Latches are taken before `state` and may be held while a checkpoint
-//! or commit runs. No I/O happens under `state`.
+//! `committing` · `state` · slots of map pages. Latches, and after them at most one fill lock, are taken before
+//! `checkpointing` and may be held while a checkpoint or commit runs. No I/O happens under `state`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use smallvec::SmallVec;
@@ -19,6 +19,7 @@ use crate::locks::{read, write};
 use crate::log::Room;
 use crate::map::{INNER_LEVELS, Node, install};
 use crate::page_io::read_page;
+use crate::partial::FillLocks;
 use crate::record::{MAX_RECORD_BYTES, Record};
 use crate::state::{Origin, State, Wanted};
 use crate::version::NodeId;
@@ -33,6 +34,8 @@ pub struct Pool {
     pub(crate) geometry: Geometry,
     pub(crate) state: RwLock<State>,
     pub(crate) latches: LatchTable,
+    pub(crate) fill_locks: FillLocks,
+    pub(crate) fill_cursor: AtomicU64,
     pub(crate) control: Mutex<()>,
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) committing: Mutex<()>,
@@ -79,6 +82,8 @@ impl Pool {
             geometry: state.geometry,
             state: RwLock::new(state),
             latches: LatchTable::new(),
+            fill_locks: FillLocks::default(),
+            fill_cursor: AtomicU64::new(0),
             control: Mutex::default(),
             checkpointing: Mutex::default(),
             committing: Mutex::default(),
@@ -298,12 +303,15 @@ fn dirtied_pages(records: &[Record]) -> u64 {
 
 fn dirtied_by(record: &Record) -> u64 {
     match record {
-        Record::Map { .. } | Record::Unmap { .. } | Record::Reap { .. } => u64::from(INNER_LEVELS) + 1,
+        Record::Map { .. } | Record::MapPart { .. } | Record::Unmap { .. } | Record::Reap { .. } => {
+            u64::from(INNER_LEVELS) + 1
+        }
         Record::CreateVolume { .. }
         | Record::Snapshot { .. }
         | Record::Clone { .. }
         | Record::Extend { .. }
         | Record::Delete { .. }
+        | Record::Fill { .. }
         | Record::Revert { .. } => 0,
     }
 }

@@ -6,6 +6,7 @@
 
 use uuid::Uuid;
 
+use crate::partial::Blocks;
 use crate::version::{NodeId, Source, VersionKind};
 
 /// One change.
@@ -46,6 +47,16 @@ pub(crate) enum Record {
     Map { node: NodeId, index: u64, chunk: u64 },
     /// Chunk indices of one leaf are unmapped.
     Unmap { node: NodeId, first: u64, count: u64 },
+    /// A chunk index is mapped to a chunk that holds these blocks already; the rest is what was mapped there before,
+    /// or zeros.
+    MapPart {
+        node: NodeId,
+        index: u64,
+        chunk: u64,
+        blocks: Blocks,
+    },
+    /// A partial chunk holds these blocks too.
+    Fill { chunk: u64, blocks: Blocks },
     /// Leaves up to `upto_leaf` of a dead version are reclaimed; at the last leaf the version goes.
     Reap { node: NodeId, upto_leaf: u64 },
 }
@@ -97,6 +108,18 @@ impl Record {
             Record::Map { node, index, chunk } => fields.byte(7).word(node.0).word(index).word(chunk),
             Record::Unmap { node, first, count } => fields.byte(8).word(node.0).word(first).word(count),
             Record::Reap { node, upto_leaf } => fields.byte(9).word(node.0).word(upto_leaf),
+            Record::MapPart {
+                node,
+                index,
+                chunk,
+                blocks,
+            } => fields
+                .byte(10)
+                .word(node.0)
+                .word(index)
+                .word(chunk)
+                .blocks(blocks),
+            Record::Fill { chunk, blocks } => fields.byte(11).word(chunk).blocks(blocks),
         };
     }
 
@@ -145,6 +168,16 @@ impl Record {
                 node: node(bytes)?,
                 upto_leaf: word(bytes)?,
             },
+            10 => Record::MapPart {
+                node: node(bytes)?,
+                index: word(bytes)?,
+                chunk: word(bytes)?,
+                blocks: blocks(bytes)?,
+            },
+            11 => Record::Fill {
+                chunk: word(bytes)?,
+                blocks: blocks(bytes)?,
+            },
             _ => return None,
         };
         Some(record)
@@ -165,6 +198,12 @@ impl Fields<'_> {
         self
     }
 
+    fn blocks(&mut self, blocks: Blocks) -> &mut Self {
+        self.0.extend_from_slice(&blocks.first.to_le_bytes());
+        self.0.extend_from_slice(&blocks.count.to_le_bytes());
+        self
+    }
+
     fn uuid(&mut self, uuid: Uuid) -> &mut Self {
         self.0.extend_from_slice(uuid.as_bytes());
         self
@@ -181,6 +220,16 @@ fn word(bytes: &mut &[u8]) -> Option<u64> {
     let (word, rest) = bytes.split_first_chunk::<8>()?;
     *bytes = rest;
     Some(u64::from_le_bytes(*word))
+}
+
+fn blocks(bytes: &mut &[u8]) -> Option<Blocks> {
+    let (four, rest) = bytes.split_first_chunk::<4>()?;
+    *bytes = rest;
+    let [a, b, c, d] = *four;
+    Some(Blocks {
+        first: u16::from_le_bytes([a, b]),
+        count: u16::from_le_bytes([c, d]),
+    })
 }
 
 fn node(bytes: &mut &[u8]) -> Option<NodeId> {
@@ -243,6 +292,16 @@ mod tests {
             Record::Reap {
                 node: a,
                 upto_leaf: 9,
+            },
+            Record::MapPart {
+                node: a,
+                index: 5,
+                chunk: 6,
+                blocks: Blocks { first: 7, count: 258 },
+            },
+            Record::Fill {
+                chunk: 6,
+                blocks: Blocks { first: 0, count: 256 },
             },
         ];
         let mut all = Vec::new();

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::checkpoint::mask_words;
 use crate::commit::write_log;
 use crate::format::{
     BATCH_HEADER_BYTES, BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, BatchHeader, DirectoryEntry, Geometry,
@@ -26,6 +27,7 @@ use crate::log::LogRing;
 use crate::map::{Node, PageGauge, install};
 use crate::page_io::{read_block, read_page};
 use crate::page_space::{CopyClass, PageChunk, PageMask, PageSpace};
+use crate::partial::PartialChunks;
 use crate::pool::Pool;
 use crate::record::Record;
 use crate::salvage::bitmap_from_maps;
@@ -106,6 +108,8 @@ impl State {
             geometry,
             versions: VersionTree::default(),
             space: Space::new(geometry.chunk_count),
+            partials: PartialChunks::default(),
+            allows_partials: false,
             pages: PageSpace::default(),
             garbage: Garbage::default(),
             gauge: Arc::new(PageGauge::default()),
@@ -272,6 +276,24 @@ fn load_checkpoint(
             )));
         }
         state.pages.load(chunk, page_chunk);
+    }
+    state.allows_partials = superblock.allows_partials();
+    if state.allows_partials {
+        let partials = PartialChunks::decode(mask_words(&geometry), || reader.word());
+        state.partials = partials.map_err(|detail| damaged(&detail))?;
+        if bitmap == BitmapSource::Maps {
+            // No map names them.
+            for orphan in state.partials.orphans() {
+                if !state.space.record_mapped(orphan, true) {
+                    return Err(damaged(&format!("chunk {orphan} is an orphan and something else")));
+                }
+            }
+        }
+        for (chunk, lender) in state.partials.loans() {
+            if !state.space.is_data(chunk) || lender.is_some_and(|lender| !state.space.is_data(lender)) {
+                return Err(damaged(&format!("chunk {chunk} is partial, and it or its lender is free")));
+            }
+        }
     }
     Ok(state)
 }

@@ -6,24 +6,27 @@
 //! Invariants
 //! - A1: every chunk in `data` is in `busy`; so are chunks of map pages, chunks being filled, and the quarantine.
 //! - A2: a chunk freed by a record of batch *n* stays in quarantine, neither handed out nor discarded on the
-//!   medium, until batch *n* is durable. That no I/O uses it any more is what the latches see to (L1).
+//!   medium, until batch *n* is durable. That no I/O uses it any more is what the latches see to (L1), and its
+//!   users where no latch does (F4).
 //!
 //! Failure: nothing here does I/O; the only error is having no free chunk.
 //! Format: docs/formats/pool.md, "Chunk bitmap".
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use crate::format::{BITS_PER_BLOCK, BLOCK_BYTES};
+use crate::partial::Freed;
 
 const WORDS_PER_BLOCK: usize = BLOCK_BYTES / 8;
 /// One count of free chunks covers this many words.
 const WORDS_PER_GROUP: usize = 64;
 
 /// A chunk freed by a batch that is not durable yet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Quarantined {
     batch: u64,
-    chunk: u64,
+    freed: Freed,
 }
 
 /// The chunks of a pool.
@@ -39,6 +42,8 @@ pub(crate) struct Space {
     data_chunks: u64,
     cursor: u64,
     quarantine: VecDeque<Quarantined>,
+    /// Freed durably, but still in use (F4).
+    in_use: Vec<Freed>,
     /// Out of quarantine, not yet discarded on the medium; still in `busy`.
     to_discard: Vec<u64>,
 }
@@ -68,6 +73,7 @@ impl Space {
             data_chunks: 0,
             cursor: 0,
             quarantine: VecDeque::new(),
+            in_use: Vec::new(),
             to_discard: Vec::new(),
         };
         if !chunk_count.is_multiple_of(64) {
@@ -138,9 +144,14 @@ impl Space {
         self.data_chunks
     }
 
-    /// Returns how many freed chunks are not free yet, because their batch is not durable.
+    /// Returns how many freed chunks are not free yet.
     pub fn quarantined(&self) -> u64 {
-        self.quarantine.len() as u64
+        (self.quarantine.len() + self.in_use.len()) as u64
+    }
+
+    /// Tells whether freed chunks wait for their batch to become durable.
+    pub fn awaits_commit(&self) -> bool {
+        !self.quarantine.is_empty()
     }
 
     /// Returns how many chunks wait for being discarded on the medium.
@@ -251,7 +262,8 @@ impl Space {
     }
 
     /// A record of batch `batch` frees the chunk: it goes into quarantine (A2). False when it holds no data.
-    pub fn record_freed(&mut self, chunk: u64, batch: u64) -> bool {
+    pub fn record_freed(&mut self, freed: Freed, batch: u64) -> bool {
+        let chunk = freed.chunk;
         if chunk >= self.chunk_count || !self.is_data(chunk) {
             return false;
         }
@@ -259,18 +271,21 @@ impl Space {
         self.data_chunks -= 1;
         self.dirty_blocks.insert(chunk / BITS_PER_BLOCK);
         debug_assert!(self.quarantine.back().is_none_or(|last| last.batch <= batch));
-        self.quarantine.push_back(Quarantined { batch, chunk });
+        self.quarantine.push_back(Quarantined { batch, freed });
         true
     }
 
     /// Ends the quarantine of what batches up to `durable` freed (A2).
     pub fn release(&mut self, durable: u64, discard: bool) {
-        while let Some(entry) = self.quarantine.front()
-            && entry.batch <= durable
-        {
-            let chunk = entry.chunk;
-            self.quarantine.pop_front();
-            self.free_now(chunk, discard);
+        let mut ended = std::mem::take(&mut self.in_use);
+        while let Some(entry) = self.quarantine.pop_front_if(|entry| entry.batch <= durable) {
+            ended.push(entry.freed);
+        }
+        for mut freed in ended {
+            match freed.users.as_mut().map(Arc::get_mut) {
+                Some(None) => self.in_use.push(freed),
+                Some(Some(())) | None => self.free_now(freed.chunk, discard),
+            }
         }
     }
 
@@ -361,14 +376,31 @@ mod tests {
             let chunk = space.take(SearchFrom::Cursor).unwrap();
             assert!(space.record_mapped(chunk, false));
             assert!(!space.record_mapped(chunk, false), "a chunk holds data once");
-            assert!(space.record_freed(chunk, 7));
-            assert!(!space.record_freed(chunk, 7));
+            let freed = |users| Freed { chunk, users };
+            assert!(space.record_freed(freed(None), 7));
+            assert!(!space.record_freed(freed(None), 7));
             space.release(6, discard);
             assert_eq!(space.take(SearchFrom::Cursor), None);
             assert!(space.take_discards(10).is_empty());
             space.release(7, discard);
             assert_eq!(space.take(SearchFrom::Cursor), Some(chunk));
         }
+    }
+
+    #[test]
+    fn f4_a_freed_chunk_is_not_handed_out_before_its_users_are_done() {
+        let mut space = Space::new(1);
+        let chunk = space.take(SearchFrom::Cursor).unwrap();
+        assert!(space.record_mapped(chunk, false));
+        let reader = Arc::new(());
+        let users = Some(Arc::clone(&reader));
+        assert!(space.record_freed(Freed { chunk, users }, 7));
+        space.release(7, false);
+        assert_eq!((space.take(SearchFrom::Cursor), space.quarantined()), (None, 1));
+        assert!(!space.awaits_commit());
+        drop(reader);
+        space.release(7, false);
+        assert_eq!(space.take(SearchFrom::Cursor), Some(chunk));
     }
 
     #[test]

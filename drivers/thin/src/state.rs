@@ -19,6 +19,7 @@ use crate::map::{
     reap_range, scan_reap, update_leaf,
 };
 use crate::page_space::PageSpace;
+use crate::partial::{Blocks, Freed, PartialChunks};
 use crate::record::Record;
 use crate::space::Space;
 use crate::version::{NodeId, Source, Version, VersionKind, VersionTree};
@@ -28,6 +29,9 @@ pub(crate) struct State {
     pub geometry: Geometry,
     pub versions: VersionTree,
     pub space: Space,
+    pub partials: PartialChunks,
+    /// Whether the superblock says that chunks may be partial, so that no older Quarry meets one.
+    pub allows_partials: bool,
     pub pages: PageSpace,
     pub garbage: Garbage,
     pub gauge: Arc<PageGauge>,
@@ -69,6 +73,7 @@ impl State {
     pub fn wanted(&self, record: &Record) -> Option<Wanted> {
         match *record {
             Record::Map { node, index, .. }
+            | Record::MapPart { node, index, .. }
             | Record::Unmap {
                 node, first: index, ..
             } => self.wanted_leaf(node, index / LEAF_ENTRIES as u64),
@@ -82,6 +87,7 @@ impl State {
             | Record::Clone { .. }
             | Record::Extend { .. }
             | Record::Delete { .. }
+            | Record::Fill { .. }
             | Record::Revert { .. } => None,
         }
     }
@@ -170,7 +176,14 @@ impl State {
                 Ok(())
             }
             Record::Revert { head, parent, node } => self.apply_revert(head, parent, node),
-            Record::Map { node, index, chunk } => self.apply_map(node, index, chunk, batch, origin),
+            Record::Map { node, index, chunk } => self.apply_map(node, index, chunk, None, batch, origin),
+            Record::MapPart {
+                node,
+                index,
+                chunk,
+                blocks,
+            } => self.apply_map(node, index, chunk, Some(blocks), batch, origin),
+            Record::Fill { chunk, blocks } => self.apply_fill(chunk, blocks, batch),
             Record::Unmap { node, first, count } => self.apply_unmap(node, first, count, batch),
             Record::Reap { node, upto_leaf } => self.apply_reap(node, upto_leaf, batch),
         }
@@ -246,9 +259,13 @@ impl State {
         node: NodeId,
         index: u64,
         chunk: u64,
+        part: Option<Blocks>,
         batch: u64,
         origin: Origin,
     ) -> Result<(), String> {
+        if let Some(blocks) = part {
+            self.check_blocks(blocks)?;
+        }
         let version = self.versions.find(node).ok_or("maps in no version")?;
         if index >= MAX_CHUNKS {
             return Err(format!("maps chunk index {index}, which no map has"));
@@ -270,11 +287,35 @@ impl State {
             std::mem::replace(&mut entries[index as usize % LEAF_ENTRIES], entry)
         });
         version.own_chunks += 1;
+        let frees = replaced.is_mapped() && owns.owns(replaced.birth(), leaf + 1);
         if !replaced.is_mapped() {
             version.mapped_chunks += 1;
-        } else if owns.owns(replaced.birth(), leaf + 1) {
+        } else if frees {
             version.own_chunks -= 1;
-            return self.free_chunk(replaced.chunk(), batch);
+        }
+        if let Some(blocks) = part {
+            let lender = replaced.is_mapped().then(|| replaced.chunk());
+            self.partials.begin(chunk, blocks, lender)?;
+        }
+        if frees {
+            self.free_chunk(replaced.chunk(), batch)?;
+        }
+        Ok(())
+    }
+
+    fn apply_fill(&mut self, chunk: u64, blocks: Blocks, batch: u64) -> Result<(), String> {
+        self.check_blocks(blocks)?;
+        let block_count = self.geometry.pages_per_chunk();
+        match self.partials.add(chunk, blocks, block_count)? {
+            Some(freed) => self.record_freed(freed, batch),
+            None => Ok(()),
+        }
+    }
+
+    fn check_blocks(&self, blocks: Blocks) -> Result<(), String> {
+        let end = u64::from(blocks.first) + u64::from(blocks.count);
+        if blocks.count == 0 || end > self.geometry.pages_per_chunk() {
+            return Err(format!("fills {blocks:?}, which are not in a chunk"));
         }
         Ok(())
     }
@@ -360,8 +401,17 @@ impl State {
             .try_for_each(|chunk| self.free_chunk(chunk, batch))
     }
 
+    /// A chunk has lost its owner. It is freed, unless it lends to another (F3).
     fn free_chunk(&mut self, chunk: u64, batch: u64) -> Result<(), String> {
-        if self.space.record_freed(chunk, batch) {
+        let freed = self.partials.release(chunk)?;
+        freed
+            .into_iter()
+            .try_for_each(|freed| self.record_freed(freed, batch))
+    }
+
+    fn record_freed(&mut self, freed: Freed, batch: u64) -> Result<(), String> {
+        let chunk = freed.chunk;
+        if self.space.record_freed(freed, batch) {
             Ok(())
         } else {
             Err(format!("frees chunk {chunk}, which holds no data"))

@@ -9,7 +9,7 @@ use quarry_contract::IoError;
 use smallvec::SmallVec;
 
 use crate::PoolError;
-use crate::data_path::medium;
+use crate::data_path::{Content, medium};
 use crate::handle::VersionHandle;
 use crate::pool::{Decision, Priority};
 use crate::record::Record;
@@ -43,12 +43,17 @@ impl VersionHandle {
             for (index, at) in (first..).zip((0..data.len()).step_by(chunk_bytes)) {
                 let located = self.locate(index).map_err(PoolError::into_io_error)?;
                 let bytes = at..at + chunk_bytes;
-                if located.owned {
-                    let chunk = located.entry.chunk();
+                if !located.owned {
+                    to_map.push((index, bytes));
+                    continue;
+                }
+                let chunk = located.entry.chunk();
+                if located.partial.is_some() {
+                    let whole = 0..chunk_bytes as u64;
+                    self.write_into_partial(chunk, &whole, Content::Data(&data[bytes]))?;
+                } else {
                     in_place.push(Piece { chunk, bytes });
                     epochs.push(located);
-                } else {
-                    to_map.push((index, bytes));
                 }
             }
             self.write_pieces(&in_place, data)?;

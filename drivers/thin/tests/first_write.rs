@@ -148,3 +148,55 @@ fn a_first_write_that_fails_leaves_no_trace() {
     }
     fixture.assert_sound();
 }
+
+#[test]
+fn a_first_write_of_4_kib_is_one_write_of_4_kib() {
+    let fixture = Fixture::new();
+    for block in [3, 5, 4, 0] {
+        let cost = fixture.cost_of_write(block * 4096, 4096, block + 1);
+        assert_eq!(cost, one_write_of(4096), "block {block}");
+    }
+    for (block, stamp) in [(0, 1), (3, 4), (4, 5), (5, 6)] {
+        assert_holds(&fixture.handle, block * 4096, 4096, stamp);
+    }
+    let mut between = vec![0xa5; 2 * 4096];
+    fixture.handle.read(4096, &mut between).unwrap();
+    assert!(between.iter().all(|byte| *byte == 0), "F1");
+    fixture.assert_sound();
+}
+
+#[test]
+fn a_4_kib_write_after_a_snapshot_is_one_write_of_4_kib() {
+    let fixture = Fixture::new();
+    fixture.write(0, CHUNK, 1).unwrap();
+    let snapshot = fixture.snapshot(7);
+    assert_eq!(fixture.cost_of_write(8192, 4096, 2), one_write_of(4096));
+    assert_eq!(fixture.cost_of_write(20480, 8192, 3), one_write_of(8192));
+    // An overwrite of what the chunk has by now costs the same, and changes no mapping.
+    assert_eq!(fixture.cost_of_write(20480, 4096, 4), one_write_of(4096));
+    assert_holds(&snapshot, 0, CHUNK, 1);
+    for (offset, length, stamp) in [(0, 8192, 1), (8192, 4096, 2), (12288, 8192, 1), (20480, 4096, 4)] {
+        assert_holds(&fixture.handle, offset, length, stamp);
+    }
+    fixture.assert_sound();
+    while fixture.pool.maintain().unwrap().more {}
+    assert_holds(&snapshot, 0, CHUNK, 1);
+    for (offset, length, stamp) in [(0, 8192, 1), (8192, 4096, 2), (12288, 8192, 1), (24576, 4096, 3)] {
+        assert_holds(&fixture.handle, offset, length, stamp);
+    }
+    fixture.assert_sound();
+}
+
+#[test]
+fn a_sector_after_a_snapshot_costs_the_block_around_it() {
+    let fixture = Fixture::new();
+    fixture.write(0, CHUNK, 1).unwrap();
+    fixture.snapshot(7);
+    let cost = fixture.cost_of_write(4096 + 512, 512, 2);
+    assert_eq!((cost.reads, cost.read_bytes), (1, 4096));
+    assert_eq!((cost.writes, cost.written_bytes), (1, 4096));
+    assert_holds(&fixture.handle, 4096 + 512, 512, 2);
+    assert_holds(&fixture.handle, 0, 4096 + 512, 1);
+    assert_holds(&fixture.handle, 4096 + 1024, CHUNK - 4096 - 1024, 1);
+    fixture.assert_sound();
+}

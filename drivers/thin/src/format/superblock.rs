@@ -10,7 +10,9 @@ use crate::format::{BLOCK, BLOCK_BYTES, Geometry, PagePointer};
 
 const MAGIC: [u8; 8] = *b"QRYTHIN\0";
 const VERSION: u32 = 1;
-const KNOWN_INCOMPAT: u64 = 0;
+/// Chunks may be partial: the index stream lists them, and the log has records for them.
+pub(crate) const INCOMPAT_PARTIAL_CHUNKS: u64 = 1;
+const KNOWN_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.
@@ -54,6 +56,7 @@ pub(crate) struct SuperblockFields {
     pub generation: u64,
     pub compat: u64,
     pub ro_compat: u64,
+    pub incompat: u64,
     pub geometry: Geometry,
     pub directory_crc32c: u32,
     pub directory_side: u32,
@@ -76,6 +79,7 @@ impl SuperblockFields {
         block.generation = self.generation.into();
         block.compat = self.compat.into();
         block.ro_compat = self.ro_compat.into();
+        block.incompat = self.incompat.into();
         block.device_bytes = g.device_bytes.into();
         block.chunk_bytes = (g.chunk_bytes as u32).into();
         block.page_bytes = (BLOCK_BYTES as u32).into();
@@ -144,6 +148,7 @@ impl Superblock {
             generation: self.generation.get(),
             compat: self.compat.get(),
             ro_compat: self.ro_compat.get(),
+            incompat: self.incompat.get(),
             geometry: Geometry {
                 device_bytes: self.device_bytes.get(),
                 chunk_bytes: u64::from(self.chunk_bytes.get()),
@@ -176,6 +181,11 @@ impl SuperblockFields {
     /// Returns feature bits that allow only reading, or 0.
     pub fn unknown_ro_compat(&self) -> u64 {
         self.ro_compat & !KNOWN_RO_COMPAT
+    }
+
+    /// Tells whether chunks may be partial.
+    pub fn allows_partials(&self) -> bool {
+        self.incompat & INCOMPAT_PARTIAL_CHUNKS != 0
     }
 
     /// A checksum only proves that the block is what was written; arithmetic below relies on these.
@@ -258,6 +268,7 @@ mod tests {
             generation: 3,
             compat: 0,
             ro_compat: 0,
+            incompat: INCOMPAT_PARTIAL_CHUNKS,
             geometry: Geometry::new(1 << 30, &FormatOptions::default()).unwrap(),
             directory_crc32c: 5,
             directory_side: 1,

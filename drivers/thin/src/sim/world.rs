@@ -29,6 +29,8 @@ pub struct Setup {
     pub cache_bytes: u64,
     /// How many dirty map pages make a checkpoint due.
     pub checkpoint_dirty_pages: u64,
+    /// How many chunks may be partial at a time.
+    pub max_partial_chunks: usize,
     /// Whether freed chunks are discarded on the medium.
     pub discard_freed: bool,
     /// The granularity of requests and sizes, in bytes.
@@ -59,6 +61,7 @@ impl Setup {
             max_volume_bytes: chunk_bytes * one_of(&[8, 600, 512 * 300]),
             may_be_full: false,
             mix: Mix::everything(2),
+            max_partial_chunks: one_of(&[0, 2, 1000, 1000]) as usize,
         }
     }
 
@@ -84,6 +87,7 @@ impl Setup {
         OpenOptions {
             cache_bytes: self.cache_bytes,
             checkpoint_dirty_pages: self.checkpoint_dirty_pages,
+            max_partial_chunks: self.max_partial_chunks,
             discard_freed: self.discard_freed,
             ..OpenOptions::default()
         }

@@ -48,6 +48,8 @@ impl Model {
                 geometry,
                 versions: VersionTree::default(),
                 space: Space::new(geometry.chunk_count),
+                partials: PartialChunks::default(),
+                allows_partials: true,
                 pages: PageSpace::default(),
                 garbage: Garbage::default(),
                 gauge: Arc::default(),

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use quarry_contract::conformance::SplitMix;
+use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeSpec};
 use quarry_thin::sim::{Action, SECTOR_BYTES, Setup, SimDevice, Stamp, Violation, World};
 use quarry_thin::{FormatOptions, OpenOptions, Pool, PoolError};
 
 use crate::seeds::for_each_seed;
 
-/// Makes a pool with a history on it, reclaimed, checkpointed and closed.
+/// Makes a pool with a history on it, reclaimed, with a few partial chunks, and checkpointed.
 pub fn closed_pool(seed: u64) -> Result<World, Violation> {
     let setup = Setup {
         discard_freed: false,
@@ -18,6 +19,23 @@ pub fn closed_pool(seed: u64) -> Result<World, Violation> {
     world.run(80)?;
     world.carry_out(Action::CleanReopen)?;
     world.reclaim()?;
+    let volumes: Vec<(u64, u64)> = world
+        .model()
+        .volumes
+        .iter()
+        .map(|(number, volume)| (*number, volume.size_bytes))
+        .collect();
+    for (volume, size_bytes) in volumes {
+        let group = vec![(1_000_000 + volume, volume)];
+        world.carry_out(Action::Snapshot { group })?;
+        world.carry_out(Action::Write {
+            volume,
+            offset: 0,
+            length: size_bytes.min(4096),
+            durability: Durability::Cached,
+        })?;
+    }
+    world.carry_out(Action::Checkpoint)?;
     world.abandon();
     Ok(world)
 }
@@ -283,7 +301,7 @@ fn foreign_truncated_newer_and_damaged_media_each_have_their_own_error() {
         "version"
     );
     let newer = device.fork(1);
-    rewrite_superblocks(&newer, 56, &1u64.to_le_bytes());
+    rewrite_superblocks(&newer, 56, &3u64.to_le_bytes());
     assert!(
         matches!(open(&newer), Err(PoolError::NewerFormat { .. })),
         "incompat"
@@ -350,4 +368,43 @@ fn a_second_format_and_a_bad_geometry_are_refused() {
         let refused = Pool::format(SimDevice::new(device_bytes, 1).as_ref(), &small());
         assert!(refused.is_err(), "a device of {device_bytes} bytes");
     }
+}
+
+/// A pool from before partial chunks: no older Quarry may meet one in the log before the superblock tells it.
+#[test]
+fn a_pool_without_the_feature_gets_partial_chunks_with_its_first_checkpoint() {
+    let device = formatted();
+    rewrite_superblocks(&device, 56, &0u64.to_le_bytes());
+    let pool = open(&device).expect("an older pool opens");
+    let id = VolumeId(uuid::Uuid::from_u128(1));
+    let spec = VolumeSpec {
+        id,
+        size_bytes: 1 << 20,
+        source: DataSource::Blank,
+    };
+    pool.create_volume(&spec).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
+        .unwrap();
+    let write = |offset| {
+        let before = device.counts().written_bytes;
+        handle.write(offset, &[7; 4096], Durability::Cached).unwrap();
+        device.counts().written_bytes - before
+    };
+    assert_eq!(write(0), pool.chunk_bytes(), "a whole chunk");
+    pool.checkpoint().unwrap();
+    assert_eq!(write(pool.chunk_bytes()), 4096, "a part of one");
+    pool.checkpoint().unwrap();
+    drop((handle, pool));
+    let pool = open(&device.power_cycle()).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(id), OpenMode::ReadOnly)
+        .unwrap();
+    let mut bytes = vec![0xa5; 2 * pool.chunk_bytes() as usize];
+    handle.read(0, &mut bytes).unwrap();
+    for (at, byte) in bytes.iter().enumerate() {
+        let written = at as u64 % pool.chunk_bytes() < 4096;
+        assert_eq!(*byte, if written { 7 } else { 0 }, "byte {at}");
+    }
+    assert!(pool.check().unwrap().problems.is_empty());
 }

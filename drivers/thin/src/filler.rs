@@ -1,0 +1,62 @@
+//! Filling partial chunks in the background, so that lenders are let go and the table of partial chunks stays short.
+//!
+//! A chunk that cannot be filled, because its lender cannot be read or the medium is full, stays partial: what it
+//! holds is read as before, and only the blocks that cannot be read are lost to whoever reads them.
+
+use std::sync::atomic::Ordering;
+
+use quarry_contract::IoBuffer;
+
+use crate::PoolError;
+use crate::locks::read;
+use crate::partial::{Blocks, Home};
+use crate::pool::Pool;
+
+/// Chunks that one step fills.
+const FILL_CHUNKS: usize = 32;
+
+impl Pool {
+    /// Fills some partial chunks; tells whether it got any further.
+    pub(crate) fn fill_some(&self) -> Result<bool, PoolError> {
+        let from = self.fill_cursor.load(Ordering::Relaxed);
+        let chunks = read(&self.state).partials.some_from(from, FILL_CHUNKS);
+        let mut filled = false;
+        for chunk in chunks {
+            self.fill_cursor.store(chunk + 1, Ordering::Relaxed);
+            match self.fill(chunk)? {
+                Ok(()) => filled = true,
+                Err(error) => {
+                    tracing::warn!(pool = %self.options.name, chunk, %error, "a chunk cannot be filled");
+                }
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Writes the blocks that a chunk borrows into the chunk. The inner error is the medium's.
+    fn fill(&self, chunk: u64) -> Result<std::io::Result<()>, PoolError> {
+        let _filling = self.fill_locks.of(chunk);
+        // Held to the end: no one else gets the chunk or its lender meanwhile (F4).
+        let Some(view) = read(&self.state).partials.view(chunk) else {
+            return Ok(Ok(()));
+        };
+        for (piece, home) in view.pieces(0..self.geometry.chunk_bytes) {
+            let mut bytes = match home {
+                Home::Own => continue,
+                Home::Lender(_) | Home::Nowhere => IoBuffer::zeroed((piece.end - piece.start) as usize),
+            };
+            if let Home::Lender(lender) = home {
+                let at = self.geometry.chunk_offset(lender) + piece.start;
+                if let Err(error) = self.device.read_at(at, &mut bytes) {
+                    return Ok(Err(error));
+                }
+            }
+            let at = self.geometry.chunk_offset(chunk) + piece.start;
+            if let Err(error) = self.device.write_at(at, &bytes) {
+                return Ok(Err(error));
+            }
+        }
+        self.record_filled(chunk, Blocks::all(self.geometry.chunk_bytes))?;
+        Ok(Ok(()))
+    }
+}

@@ -1,0 +1,174 @@
+//! Writing less than a chunk where no chunk is owned yet: only the blocks that are written go to the device.
+//!
+//! The order is that of every write which changes a mapping (W1): take a free chunk · write its blocks · apply and log
+//! the mapping, which says which blocks these are. Later writes to other blocks of the chunk are the same without
+//! the first step. What is written in part is completed with what was there before, to whole blocks.
+
+use std::io;
+use std::ops::{Deref, Range};
+
+use quarry_contract::{IoBuffer, IoError};
+use smallvec::{SmallVec, smallvec};
+
+use crate::PoolError;
+use crate::data_path::{Content, medium};
+use crate::format::BLOCK;
+use crate::handle::VersionHandle;
+use crate::locks::read;
+use crate::partial::{Blocks, Home, PartialView};
+use crate::pool::{Decision, Pool, Priority};
+use crate::record::Record;
+
+impl VersionHandle {
+    /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by `lender`, or zeros. The caller
+    /// holds the index's latch exclusively.
+    pub(crate) fn map_part(
+        &self,
+        index: u64,
+        within: &Range<u64>,
+        content: Content<'_>,
+        lender: Option<u64>,
+    ) -> Result<(), IoError> {
+        let blocks = Blocks::touching(within);
+        let cover = whole_blocks(blocks, within, content, |bytes, target| match lender {
+            Some(lender) => {
+                let at = self.pool.geometry.chunk_offset(lender) + bytes.start;
+                self.pool.device.read_at(at, target)
+            }
+            None => Ok(()),
+        });
+        let cover = cover.map_err(medium("completing", within.start))?;
+        self.map_new(blocks.bytes().start, &cover, |chunk| Record::MapPart {
+            node: self.node,
+            index,
+            chunk,
+            blocks,
+        })
+    }
+
+    /// Writes into an owned chunk that was partial when it was looked up. The caller holds the index's latch exclusively,
+    /// and the epoch until this returns: what becomes part of the chunk belongs to a snapshot taken meanwhile.
+    pub(crate) fn write_into_partial(
+        &self,
+        chunk: u64,
+        within: &Range<u64>,
+        content: Content<'_>,
+    ) -> Result<(), IoError> {
+        let _filling = self.pool.fill_locks.of(chunk);
+        let blocks = Blocks::touching(within);
+        let view = read(&self.pool.state).partials.view(chunk);
+        let view = match view {
+            Some(view) if !view.mask.covers(blocks) => view,
+            // Whole by now, at least where it matters.
+            _ => return self.write_in_place(chunk, within, content),
+        };
+        if matches!(content, Content::Zeros) && view.lender.is_none() && !view.mask.touches(blocks) {
+            return Ok(());
+        }
+        let at = self.pool.geometry.chunk_offset(chunk) + blocks.bytes().start;
+        let cover = whole_blocks(blocks, within, content, |bytes, target| {
+            self.pool.read_partial(chunk, &view, bytes, target)
+        });
+        let cover = cover.map_err(medium("completing", at))?;
+        self.pool
+            .device
+            .write_at(at, &cover)
+            .map_err(medium("writing", at))?;
+        self.pool
+            .record_filled(chunk, blocks)
+            .map_err(PoolError::into_io_error)
+    }
+}
+
+impl Pool {
+    /// Records that a partial chunk holds these blocks, if it still is one. The caller holds its fill lock and has
+    /// written them (F5).
+    pub(crate) fn record_filled(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
+        // It needs no space and may give some back, so it works in a full pool.
+        self.change(Priority::Reclaim, |state| {
+            let still_partial = state.partials.contains(chunk);
+            let fill: SmallVec<[Record; 2]> = if still_partial {
+                smallvec![Record::Fill { chunk, blocks }]
+            } else {
+                SmallVec::new()
+            };
+            Ok(Decision::Apply(fill))
+        })
+    }
+
+    /// Reads a range of a partial chunk from wherever its pieces are (F1).
+    pub(crate) fn read_partial(
+        &self,
+        chunk: u64,
+        view: &PartialView,
+        within: Range<u64>,
+        target: &mut [u8],
+    ) -> io::Result<()> {
+        let start = within.start;
+        for (piece, home) in view.pieces(within) {
+            let target = &mut target[(piece.start - start) as usize..(piece.end - start) as usize];
+            match home {
+                Home::Own => self.read_bytes(self.geometry.chunk_offset(chunk) + piece.start, target)?,
+                Home::Lender(lender) => {
+                    self.read_bytes(self.geometry.chunk_offset(lender) + piece.start, target)?;
+                }
+                Home::Nowhere => target.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells whether another chunk may become partial.
+    pub(crate) fn may_begin_partial(&self) -> bool {
+        let state = read(&self.state);
+        state.allows_partials && state.partials.len() < self.options.max_partial_chunks
+    }
+}
+
+/// Whole blocks: a request's own bytes, or a copy of them completed with what was around them.
+enum Cover<'a> {
+    Request(&'a [u8]),
+    Completed(IoBuffer),
+}
+
+impl Deref for Cover<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Cover::Request(bytes) => bytes,
+            Cover::Completed(buffer) => buffer,
+        }
+    }
+}
+
+/// Completes a range to whole blocks: `read_under` gives the block at a range of bytes of the chunk.
+fn whole_blocks<'a>(
+    blocks: Blocks,
+    within: &Range<u64>,
+    content: Content<'a>,
+    mut read_under: impl FnMut(Range<u64>, &mut [u8]) -> io::Result<()>,
+) -> io::Result<Cover<'a>> {
+    let bytes = blocks.bytes();
+    if let Content::Data(data) = content
+        && bytes == *within
+    {
+        return Ok(Cover::Request(data));
+    }
+    let mut cover = IoBuffer::zeroed((bytes.end - bytes.start) as usize);
+    let last = bytes.end - BLOCK;
+    let is_cut_first = within.start > bytes.start || (last == bytes.start && within.end < bytes.end);
+    if is_cut_first {
+        read_under(bytes.start..bytes.start + BLOCK, &mut cover[..BLOCK as usize])?;
+    }
+    if within.end < bytes.end && last > bytes.start {
+        let at = (last - bytes.start) as usize;
+        read_under(last..bytes.end, &mut cover[at..])?;
+    }
+    let target = &mut cover[(within.start - bytes.start) as usize..(within.end - bytes.start) as usize];
+    match content {
+        Content::Data(data) => target.copy_from_slice(data),
+        Content::Zeros => target.fill(0),
+    }
+    Ok(Cover::Completed(cover))
+}
