@@ -285,13 +285,17 @@ fn load_checkpoint(
             // No map names them.
             for orphan in state.partials.orphans() {
                 if !state.space.record_mapped(orphan, true) {
-                    return Err(damaged(&format!("chunk {orphan} is an orphan and something else")));
+                    return Err(damaged(&format!(
+                        "chunk {orphan} is an orphan and something else"
+                    )));
                 }
             }
         }
         for (chunk, lender) in state.partials.loans() {
             if !state.space.is_data(chunk) || lender.is_some_and(|lender| !state.space.is_data(lender)) {
-                return Err(damaged(&format!("chunk {chunk} is partial, and it or its lender is free")));
+                return Err(damaged(&format!(
+                    "chunk {chunk} is partial, and it or its lender is free"
+                )));
             }
         }
     }
