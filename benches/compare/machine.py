@@ -74,6 +74,23 @@ def prefer(pid: int | str = "self") -> None:
             os.setpriority(os.PRIO_PROCESS, int(task.name), NICE)
 
 
+def generator_takes_place() -> None:
+    """Gives this process, which is to be the generator, the last processor and weight."""
+    if processors := sorted(os.sched_getaffinity(0)):
+        os.sched_setaffinity(0, processors[-1:])
+    prefer()
+
+
+def target_takes_place() -> None:
+    """Gives this process, which is to be a target, the processors that the generator does not have.
+
+    Whether a request crosses to another processor makes a factor of two at depth 1; without this, it is left to
+    chance, for each run anew.
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[:-1] or processors)
+
+
 def settle(folder: Path) -> None:
     """Lets what earlier runs left to the page cache reach the disk, so that the next run does not pay for it, and
     takes the folder's files out of the cache, so that a run on disk is one on disk. Memory files stay."""

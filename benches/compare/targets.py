@@ -28,6 +28,7 @@ def spawn(command: list[str], log: Path, **more) -> subprocess.Popen:
             stdin=subprocess.DEVNULL,
             stderr=stream,
             start_new_session=True,
+            preexec_fn=machine.target_takes_place,
             **({"stdout": stream} | more),
         )
 
@@ -78,7 +79,11 @@ class IscsiTarget:
             self.url,
         ]
         ran = subprocess.run(
-            command, capture_output=True, text=True, start_new_session=True, preexec_fn=machine.prefer
+            command,
+            capture_output=True,
+            text=True,
+            start_new_session=True,
+            preexec_fn=machine.generator_takes_place,
         )
         if ran.returncode:
             raise Trouble(f"{self.name}: {arguments}: {ran.stderr.strip()[-300:]}")
@@ -158,6 +163,11 @@ class Tgt(IscsiTarget):
         except BaseException:
             self.stop()
             raise
+
+    def stop(self) -> None:
+        """Ends the daemon, which takes no notice of SIGTERM while it has a target."""
+        self.process.kill()
+        self.process.wait()
 
     def _export(self, port: int) -> None:
         await_port(port)

@@ -17,8 +17,7 @@ pub fn probe() -> io::Result<()> {
 ///
 /// `COOP_TASKRUN` spares the interrupt that would force a running thread into the kernel for each completion;
 /// `TASKRUN_FLAG` says when completions wait for such an entry. `SINGLE_ISSUER` and `DEFER_TASKRUN` would tie
-/// the ring to the thread that made it, and with it the right to drop a queue elsewhere; see
-/// docs/performance.md for what that costs.
+/// the ring to the thread that made it, and with it the right to drop a queue elsewhere.
 pub(super) fn build(entries: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_clamp().setup_cqsize(completions).dontfork();
