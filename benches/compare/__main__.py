@@ -6,7 +6,7 @@ is installed when that is possible (apt, as root); everything started or made is
 interrupted.
 
   scripts/bench                        everything: about 25 minutes
-  scripts/bench --quick                the 4 KiB jobs and two streams, short: about 5 minutes
+  scripts/bench --quick                the 4 KiB jobs and two streams, short: about 7 minutes
   scripts/bench --media shm --jobs r4k-q1,w4k-q32 --rounds 3
 
 Exit status: 0 when quarry is not slower anywhere, 1 when it is, 2 when something did not work.

@@ -144,6 +144,8 @@ class Tgt(IscsiTarget):
         "MaxBurstLength": 1048576,
         "InitialR2T": "No",
         "ImmediateData": "Yes",
+        "HeaderDigest": "None,CRC32C",
+        "DataDigest": "None,CRC32C",
     }
 
     def __init__(self, folder: Path, binaries: Path, size_mib: int, store: str) -> None:
