@@ -1,9 +1,8 @@
 """Compares quarry with tgt in one interleaved run, and fails when quarry is the slower one.
 
 One thin volume of quarry's, attached with CHAP, and a raw file of the same size under tgt, both filled, are loaded
-in turns by the same generator; a ratio is taken inside a round and the median over the rounds counts. What is missing
-is installed when that is possible (apt, as root); everything started or made is removed at the end, also when
-interrupted.
+in turns by the same generator; a ratio is taken inside a round and the median over the rounds counts. Everything
+started or made is removed at the end, also when interrupted.
 
   scripts/bench                        everything: about 25 minutes
   scripts/bench --quick                the 4 KiB jobs and two streams, short: about 7 minutes
@@ -74,7 +73,7 @@ def main() -> int:
     options = parse_options()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupted)
-    machine.install_missing(fio=options.raw)
+    machine.find_programs()
     if not options.no_build:
         machine.build(ROOT)
     binaries = ROOT / "target" / "release"

@@ -18,27 +18,12 @@ class Trouble(Exception):
     """Something did not work; the text says what."""
 
 
-def install_missing(*, fio: bool) -> None:
-    """Installs by name what is not there."""
-    wanted = {"tgtd": "tgt", "cc": "gcc", "setpriv": "util-linux"}
-    if fio:
-        wanted["fio"] = "fio"
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    os.environ["PATH"] = path + ":" + str(Path.home() / ".cargo" / "bin")
-    packages = sorted({package for program, package in wanted.items() if not shutil.which(program)})
-    if shutil.which("cargo") is None:
-        raise Trouble("cargo is missing: install Rust (https://rustup.rs)")
-    if not packages:
-        return
-    if os.geteuid() != 0:
-        raise Trouble(f"missing: {' '.join(packages)}; install them, or run as root")
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", *packages]):
-        if subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode:
-            raise Trouble(f"{' '.join(command)} failed")
-    if shutil.which("systemctl"):
-        # The package's own daemon is of no use here.
-        subprocess.run(["systemctl", "stop", "tgt"], capture_output=True)
+def find_programs() -> None:
+    """Makes sure that what is started by name is found."""
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:{Path.home()}/.cargo/bin"
+    missing = [program for program in ("cargo", "tgtd", "tgtadm", "setpriv") if not shutil.which(program)]
+    if missing:
+        raise Trouble(f"missing: {' '.join(missing)}")
 
 
 def build(root: Path) -> None:

@@ -16,7 +16,7 @@ use crate::workload::Pattern;
 /// is wrong.
 #[derive(Debug, Parser)]
 pub struct Options {
-    /// iscsi://[USER%SECRET@]HOST[:PORT]/TARGET/LUN
+    /// `iscsi://[USER%SECRET@]HOST[:PORT]/TARGET/LUN`
     pub url: Url,
     /// read, write, or rw:PERCENT with so many reads in a hundred
     #[arg(long, default_value = "read", value_parser = read_percent)]
