@@ -1,7 +1,7 @@
 //! The answers of PERSISTENT RESERVE IN (SPC-4 6.15).
 
-use super::request::TARGET_PORT;
 use super::{Kind, Reservations, transport_id};
+use crate::scsi::TARGET_PORT;
 
 /// A service action (SPC-4 6.15.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,16 +2,13 @@
 
 use super::{InitiatorPort, Kind, transport_id};
 use crate::pdu::{be16, be32, be64};
-use crate::scsi::Sense;
+use crate::scsi::{Sense, TARGET_PORT};
 
 /// The basic parameter list, in bytes (SPC-4 6.16.3).
 const BASIC_BYTES: usize = 24;
 
 /// The longest parameter list, in bytes: a basic one with some TransportIDs.
 pub const MAX_LIST_BYTES: u32 = 8192;
-
-/// The relative identifier of the only target port, as VPD page 83h tells it.
-pub(super) const TARGET_PORT: u16 = 1;
 
 /// A service action (SPC-4 6.16.2). REPLACE LOST RESERVATION is not supported: no reservation is ever lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

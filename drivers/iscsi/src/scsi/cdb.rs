@@ -285,6 +285,14 @@ impl Command {
                 select: cdb[2],
                 allocation: be32(cdb, 6),
             },
+            0xa3 if cdb[1] & 0x1f == 0x0a => Command::PortGroups {
+                extended: match cdb[1] >> 5 {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(1)),
+                },
+                allocation: be32(cdb, 6),
+            },
             0xa3 if cdb[1] & 0x1f == 0x0c => Command::SupportedOpcodes {
                 timeouts: cdb[2] & 0x80 != 0,
                 options: cdb[2] & 0x07,

@@ -90,6 +90,10 @@ pub enum Command {
         service_action: u16,
         allocation: u32,
     },
+    PortGroups {
+        extended: bool,
+        allocation: u32,
+    },
     SupportedFunctions {
         allocation: u32,
     },
@@ -162,6 +166,7 @@ impl Command {
                 | Command::RequestSense { .. }
                 | Command::SupportedOpcodes { .. }
                 | Command::SupportedFunctions { .. }
+                | Command::PortGroups { .. }
                 | Command::PersistentIn { .. }
         )
     }
@@ -188,6 +193,7 @@ impl Command {
             Command::Inquiry { .. }
             | Command::ReportLuns { .. }
             | Command::RequestSense { .. }
+            | Command::PortGroups { .. }
             | Command::ReadCapacity10
             | Command::ReadCapacity16 { .. }
             | Command::ReserveUnit

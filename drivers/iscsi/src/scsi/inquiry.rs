@@ -3,6 +3,7 @@
 use quarry_contract::DeviceLimits;
 
 use super::Sense;
+use super::port_groups::TARGET_PORT;
 use super::unit::{
     LogicalUnit, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS,
     MAX_WRITE_SAME_BYTES, UnitIdentity, blocks_of,
@@ -46,7 +47,7 @@ fn standard_for(peripheral: u8) -> Vec<u8> {
     data[2] = 0x06; // SPC-4
     data[3] = 0x10 | 0x02; // HISUP, response data format 2
     data[4] = (data.len() - 5) as u8;
-    data[5] = 0x08; // 3PC: EXTENDED COPY
+    data[5] = 0x10 | 0x08; // TPGS: groups change state by themselves only, if ever; 3PC: EXTENDED COPY
     data[6] = 0x10; // MULTIP
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
@@ -99,7 +100,7 @@ fn identification(identity: &UnitIdentity) -> Vec<u8> {
     };
     designator(BINARY, UNIT | NAA, &identity.naa);
     designator(ASCII, UNIT | T10_VENDOR_ID, &vendor_id(identity));
-    designator(BINARY, PORT | 0x04, &[0, 0, 0, 1]);
+    designator(BINARY, PORT | 0x04, &u32::from(TARGET_PORT).to_be_bytes());
     designator(
         BINARY,
         PORT | 0x05,

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::copy::operating_parameters;
 use super::mode::{ModePages, ModeRequest, mode_parameters, parse_mode_list};
-use super::{BlockRange, Command, Sense, defects, inquiry, opcodes};
+use super::{BlockRange, Command, Sense, defects, inquiry, opcodes, port_groups};
 use crate::pdu::{be16, be32, be64};
 
 /// The longest data of one command, in bytes; told in VPD page B0h.
@@ -212,6 +212,7 @@ impl LogicalUnit {
                     allocation,
                 ),
             },
+            Command::PortGroups { extended, allocation } => (Ok(port_groups::report(extended)), allocation),
             Command::SupportedFunctions { allocation } => (Ok(opcodes::task_management()), allocation),
             Command::ReadDefects {
                 long,
