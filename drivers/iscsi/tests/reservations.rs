@@ -242,3 +242,25 @@ fn revoked_initiator_leaves_no_reservation_behind() {
     assert_eq!(rig.keeper.kept(rig.volume), []);
     block_on(rig.target.unexport(rig.volume)).unwrap();
 }
+
+#[test]
+fn a_host_that_may_only_read_keeps_nobody_from_writing() {
+    let rig = Rig::with(1 << 20, |_| {}, &[grant(INITIATOR, Access::ReadOnly)]);
+    let mut reader = session(&rig, 1);
+    let refused = Some((7, 0x27, 0));
+    let mut list = [0; 24];
+    list[15] = 7;
+    let register = reader.command(&[0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0], 24, &list);
+    assert_eq!(register.sense, refused);
+    assert_eq!(reader.command(&[0x16, 0, 0, 0, 0, 0], 0, &[]).sense, refused);
+    assert_eq!(
+        reader.command(&[0x15, 0x10, 0, 0, 16, 0], 16, &[0; 16]).sense,
+        refused
+    );
+    assert_eq!(
+        reader.command(&[0x48, 2, 0, 0, 0, 0, 0, 0, 0, 0], 0, &[]).sense,
+        refused
+    );
+    assert_eq!(keys(&mut reader), [0; 0]);
+    assert_eq!(reader.read(0, 1).status, 0);
+}

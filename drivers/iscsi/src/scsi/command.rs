@@ -186,6 +186,14 @@ impl Command {
         )
     }
 
+    /// Tells whether the command decides what others may do with the unit.
+    pub fn governs(&self) -> bool {
+        matches!(
+            self,
+            Command::ModeSelect { .. } | Command::ReserveUnit | Command::PersistentOut { .. }
+        )
+    }
+
     /// Tells what the command does that a reservation may keep out (SPC-4 table 66, SBC-3 table 13). The commands
     /// that deal with reservations find out for themselves.
     pub fn touch(&self) -> Touch {

@@ -156,7 +156,9 @@ impl Medium {
             }
         }
         let pages = self.mode_pages();
-        if command.writes() && pages.write_protected {
+        // Who may only read must not keep others from writing.
+        let may_only_read = self.nexus.access.get() == Access::ReadOnly;
+        if command.writes() && pages.write_protected || command.governs() && may_only_read {
             return Err(Sense::WRITE_PROTECTED.into());
         }
         if let Some(answer) = self.answer_reservation(&command) {
