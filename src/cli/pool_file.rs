@@ -68,6 +68,8 @@ enum Structure {
     Versions,
     /// Which chunks a volume or snapshot maps, as runs
     Map,
+    /// The chunks that hold only some of their blocks, and who lends them the others
+    Partials,
     /// The batches that the next start applies
     Log,
 }
@@ -157,6 +159,8 @@ struct StatRecord {
     chunk_bytes: u64,
     chunks: u64,
     data_chunks: u64,
+    partial_chunks: u64,
+    orphan_chunks: u64,
     metadata_chunks: u64,
     free_chunks: u64,
     metadata_pages: u64,
@@ -177,6 +181,8 @@ fn stat(file: &Path) -> Result<Answer, Failure> {
         chunk_bytes: stat.chunk_bytes,
         chunks: stat.chunks,
         data_chunks: stat.data_chunks,
+        partial_chunks: stat.partial_chunks,
+        orphan_chunks: stat.orphan_chunks,
         metadata_chunks: stat.metadata_chunks,
         free_chunks: stat.free_chunks,
         metadata_pages: stat.metadata_pages,
@@ -195,6 +201,8 @@ fn stat(file: &Path) -> Result<Answer, Failure> {
         ("chunk", show_size(stat.chunk_bytes)),
         ("chunks", chunks(stat.chunks)),
         ("chunks of data", chunks(stat.data_chunks)),
+        ("of these partial", chunks(stat.partial_chunks)),
+        ("of these orphaned lenders", chunks(stat.orphan_chunks)),
         ("chunks of map pages", chunks(stat.metadata_chunks)),
         ("free chunks", chunks(stat.free_chunks)),
         ("map pages", stat.metadata_pages.to_string()),
@@ -212,6 +220,7 @@ fn dump(args: &DumpArgs) -> Result<Answer, Failure> {
         Structure::Superblocks => Ok(superblocks(&*open_pool(&args.file)?)),
         Structure::Versions => Ok(versions(&*open_pool(&args.file)?)),
         Structure::Map => map(args),
+        Structure::Partials => Ok(partials(&*open_pool(&args.file)?)),
         Structure::Log => log(&args.file),
     }
 }
@@ -339,6 +348,58 @@ fn map(args: &DumpArgs) -> Result<Answer, Failure> {
         records.iter().map(row).collect(),
         &records,
     ))
+}
+
+#[derive(Serialize)]
+struct PartialRecord {
+    chunk: u64,
+    lender: Option<u64>,
+    lender_is_orphan: bool,
+    own_blocks: Vec<BlockRun>,
+}
+
+#[derive(Serialize)]
+struct BlockRun {
+    first: u64,
+    count: u64,
+}
+
+fn partials(pool: &Pool) -> Answer {
+    let records: Vec<_> = pool
+        .partial_chunks()
+        .into_iter()
+        .map(|partial| PartialRecord {
+            chunk: partial.chunk,
+            lender: partial.lender,
+            lender_is_orphan: partial.lender_is_orphan,
+            own_blocks: partial
+                .own_blocks
+                .into_iter()
+                .map(|run| BlockRun {
+                    first: run.start,
+                    count: run.end - run.start,
+                })
+                .collect(),
+        })
+        .collect();
+    let show_run = |run: &BlockRun| match run.count {
+        1 => run.first.to_string(),
+        count => format!("{}-{}", run.first, run.first + count - 1),
+    };
+    let row = |record: &PartialRecord| {
+        let orphan = if record.lender_is_orphan { " (orphan)" } else { "" };
+        let own: Vec<String> = record.own_blocks.iter().map(show_run).collect();
+        vec![
+            record.chunk.to_string(),
+            or_dash(record.lender) + orphan,
+            own.join(" "),
+        ]
+    };
+    Answer::list(
+        &["CHUNK", "LENDER", "OWN BLOCKS"],
+        records.iter().map(row).collect(),
+        &records,
+    )
 }
 
 #[derive(Serialize)]

@@ -4,7 +4,12 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use quarry_contract::{
+    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+};
+use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions as PoolOptions, Pool, PoolDevice};
 use serde_json::Value;
 
 use crate::agent_process::AgentProcess;
@@ -123,6 +128,85 @@ fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
     attached
         .qemu_io(&["read -P 0x31 0 1M", "read -P 0x32 1M 64k", "read -P 0x31 2M 2M"])
         .unwrap();
+}
+
+/// Makes a pool file as a killed agent leaves it: with a partial chunk that borrows from an orphan, and one that borrows
+/// nothing.
+fn leave_partial_chunks(file: &Path) {
+    const CHUNK: u64 = 64 << 10;
+    /// One more than a step of the background work fills.
+    const CHUNKS: u64 = 33;
+    let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::create(file, 128 << 20, IoMode::Threads).unwrap());
+    let format = FormatOptions {
+        chunk_bytes: CHUNK as u32,
+        ..FormatOptions::default()
+    };
+    Pool::format(&*device, &format).unwrap();
+    let pool = Pool::open(device, PoolOptions::default()).unwrap();
+    let volume = VolumeId(uuid::Uuid::from_u128(1));
+    let spec = VolumeSpec {
+        id: volume,
+        size_bytes: 1 << 30,
+        source: DataSource::Blank,
+    };
+    pool.create_volume(&spec).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(volume), OpenMode::ReadWrite)
+        .unwrap();
+    let write = |offset: u64, length: u64| {
+        let data = vec![0x31; length as usize];
+        handle.write(offset, &data, Durability::Cached).unwrap();
+    };
+    write(0, CHUNKS * CHUNK);
+    let id = SnapshotId(uuid::Uuid::from_u128(2));
+    pool.create_snapshots(&[SnapshotSpec { id, volume }]).unwrap();
+    for index in 0..CHUNKS {
+        write(index * CHUNK + 2 * 4096, 4096);
+        write(index * CHUNK + 5 * 4096, 2 * 4096);
+    }
+    pool.delete_snapshot(id).unwrap();
+    pool.maintain().unwrap();
+    write(100 * CHUNK + 15 * 4096, 4096);
+    handle.flush().unwrap();
+}
+
+#[test]
+fn partial_chunks_are_counted_and_shown_with_their_lenders() {
+    let temporary = tempfile::tempdir().unwrap();
+    let file = temporary.path().join("killed.pool");
+    leave_partial_chunks(&file);
+    let stat = answer(&pool("stat", &file, &[]), 0);
+    assert_eq!(
+        (
+            &stat["data_chunks"],
+            &stat["partial_chunks"],
+            &stat["orphan_chunks"]
+        ),
+        (&35.into(), &2.into(), &1.into()),
+        "{stat}"
+    );
+    let partials = answer(&pool("dump", &file, &["--what", "partials"]), 0);
+    let own_blocks = |lends: bool| {
+        let mut rows = partials.as_array().unwrap().iter();
+        let row = rows.find(|row| row["lender"].is_u64() == lends).unwrap();
+        assert_eq!(row["lender_is_orphan"], lends, "{row}");
+        assert!(row["chunk"].is_u64() && row["chunk"] != row["lender"], "{row}");
+        row["own_blocks"].to_string()
+    };
+    assert_eq!(partials.as_array().unwrap().len(), 2, "{partials}");
+    assert_eq!(
+        own_blocks(true),
+        r#"[{"count":1,"first":2},{"count":2,"first":5}]"#
+    );
+    assert_eq!(own_blocks(false), r#"[{"count":1,"first":15}]"#);
+    let table = Command::new(env!("CARGO_BIN_EXE_quarry"))
+        .args(["pool", "dump", "--what", "partials"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("(orphan)") && table.contains("2 5-6"), "{table}");
+    answer(&pool("check", &file, &[]), 0);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What tools show of a pool: its figures, and its structures as they lie on the medium (docs/formats/pool.md).
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -30,6 +32,10 @@ pub struct PoolStat {
     pub chunks: u64,
     /// Chunks that hold the data of volumes and snapshots.
     pub data_chunks: u64,
+    /// Those of them that hold only some of their blocks.
+    pub partial_chunks: u64,
+    /// Those of them that no version owns and that are kept because they lend to partial ones.
+    pub orphan_chunks: u64,
     /// Chunks that hold map pages.
     pub metadata_chunks: u64,
     /// Chunks that can be allocated.
@@ -99,6 +105,19 @@ pub struct MapRun {
     pub birth: u32,
 }
 
+/// A chunk that holds only some of its blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartialChunk {
+    /// The chunk.
+    pub chunk: u64,
+    /// The chunk that holds the others; without one they read as zeros.
+    pub lender: Option<u64>,
+    /// Whether no version owns the lender any more.
+    pub lender_is_orphan: bool,
+    /// Its own blocks, as runs of blocks within the chunk.
+    pub own_blocks: Vec<Range<u64>>,
+}
+
 /// A batch of the redo log that recovery applies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogBatch {
@@ -122,6 +141,8 @@ impl Pool {
             data_start_bytes: self.geometry.data_start,
             chunks: self.geometry.chunk_count,
             data_chunks: state.space.data_chunks(),
+            partial_chunks: state.partials.len() as u64,
+            orphan_chunks: state.partials.orphans().count() as u64,
             metadata_chunks: state.pages.chunk_count(),
             free_chunks: state.space.free(),
             metadata_pages: state.pages.used_pages(),
@@ -180,6 +201,21 @@ impl Pool {
             .collect();
         rows.sort_by_key(|row| row.node);
         rows
+    }
+
+    /// Returns all partial chunks, ordered by chunk.
+    pub fn partial_chunks(&self) -> Vec<PartialChunk> {
+        let state = read(&self.state);
+        let orphans: HashSet<u64> = state.partials.orphans().collect();
+        let masks = state.partials.masks();
+        masks
+            .map(|(chunk, lender, mask)| PartialChunk {
+                chunk,
+                lender,
+                lender_is_orphan: lender.is_some_and(|lender| orphans.contains(&lender)),
+                own_blocks: mask.runs().collect(),
+            })
+            .collect()
     }
 
     /// Returns the map of a volume or snapshot as runs, or `None` when there is no such version.

@@ -65,7 +65,7 @@ pub use device::{DirectFile, PoolDevice, Submission};
 pub use error::PoolError;
 pub use file_device::{FileDevice, FileDeviceError, IoMode};
 pub use handle::VersionHandle;
-pub use inspect::{LogBatch, MapRun, PoolStat, SuperblockCopy, VersionRow};
+pub use inspect::{LogBatch, MapRun, PartialChunk, PoolStat, SuperblockCopy, VersionRow};
 pub use maintainer::Maintainer;
 pub use maintenance::Maintenance;
 pub use options::{Access, BitmapSource, FormatOptions, OpenOptions};

@@ -7,9 +7,12 @@ use smallvec::SmallVec;
 use crate::format::BLOCK;
 use crate::partial::Users;
 
-/// A bit for each block of a chunk; a chunk has at most 256.
+/// The most blocks that a chunk has.
+const MASK_BLOCKS: usize = 256;
+
+/// A bit for each block of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct BlockMask(pub [u64; 4]);
+pub(crate) struct BlockMask(pub [u64; MASK_BLOCKS / 64]);
 
 /// Blocks of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,17 @@ impl BlockMask {
     /// Tells whether any of these blocks is in the mask.
     pub fn touches(&self, blocks: Blocks) -> bool {
         blocks.indices().any(|block| self.get(block))
+    }
+
+    /// Returns the blocks in the mask, as runs.
+    pub fn runs(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let first = (from..MASK_BLOCKS).find(|block| self.get(*block))?;
+            let end = (first..MASK_BLOCKS).find(|block| !self.get(*block));
+            from = end.unwrap_or(MASK_BLOCKS);
+            Some(first as u64..from as u64)
+        })
     }
 
     /// Returns how many blocks are in the mask.

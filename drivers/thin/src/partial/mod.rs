@@ -190,6 +190,12 @@ impl PartialChunks {
         }
     }
 
+    /// Returns each partial chunk, its lender and which blocks are its own, ordered by chunk.
+    pub fn masks(&self) -> impl Iterator<Item = (u64, Option<u64>, &BlockMask)> + '_ {
+        let chunks = self.chunks.iter();
+        chunks.map(|(chunk, partial)| (*chunk, partial.lender, &partial.mask))
+    }
+
     /// Returns each partial chunk and its lender.
     pub fn loans(&self) -> impl Iterator<Item = (u64, Option<u64>)> + '_ {
         self.chunks

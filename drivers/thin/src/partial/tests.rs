@@ -27,6 +27,19 @@ fn f1_pieces_say_where_each_block_is() {
 }
 
 #[test]
+fn a_mask_as_runs_has_its_first_and_its_last_block() {
+    let mut mask = BlockMask::default();
+    assert_eq!(mask.runs().count(), 0);
+    for of in [blocks(0, 1), blocks(62, 4), blocks(255, 1)] {
+        mask.set(of);
+    }
+    assert_eq!(mask.runs().collect::<Vec<_>>(), [0..1, 62..66, 255..256]);
+    mask.set(blocks(0, 256));
+    let mut runs = mask.runs();
+    assert_eq!((runs.next(), runs.next()), (Some(0..256), None));
+}
+
+#[test]
 fn f3_a_lender_is_freed_by_the_end_of_its_last_loan() {
     let mut partials = PartialChunks::default();
     partials.begin(7, blocks(0, 1), Some(3)).unwrap();
