@@ -6,6 +6,7 @@
 mod answer;
 mod attachments;
 mod cinder;
+mod data;
 mod node;
 mod operations;
 mod pools;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 
 use quarry_proto::v1::FILE_DESCRIPTOR_SET;
 use quarry_proto::v1::attachments_server::AttachmentsServer;
+use quarry_proto::v1::data_server::DataServer;
 use quarry_proto::v1::node_server::NodeServer;
 use quarry_proto::v1::operations_server::OperationsServer;
 use quarry_proto::v1::pools_server::PoolsServer;
@@ -50,6 +52,7 @@ pub async fn routes(model: Arc<Resources>) -> Result<Routes, tonic_reflection::s
     health.set_serving::<VolumesServer<Api>>().await;
     health.set_serving::<SnapshotsServer<Api>>().await;
     health.set_serving::<AttachmentsServer<Api>>().await;
+    health.set_serving::<DataServer<Api>>().await;
     health.set_serving::<OperationsServer<Api>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -62,6 +65,7 @@ pub async fn routes(model: Arc<Resources>) -> Result<Routes, tonic_reflection::s
         .add_service(VolumesServer::new(api.clone()))
         .add_service(SnapshotsServer::new(api.clone()))
         .add_service(AttachmentsServer::new(api.clone()))
+        .add_service(DataServer::new(api.clone()))
         .add_service(OperationsServer::new(api))
         .add_service(health_service)
         .add_service(reflection);

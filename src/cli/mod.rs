@@ -12,6 +12,7 @@ mod answer;
 mod argument;
 mod attachment;
 mod endpoint;
+mod extents;
 mod failure;
 #[cfg(test)]
 mod golden;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::Subcommand;
 use quarry_proto::v1::snapshots_client::SnapshotsClient;
+use quarry_proto::v1::version::Version as Chosen;
 use quarry_proto::v1::{
     CreateGroupSnapshotRequest, CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest,
     GroupMember, ListSnapshotsRequest, Snapshot,
@@ -13,7 +14,8 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::answer::{Answer, show_labels, show_time, sorted_labels};
-use super::argument::{id_or_new, parse_id, parse_label};
+use super::argument::{Source, id_or_new, parse_id, parse_label, parse_source};
+use super::extents;
 use super::failure::{Exit, Failure};
 use super::mutation::MutationArgs;
 use super::paging::{PAGE_SIZE, all_pages};
@@ -58,6 +60,22 @@ With several --volume, all are caught at one moment, or none is; the answer is t
         #[arg(value_parser = parse_id)]
         id: Uuid,
     },
+    /// Show where data is, or what has changed since another version
+    #[command(after_help = "\
+Examples:
+  quarry snapshot extents SNAPSHOT_ID                          where anything but zeros may be
+  quarry snapshot extents SNAPSHOT_ID --since snapshot:ID      where it may differ from that snapshot
+
+What lies between the extents is equal. Finding them takes as long as there are differences, not as long as the
+snapshot is.")]
+    Extents {
+        /// The snapshot's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// What is there already: snapshot:ID or volume:ID of the same pool
+        #[arg(long, value_parser = parse_source, value_name = "KIND:ID")]
+        since: Option<Source>,
+    },
     /// Delete a snapshot; one that is not there is fine, and clones of it live on
     Delete {
         /// The snapshot's id
@@ -70,7 +88,7 @@ With several --volume, all are caught at one moment, or none is; the answer is t
 
 /// Runs one verb.
 pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> {
-    let mut client = SnapshotsClient::new(channel);
+    let mut client = SnapshotsClient::new(channel.clone());
     match command {
         Command::Create {
             volumes,
@@ -132,6 +150,9 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
         Command::Show { id } => {
             let request = GetSnapshotRequest { id: id.to_string() };
             Ok(shown(&client.get_snapshot(request).await?.into_inner()))
+        }
+        Command::Extents { id, since } => {
+            extents::list(Chosen::SnapshotId(id.to_string()), since, channel).await
         }
         Command::Delete { id, mutation } => {
             let request = DeleteSnapshotRequest {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Subcommand;
+use quarry_proto::v1::version::Version as Chosen;
 use quarry_proto::v1::volumes_client::VolumesClient;
 use quarry_proto::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, ExtendVolumeRequest, GetVolumeRequest, ListVolumesRequest,
@@ -14,6 +15,7 @@ use uuid::Uuid;
 
 use super::answer::{Answer, show_labels, show_text, show_time, sorted_labels};
 use super::argument::{Source, id_or_new, parse_id, parse_label, parse_source};
+use super::extents;
 use super::failure::Failure;
 use super::mutation::MutationArgs;
 use super::paging::{PAGE_SIZE, all_pages};
@@ -65,6 +67,22 @@ A clone costs no space until it is written, and lives on when what it was made f
         #[arg(value_parser = parse_id)]
         id: Uuid,
     },
+    /// Show where data is, or what has changed since another version
+    #[command(after_help = "\
+Examples:
+  quarry volume extents VOLUME_ID                          where anything but zeros may be
+  quarry volume extents VOLUME_ID --since snapshot:ID      where it may differ from that snapshot
+
+What lies between the extents is equal. Finding them takes as long as there are differences, not as long as the
+volume is. For an exact copy of a volume in use, take a snapshot and ask for that.")]
+    Extents {
+        /// The volume's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// What is there already: snapshot:ID or volume:ID of the same pool
+        #[arg(long, value_parser = parse_source, value_name = "KIND:ID")]
+        since: Option<Source>,
+    },
     /// Make a volume larger, attached or not
     Extend {
         /// The volume's id
@@ -113,7 +131,7 @@ A clone costs no space until it is written, and lives on when what it was made f
 
 /// Runs one verb.
 pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> {
-    let mut client = VolumesClient::new(channel);
+    let mut client = VolumesClient::new(channel.clone());
     match command {
         Command::Create {
             size,
@@ -150,6 +168,9 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
         Command::Show { id } => {
             let request = GetVolumeRequest { id: id.to_string() };
             Ok(shown(&client.get_volume(request).await?.into_inner()))
+        }
+        Command::Extents { id, since } => {
+            extents::list(Chosen::VolumeId(id.to_string()), since, channel).await
         }
         Command::Extend { id, size, mutation } => {
             let request = ExtendVolumeRequest {

@@ -19,6 +19,7 @@
 //! [`operations`], which closes the intent with them in one batch.
 
 mod attachments;
+mod data;
 mod error;
 mod exports;
 mod locks;

@@ -11,6 +11,7 @@ mod dice;
 mod grpc;
 mod initiator;
 
+mod backup;
 mod bad_input;
 mod call_sequence;
 mod crash;

@@ -24,6 +24,9 @@ use crate::{BlockDevice, DriverError, Outcome, PoolName, SnapshotId, VolumeId};
 /// - V7: a volume that is open for I/O is neither deleted nor reverted ([`Busy`](DriverError::Busy)); it can be
 ///   snapshotted, cloned and extended.
 /// - V8: in a full pool, deletes and discards work and whatever is mapped stays readable and writable.
+/// - V9: differences never leave out a byte that differs. They may name more, up to a unit of allocation around it,
+///   and finding them takes time that grows with what differs, not with the size. Of a volume that is written
+///   meanwhile they hold at least what differed when they were asked for and is not discarded since.
 #[async_trait]
 pub trait VolumeBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -96,6 +99,20 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// `Busy` when it is open for I/O.
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError>;
 
+    /// Returns where `of` may differ from `since`, a volume or snapshot of this pool, or from zeros: runs in the
+    /// order of their offsets, none before `from_bytes`, at most `most` of them (V9). What lies beyond the end of
+    /// `since` counts as zeros there; nothing is said of what lies beyond the end of `of`.
+    ///
+    /// # Errors
+    /// `NotFound` for either; `Corrupt` when the map of one cannot be read.
+    async fn differences(
+        &self,
+        of: VersionId,
+        since: Option<VersionId>,
+        from_bytes: u64,
+        most: usize,
+    ) -> Result<Differences, DriverError>;
+
     /// Opens a volume or a snapshot for I/O. At most one [`OpenMode::ReadWrite`] handle of a volume exists at a
     /// time; a snapshot opens only [`OpenMode::ReadOnly`]. The object is open until the last clone of the handle
     /// and every queue on it is dropped.
@@ -103,6 +120,45 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`; `Busy` for a second read-write handle; `InvalidArgument` for a writable snapshot.
     async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError>;
+}
+
+/// A part of the places where two versions may differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// Runs that do not touch each other unless their kind differs.
+    pub runs: Vec<Difference>,
+    /// Where to go on; `None` when these are the last.
+    pub next_bytes: Option<u64>,
+}
+
+/// A run of bytes that may differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// Whether the version asked about reads zeros there without reading them.
+    pub zeros: bool,
+}
+
+impl Differences {
+    /// Appends a run behind those that are there, joining what belongs together. False when there is no room for
+    /// it; then [`next_bytes`](Self::next_bytes) says where it begins.
+    pub fn append(&mut self, run: Difference, most: usize) -> bool {
+        let has_room = self.runs.len() < most;
+        match self.runs.last_mut() {
+            Some(last) if last.offset + last.length == run.offset && last.zeros == run.zeros => {
+                last.length += run.length;
+            }
+            _ if has_room => self.runs.push(run),
+            _ => {
+                self.next_bytes = Some(run.offset);
+                return false;
+            }
+        }
+        true
+    }
 }
 
 /// Something a backend may or may not be able to do.
@@ -122,6 +178,8 @@ pub enum Capability {
     GroupSnapshots,
     /// Discard gives space back.
     Discard,
+    /// What has changed between two versions, without reading them.
+    Differences,
 }
 
 impl Capability {
@@ -135,6 +193,7 @@ impl Capability {
             Capability::OnlineExtend => "online-extend",
             Capability::GroupSnapshots => "group-snapshots",
             Capability::Discard => "discard",
+            Capability::Differences => "differences",
         }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    BackendCapabilities, BlockDevice, Capability, DriverError, OpenMode, Outcome, PoolStatus, SnapshotId,
-    SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolStatus,
+    SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
 };
 
 use crate::data_path::LOGICAL_BLOCK_BYTES;
@@ -170,6 +170,7 @@ impl VolumeBackend for ThinBackend {
             Capability::OnlineExtend,
             Capability::GroupSnapshots,
             Capability::Discard,
+            Capability::Differences,
         ];
         features.sort_unstable();
         BackendCapabilities {
@@ -243,6 +244,17 @@ impl VolumeBackend for ThinBackend {
         let deleted = self.blocking(move |pool| pool.delete_snapshot(id)).await;
         self.nudge();
         deleted
+    }
+
+    async fn differences(
+        &self,
+        of: VersionId,
+        since: Option<VersionId>,
+        from_bytes: u64,
+        most: usize,
+    ) -> Result<Differences, DriverError> {
+        self.blocking(move |pool| pool.differences(of, since, from_bytes, most))
+            .await
     }
 
     async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError> {

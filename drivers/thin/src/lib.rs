@@ -9,6 +9,7 @@
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
+//! | what has changed between two versions | `differences` |
 //! | reads and writes | `data_path`, `whole_chunks`, `part_write`, `discard`; without blocking, `plan` |
 //! | chunks that are not filled yet | `partial`, `filler` |
 //! | volumes and snapshots | `control`, `handle` |
@@ -25,6 +26,7 @@ mod commit;
 mod control;
 mod data_path;
 mod device;
+mod differences;
 mod discard;
 mod error;
 mod extents;

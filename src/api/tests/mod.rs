@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod extents;
 mod faults;
 mod kit;
 mod power_cut;

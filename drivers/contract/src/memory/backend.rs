@@ -9,8 +9,8 @@ use super::contents::{CHUNK_BYTES, Contents, Space};
 use super::device::MemoryDevice;
 use super::lock;
 use crate::{
-    BackendCapabilities, BlockDevice, Capability, DataSource, DriverError, FieldDifference, OpenMode,
-    Outcome, PoolName, PoolState, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId,
+    BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, FieldDifference,
+    OpenMode, Outcome, PoolName, PoolState, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId,
     VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
 };
 
@@ -167,6 +167,13 @@ impl Objects {
             .ok_or_else(|| not_found(VersionId::Snapshot(id)))
     }
 
+    fn contents_of_version(&self, id: VersionId) -> Result<Contents, DriverError> {
+        match id {
+            VersionId::Volume(id) => Ok(lock(&self.volume(id)?.contents).clone()),
+            VersionId::Snapshot(id) => Ok(self.snapshot(id)?.contents.clone()),
+        }
+    }
+
     fn contents_of(&self, source: DataSource) -> Result<Option<Contents>, DriverError> {
         Ok(match source {
             DataSource::Blank => None,
@@ -239,6 +246,7 @@ impl VolumeBackend for MemoryBackend {
                 Capability::OnlineExtend,
                 Capability::GroupSnapshots,
                 Capability::Discard,
+                Capability::Differences,
             ],
             max_volume_bytes: self.options.max_volume_bytes,
             size_granularity_bytes: u64::from(self.options.logical_block_bytes),
@@ -455,6 +463,21 @@ impl VolumeBackend for MemoryBackend {
         self.check_closed(VersionId::Snapshot(id))?;
         objects.snapshots.remove(&id);
         Ok(Outcome::Changed(()))
+    }
+
+    async fn differences(
+        &self,
+        of: VersionId,
+        since: Option<VersionId>,
+        from_bytes: u64,
+        most: usize,
+    ) -> Result<Differences, DriverError> {
+        let objects = lock(&self.objects);
+        let of = objects.contents_of_version(of)?;
+        let since = since
+            .map(|since| objects.contents_of_version(since))
+            .transpose()?;
+        Ok(of.differences(since.as_ref(), from_bytes, most))
     }
 
     async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError> {

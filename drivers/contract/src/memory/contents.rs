@@ -4,11 +4,11 @@
 //! - M1: every live [`Chunk`] holds exactly one credit of its [`Space`]; dropping the chunk returns it.
 //! - M2: a request takes all the credits it needs before it changes anything, so a refused one leaves no trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Extent, IoError, ZeroMode};
+use crate::{Difference, Differences, Extent, IoError, ZeroMode};
 
 /// The unit of allocation of the in-memory drivers, in bytes.
 pub const CHUNK_BYTES: u64 = 64 * 1024;
@@ -122,6 +122,31 @@ impl Contents {
             }
         }
         extents
+    }
+
+    /// Tells where these contents may differ from others, or from zeros (V9).
+    pub(super) fn differences(&self, since: Option<&Self>, from_bytes: u64, most: usize) -> Differences {
+        let nothing = ChunkMap::new();
+        let old = since.map_or(&nothing, |since| &since.chunks);
+        let indices: BTreeSet<u64> = self.chunks.keys().chain(old.keys()).copied().collect();
+        let mut found = Differences::default();
+        for index in indices {
+            let (new, old) = (self.chunks.get(&index), old.get(&index));
+            let offset = (index * CHUNK_BYTES).max(from_bytes);
+            let end = ((index + 1) * CHUNK_BYTES).min(self.size_bytes);
+            if new.map(Arc::as_ptr) == old.map(Arc::as_ptr) || offset >= end {
+                continue;
+            }
+            let run = Difference {
+                offset,
+                length: end - offset,
+                zeros: new.is_none(),
+            };
+            if !found.append(run, most) {
+                break;
+            }
+        }
+        found
     }
 
     /// Writes `data` at `offset`; the range is within the size.

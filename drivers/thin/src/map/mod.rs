@@ -13,10 +13,12 @@
 //!
 //! Format: docs/formats/pool.md, "Map".
 
+mod difference;
 mod node;
 mod reap;
 mod tree;
 
+pub(crate) use difference::{Difference, DifferenceSide, next_difference};
 pub(crate) use node::{Child, Node, PageGauge, Slot};
 pub(crate) use reap::{ReapScan, ReapSide, reap_range, scan_reap};
 pub(crate) use tree::{LeafView, Missing, Ownership, Walk, find_leaf, install, missing_leaf, update_leaf};

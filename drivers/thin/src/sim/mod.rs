@@ -12,6 +12,7 @@
 mod action;
 mod cells;
 mod device;
+mod differences;
 mod model;
 mod perform;
 mod sectors;

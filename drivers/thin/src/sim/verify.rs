@@ -57,7 +57,10 @@ impl World {
     /// # Errors
     /// The first difference.
     pub fn verify_now(&mut self) -> Result<(), Violation> {
-        let result = self.check_pool().and_then(|()| self.compare_now());
+        let result = self.check_pool().and_then(|()| {
+            self.compare_now()?;
+            self.compare_differences(self.moment())
+        });
         result.map_err(|violation| self.explain(violation))
     }
 

@@ -308,6 +308,11 @@ impl World {
             .map_err(|error| Violation(format!("opening the pool: {}", chain(&error))))
     }
 
+    /// Returns how many steps there have been.
+    pub(super) fn moment(&self) -> u64 {
+        self.history.len() as u64
+    }
+
     /// Adds the seed, the history and the device's latest calls.
     pub(super) fn explain(&self, violation: Violation) -> Violation {
         let latest = |lines: Vec<String>, count: usize| {

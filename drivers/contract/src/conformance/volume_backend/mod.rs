@@ -1,8 +1,10 @@
-//! What every [`VolumeBackend`] promises (V1 to V8).
+//! What every [`VolumeBackend`] promises (V1 to V9).
 //!
 //! The checks are grouped by what they are about: `objects` (V1, errors, lists), `versions` (V4, V5, revert and
-//! clone), `openings` (V7 and handles), `space` (V6, V8), `endurance` (V2, V3).
+//! clone), `openings` (V7 and handles), `space` (V6, V8), `differences` (V9), `endurance`
+//! (V2, V3).
 
+mod differences;
 mod endurance;
 mod objects;
 mod openings;
@@ -35,6 +37,7 @@ pub fn run(fixture: &mut dyn BackendFixture) {
     versions::run(fixture);
     openings::run(fixture);
     space::run(fixture);
+    differences::run(fixture);
     endurance::run(fixture);
 }
 
