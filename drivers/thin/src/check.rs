@@ -23,7 +23,7 @@ use zerocopy::FromBytes;
 pub struct CheckReport {
     /// One sentence for each violation; empty when the pool is sound.
     pub problems: Vec<String>,
-    /// Those of them that [`repair`](crate::repair) does not put right.
+    /// Those of them that [`repair`](crate::repair()) does not put right.
     pub beyond_repair: Vec<String>,
     /// Copies that their other copy can replace: the page, and who has what belongs there.
     pub(crate) lost_copies: Vec<(u64, PagePointer)>,
