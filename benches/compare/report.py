@@ -6,19 +6,26 @@ from dataclasses import asdict, dataclass
 from measure import Row
 
 
+#: Where quarry is slower and why is told in docs/performance.md: medium, job, peer, and the ratio that it must keep.
+#: rdwr answers such a write from the page cache, quarry when the disk has it.
+KNOWN_SLOWER = {("disk", "w4k-q1", "tgt rdwr"): 0.5}
+
+
 @dataclass
 class Verdict:
-    """Whether quarry is not slower than a peer at a job."""
+    """Whether quarry is not slower than a peer at a job, or not slower than is known."""
 
     medium: str
     job: str
     peer: str
     ratio: float
     passed: bool
+    known_slower: bool = False
 
     def __str__(self) -> str:
+        word = "SLOW" if not self.passed else "KNOWN SLOWER" if self.known_slower else "ok"
         return (
-            f"{'ok  ' if self.passed else 'SLOW'} {self.medium} {self.job}: "
+            f"{word:12} {self.medium} {self.job}: "
             f"{self.ratio:.2f} times as fast as {self.peer}"
         )
 
@@ -37,12 +44,16 @@ class Result:
         self.rows += rows
 
     def verdicts(self, tolerance: float) -> list[Verdict]:
-        """Judges every row: the median ratio may fall short of one by the tolerance."""
+        """Judges every row: the median ratio may fall short of one, or of what is known, by the tolerance."""
         made = []
         for row in self.rows:
             for peer in row.peers():
                 ratio = statistics.median(row.ratios(peer))
-                made.append(Verdict(row.medium, row.job.name, peer, ratio, ratio >= 1 - tolerance))
+                known = KNOWN_SLOWER.get((row.medium, row.job.name, peer))
+                slower = known is not None and ratio < 1 - tolerance
+                least = known if slower else 1
+                passed = ratio >= least * (1 - tolerance)
+                made.append(Verdict(row.medium, row.job.name, peer, ratio, passed, slower))
         return made
 
     def table(self) -> str:
