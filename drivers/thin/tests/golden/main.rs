@@ -1,0 +1,104 @@
+//! Pools that older versions have written open, hold what they held, and can be gone on with.
+//!
+//! An image is never changed and never deleted. A new one is added when the format has changed:
+//! `QUARRY_GOLDEN_IMAGE=drivers/thin/tests/golden/images/NAME cargo test -p quarry-thin --test golden` writes it. It
+//! holds the size of the medium (8 bytes, little-endian), then each block that is not all zeros: its offset (8 bytes)
+//! and its 4096 bytes.
+
+mod history;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use quarry_contract::{Durability, OpenMode, VersionId, VolumeId};
+use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool};
+
+use history::{Model, PoolSubject, play};
+
+const POOL_BYTES: u64 = 4 << 20;
+const BLOCK: usize = 4096;
+
+fn open(path: &Path) -> Arc<Pool> {
+    let device = FileDevice::open(path, IoMode::Threads).unwrap();
+    Pool::open(Arc::new(device), OpenOptions::default()).unwrap()
+}
+
+/// Makes the pool of the history, as a killed process leaves it.
+fn write_image(image: &Path) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    let device = FileDevice::create(&path, POOL_BYTES, IoMode::Threads).unwrap();
+    let options = FormatOptions {
+        uuid: uuid::Uuid::from_u128(0x901d),
+        chunk_bytes: 16 << 10,
+        log_bytes: 64 << 10,
+    };
+    Pool::format(&device, &options).unwrap();
+    drop(device);
+    let mut subject = PoolSubject::of(open(&path));
+    play(&mut subject);
+    drop(subject);
+    let bytes = fs::read(&path).unwrap();
+    let mut packed = POOL_BYTES.to_le_bytes().to_vec();
+    for (number, block) in bytes.chunks(BLOCK).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            packed.extend_from_slice(&((number * BLOCK) as u64).to_le_bytes());
+            packed.extend_from_slice(block);
+        }
+    }
+    fs::write(image, packed).unwrap();
+}
+
+fn unpack(image: &Path, path: &Path) {
+    let packed = fs::read(image).unwrap();
+    let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+    let file = File::create_new(path).unwrap();
+    file.set_len(word(&packed[..8])).unwrap();
+    for block in packed[8..].chunks_exact(8 + BLOCK) {
+        file.write_all_at(&block[8..], word(&block[..8])).unwrap();
+    }
+}
+
+#[test]
+fn every_image_ever_written_opens_and_holds_its_contents() {
+    if let Some(image) = std::env::var_os("QUARRY_GOLDEN_IMAGE") {
+        write_image(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(image));
+    }
+    let mut model = Model::default();
+    play(&mut model);
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/images");
+    let mut opened = 0;
+    for entry in fs::read_dir(images).unwrap() {
+        let image = entry.unwrap().path();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pool");
+        unpack(&image, &path);
+        // As it was left, after a checkpoint in today's format, and opened once more.
+        for round in 0..3 {
+            let pool = open(&path);
+            let report = pool.check().unwrap();
+            assert!(report.problems.is_empty(), "{image:?}, round {round}: {report:?}");
+            model.compare(&pool, &format!("{image:?}, round {round}"));
+            if round == 1 {
+                while pool.maintain().unwrap().more {}
+                pool.close().unwrap();
+            }
+        }
+        // And it can be gone on with.
+        let pool = open(&path);
+        let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(1)));
+        let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
+        volume.write(8192, &[7; 4096], Durability::Flushed).unwrap();
+        drop(volume);
+        drop(pool);
+        let pool = open(&path);
+        let mut bytes = [0; 4096];
+        let volume = pool.open_version(id, OpenMode::ReadOnly).unwrap();
+        volume.read(8192, &mut bytes).unwrap();
+        assert_eq!(bytes, [7; 4096], "{image:?}");
+        opened += 1;
+    }
+    assert!(opened >= 2, "{opened} images");
+}
