@@ -1,5 +1,6 @@
 //! Measures writes into unmapped space, and over a snapshot, by one thread: in sequence, and 4 KiB at random with
-//! and without partial chunks. MiB a second, with a flush at the end.
+//! and without partial chunks; and 4 KiB in sequence through a queue, one at a time. MiB a second, with a flush at the
+//! end.
 //!
 //! `cargo run --release -p quarry-thin --example first_write [DIRECTORY] [SIZE_MIB]` (defaults: /tmp, 512)
 
@@ -7,10 +8,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quarry_contract::{
-    DataSource, Durability, IoBuffer, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+    BlockDevice, Completion, DataSource, Durability, IoBuffer, OpenMode, Request, SnapshotId, SnapshotSpec,
+    Tag, Verb, VersionId, VolumeId, VolumeSpec,
 };
-use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VersionHandle};
+use quarry_thin::{
+    FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VersionHandle, VolumeDevice, Workers,
+};
 use uuid::Uuid;
 
 fn main() -> anyhow::Result<()> {
@@ -21,7 +27,7 @@ fn main() -> anyhow::Result<()> {
     let size_bytes = arguments.next().map_or(Ok(512), |text| text.parse::<u64>())? << 20;
     let directory = tempfile::tempdir_in(directory)?;
     let pool_bytes = size_bytes * 4 + (2 << 30);
-    let device = FileDevice::create(&directory.path().join("pool"), pool_bytes, IoMode::Threads)?;
+    let device = FileDevice::create(&directory.path().join("pool"), pool_bytes, IoMode::Auto)?;
     // The file's own first writes are not what is measured.
     let zeros = IoBuffer::zeroed(1 << 20);
     for offset in (0..pool_bytes).step_by(zeros.len()) {
@@ -53,6 +59,16 @@ fn main() -> anyhow::Result<()> {
         }])?;
         measure_random(&handle, &format!("{what}, after a snapshot"))?;
         drop(handle);
+        let volume = VolumeId(Uuid::from_u128(number + 1));
+        pool.create_volume(&VolumeSpec {
+            id: volume,
+            size_bytes: SEQUENTIAL_BYTES,
+            source: DataSource::Blank,
+        })?;
+        let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
+        measure_queue(&handle, &format!("{what}, unmapped"))?;
+        measure_queue(&handle, &format!("{what}, overwrite"))?;
+        drop(handle);
         pool.close()?;
     }
     let pool = Pool::open(device, OpenOptions::default())?;
@@ -80,6 +96,7 @@ fn main() -> anyhow::Result<()> {
 /// Small enough that the table of partial chunks does not run full.
 const RANDOM_BYTES: u64 = 256 << 20;
 const CHUNK_BYTES: u64 = 64 << 10;
+const SEQUENTIAL_BYTES: u64 = 256 << 20;
 
 fn fill(handle: &VersionHandle) -> anyhow::Result<()> {
     let buffer = IoBuffer::zeroed(1 << 20);
@@ -104,6 +121,45 @@ fn measure_random(handle: &VersionHandle, what: &str) -> anyhow::Result<()> {
     handle.flush()?;
     let micros = started.elapsed().as_secs_f64() * 1e6 / chunks as f64;
     println!("{what}: {micros:.1} µs for each 4 KiB");
+    Ok(())
+}
+
+/// Writes 4 KiB at a time in sequence, each when the one before it has completed.
+fn measure_queue(handle: &Arc<VersionHandle>, what: &str) -> anyhow::Result<()> {
+    let device = VolumeDevice::new(Arc::clone(handle), Workers::new());
+    let mut queue = device.open_queue(1)?;
+    let mut buffer = IoBuffer::zeroed(4096);
+    buffer.fill(0x5a);
+    let mut completions = Vec::new();
+    let started = Instant::now();
+    for offset in (0..SEQUENTIAL_BYTES).step_by(4096) {
+        let verb = Verb::Write {
+            offset,
+            buffer,
+            durability: Durability::Cached,
+        };
+        let submitted = queue.submit(Request { tag: Tag(0), verb });
+        submitted.map_err(|_| anyhow::anyhow!("a queue that waits for each request is never full"))?;
+        queue.kick();
+        buffer = loop {
+            if let Some(completion) = completions.pop() {
+                let Completion { result, buffer, .. } = completion;
+                result?;
+                break buffer.context("a write gives its buffer back")?;
+            }
+            queue.reap(&mut completions);
+            if completions.is_empty() {
+                poll(
+                    &mut [PollFd::new(queue.wake_fd(), PollFlags::POLLIN)],
+                    PollTimeout::NONE,
+                )?;
+            }
+        };
+    }
+    handle.flush()?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mib = (SEQUENTIAL_BYTES >> 20) as f64;
+    println!("{what}, 4 KiB through a queue: {:.0} MiB/s", mib / seconds);
     Ok(())
 }
 

@@ -108,6 +108,7 @@ impl VersionHandle {
                             .map_err(medium("writing", at))?;
                     }
                 }
+                plan.guard.finish()?;
             }
             Planned::NeedsSlowPath => {
                 self.write_mapping(offset, data)?;

@@ -6,17 +6,23 @@
 //! Invariants
 //! - G1: a batch never overwrites blocks from `head_block` on: they are not checkpointed yet.
 //! - G2: the open batch always fits, because a record is appended only when the ring has room for it. So a
-//!   checkpoint can always commit what is open.
+//!   checkpoint can always commit what is open. Records for which room is [reserved](LogRing::try_reserve) fit too, each
+//!   in a batch of its own if need be.
 //!
 //! Format: docs/formats/pool.md, "Redo log".
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
 use crate::format::{BLOCK_BYTES, BatchHeader};
-use crate::record::Record;
+use crate::record::{MAX_RECORD_BYTES, Record};
 
-/// The longest batch, in blocks.
+/// The longest batch, in blocks, without what reservations add to it.
 const MAX_BATCH_BLOCKS: u64 = 256;
+/// The most reservations at a time; their records take no more than a block together.
+const MAX_RESERVATIONS: u64 = 64;
+const _: () = assert!(MAX_RESERVATIONS as usize * MAX_RECORD_BYTES <= BLOCK_BYTES);
 
 /// The ring.
 #[derive(Debug)]
@@ -34,6 +40,8 @@ pub(crate) struct LogRing {
     pub durable_batch: u64,
     open: Vec<u8>,
     open_count: u32,
+    /// Records that are going to be appended. Raised and lowered under the state lock, shared or not.
+    reserved: AtomicU64,
 }
 
 /// Whether records can be appended.
@@ -72,22 +80,48 @@ impl LogRing {
             durable_batch: batch - 1,
             open: Vec::new(),
             open_count: 0,
+            reserved: AtomicU64::new(0),
         }
     }
 
     /// Returns the longest batch of a ring, in blocks.
     pub fn max_batch_blocks(ring_blocks: u64) -> u64 {
+        let for_reservations = 1;
+        Self::batch_limit(ring_blocks) + for_reservations
+    }
+
+    fn batch_limit(ring_blocks: u64) -> u64 {
         (ring_blocks / 4).clamp(1, MAX_BATCH_BLOCKS)
+    }
+
+    /// Reserves room for one record, so that appending it later needs no commit and no checkpoint. False when there is
+    /// none now. Give it back with [`end_reservation`](Self::end_reservation) after the record was appended, or instead.
+    pub fn try_reserve(&self) -> bool {
+        let reserved = self.reserved.fetch_add(1, Ordering::Relaxed) + 1;
+        let open = BatchHeader::blocks_for(self.open.len());
+        let fits = reserved <= MAX_RESERVATIONS.min(self.blocks / 4)
+            && open < Self::batch_limit(self.blocks)
+            && self.used_blocks() + open + reserved <= self.blocks;
+        if !fits {
+            self.end_reservation();
+        }
+        fits
+    }
+
+    /// Gives back what [`try_reserve`](Self::try_reserve) reserved.
+    pub fn end_reservation(&self) {
+        self.reserved.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Tells whether `bytes` of records can be appended to the open batch (G1, G2).
     pub fn room(&self, bytes: usize) -> Room {
-        let limit = Self::max_batch_blocks(self.blocks);
+        let limit = Self::batch_limit(self.blocks);
         if BatchHeader::blocks_for(bytes) > limit {
             return Room::Never;
         }
         let blocks = BatchHeader::blocks_for(self.open.len() + bytes);
-        if self.used_blocks() + blocks > self.blocks {
+        let reserved = self.reserved.load(Ordering::Relaxed);
+        if self.used_blocks() + blocks + reserved > self.blocks {
             return Room::AfterCheckpoint;
         }
         if blocks > limit {
@@ -200,5 +234,35 @@ mod tests {
         log.advance_head(batch, block);
         assert!(!log.has_anything());
         assert_eq!(log.room(9), Room::Enough);
+    }
+
+    #[test]
+    fn g2_reserved_records_fit_however_full_the_ring_gets() {
+        let record = Record::Delete { node: NodeId(1) };
+        let mut log = LogRing::new(16, 1, 0);
+        let reserved = (0..).take_while(|_| log.try_reserve()).count();
+        assert_eq!(reserved, 4, "a quarter of the ring");
+        loop {
+            match log.room(9) {
+                Room::Enough => log.append(&record),
+                Room::AfterCommit => drop(log.seal()),
+                Room::AfterCheckpoint => break,
+                Room::Never => unreachable!(),
+            }
+        }
+        log.seal();
+        for _ in 0..reserved {
+            log.append(&record);
+            log.end_reservation();
+            assert!(log.seal().is_some());
+        }
+        assert!(log.used_blocks() <= 16, "G2");
+        assert!(!log.try_reserve(), "the ring is full");
+        // None in a batch that has got as long as may be.
+        let mut log = LogRing::new(16, 1, 0);
+        while log.room(9) == Room::Enough {
+            log.append(&record);
+        }
+        assert!(!log.try_reserve());
     }
 }

@@ -3,6 +3,8 @@
 //! The order is that of every write which changes a mapping (W1): take a free chunk · write its blocks · apply and log
 //! the mapping, which says which blocks these are. Later writes to other blocks of the chunk are the same without
 //! the first step. What is written in part is completed with what was there before, to whole blocks.
+//!
+//! Whole blocks for a chunk that is partial already need nothing that blocks: they can be [planned](crate::plan).
 
 use std::io;
 use std::ops::{Deref, Range};
@@ -14,7 +16,7 @@ use crate::PoolError;
 use crate::data_path::{Content, medium};
 use crate::format::BLOCK;
 use crate::handle::VersionHandle;
-use crate::locks::read;
+use crate::locks::{read, write};
 use crate::partial::{Blocks, Home, PartialView};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
@@ -54,7 +56,7 @@ impl VersionHandle {
         within: &Range<u64>,
         content: Content<'_>,
     ) -> Result<(), IoError> {
-        let _filling = self.pool.fill_locks.of(chunk);
+        let _filling = self.pool.fill_latches.exclusive(chunk);
         let blocks = Blocks::touching(within);
         let view = read(&self.pool.state).partials.view(chunk);
         let view = match view {
@@ -81,7 +83,7 @@ impl VersionHandle {
 }
 
 impl Pool {
-    /// Records that a partial chunk holds these blocks, if it still is one. The caller holds its fill lock and has
+    /// Records that a partial chunk holds these blocks, if it still is one. The caller holds its fill latch and has
     /// written them (F5).
     pub(crate) fn record_filled(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
         // It needs no space and may give some back, so it works in a full pool.
@@ -94,6 +96,18 @@ impl Pool {
             };
             Ok(Decision::Apply(fill))
         })
+    }
+
+    /// As [`record_filled`](Self::record_filled), without waiting: room in the log has been reserved.
+    pub(crate) fn record_filled_as_reserved(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
+        self.check_running()?;
+        let mut state = write(&self.state);
+        if !state.partials.contains(chunk) {
+            return Ok(());
+        }
+        state
+            .apply_and_log(&[Record::Fill { chunk, blocks }])
+            .map_err(|bug| self.stop_for_bug(bug))
     }
 
     /// Reads a range of a partial chunk from wherever its pieces are (F1).

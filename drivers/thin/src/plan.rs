@@ -7,8 +7,10 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use quarry_contract::IoError;
 use smallvec::SmallVec;
 
+use crate::PoolError;
 use crate::format::{BLOCK, LEAF_ENTRIES, LeafEntry};
 use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
@@ -35,7 +37,7 @@ pub enum Planned {
 pub struct Plan {
     /// In buffer order, covering the request; neighbours on the medium are one segment.
     pub segments: SmallVec<[Segment; 4]>,
-    /// Dropped once the I/O has completed.
+    /// Kept until the I/O has completed; [finished](PlanGuard::finish) when it has succeeded.
     pub guard: PlanGuard,
 }
 
@@ -61,14 +63,18 @@ pub enum Place {
 pub struct PlanGuard {
     pool: Arc<Pool>,
     stripes: SmallVec<[StripeIndex; 4]>,
-    /// What the plan reads from lenders stays what it is (F4).
-    partials: Option<Box<PartialsRead>>,
+    partials: Option<Box<PlannedPartials>>,
     epoch: Option<EpochGuard>,
 }
 
 /// The partial chunks of a plan; rare, and so kept out of its way.
 #[derive(Default)]
-struct PartialsRead(Vec<PartialView>);
+struct PlannedPartials {
+    /// What the plan uses stays what it is (F4).
+    views: Vec<PartialView>,
+    /// What the plan writes outside of a mask: its shared fill latch (F5) and a reservation in the log are held.
+    fill: Option<(u64, Blocks)>,
+}
 
 /// What a plan is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,7 +90,8 @@ impl VersionHandle {
             .map_or(Planned::NeedsSlowPath, Planned::Direct)
     }
 
-    /// Looks up a write of whole 4 KiB blocks that changes no mapping, without blocking.
+    /// Looks up a write of whole 4 KiB blocks that changes no mapping, without blocking. It may add blocks to one partial
+    /// chunk: then it is a write only once its guard is [finished](PlanGuard::finish).
     pub fn plan_overwrite(&self, offset: u64, length: usize) -> Planned {
         let aligned = offset.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK);
         if !aligned || self.is_read_only() || self.pool.stopped().is_some() {
@@ -148,8 +155,8 @@ impl VersionHandle {
         Some(plan)
     }
 
-    /// Adds the part of a request that lies in one chunk; false when its latch is contended, or when an overwrite
-    /// would change what a partial chunk consists of.
+    /// Adds the part of a request that lies in one chunk; false when a latch is contended, or when an overwrite would
+    /// add blocks to a second partial chunk.
     fn plan_chunk(
         &self,
         plan: &mut Plan,
@@ -181,8 +188,14 @@ impl VersionHandle {
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
             return true;
         };
-        if access == Access::Overwrite && !view.mask.covers(Blocks::touching(&within)) {
-            return false;
+        let blocks = Blocks::touching(&within);
+        if access == Access::Overwrite && !view.mask.covers(blocks) {
+            if !self.plan_fill(plan, state, entry.chunk(), blocks) {
+                return false;
+            }
+            plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
+            plan.guard.partials.get_or_insert_default().views.push(view);
+            return true;
         }
         for (piece, home) in view.pieces(within) {
             let place = match home {
@@ -192,7 +205,21 @@ impl VersionHandle {
             };
             plan.add(in_buffer(piece), place);
         }
-        plan.guard.partials.get_or_insert_default().0.push(view);
+        plan.guard.partials.get_or_insert_default().views.push(view);
+        true
+    }
+
+    /// Gets what adding blocks to a partial chunk takes; false when that is not to be had without waiting.
+    fn plan_fill(&self, plan: &mut Plan, state: &State, chunk: u64, blocks: Blocks) -> bool {
+        let partials = plan.guard.partials.get_or_insert_default();
+        if partials.fill.is_some() || !self.pool.fill_latches.try_shared(chunk) {
+            return false;
+        }
+        if !state.log.try_reserve() {
+            self.pool.fill_latches.release_shared(chunk);
+            return false;
+        }
+        partials.fill = Some((chunk, blocks));
         true
     }
 }
@@ -215,8 +242,30 @@ impl Plan {
     }
 }
 
+impl PlanGuard {
+    /// Ends a plan whose I/O has succeeded, before that is told to anyone: what it wrote to a partial chunk becomes part
+    /// of it. Does not block. Of a plan whose I/O failed the guard is dropped, and nothing has changed.
+    ///
+    /// # Errors
+    /// `Stopped`: the pool has stopped since the plan was made.
+    pub fn finish(self) -> Result<(), IoError> {
+        let fill = self.partials.as_ref().and_then(|partials| partials.fill);
+        match fill {
+            None => Ok(()),
+            Some((chunk, blocks)) => self
+                .pool
+                .record_filled_as_reserved(chunk, blocks)
+                .map_err(PoolError::into_io_error),
+        }
+    }
+}
+
 impl Drop for PlanGuard {
     fn drop(&mut self) {
+        if let Some((chunk, _)) = self.partials.as_ref().and_then(|partials| partials.fill) {
+            read(&self.pool.state).log.end_reservation();
+            self.pool.fill_latches.release_shared(chunk);
+        }
         for stripe in &self.stripes {
             self.pool.latches.release_shared(*stripe);
         }

@@ -1,7 +1,7 @@
 //! An open pool: what its parts share, and how a change gets into state and log.
 //!
 //! Locks, in the order in which they are taken: `control` (one control call at a time) · `checkpointing` ·
-//! `committing` · `state` · slots of map pages. Latches, and after them at most one fill lock, are taken before
+//! `committing` · `state` · slots of map pages. Latches, and after them at most one fill latch, are taken before
 //! `checkpointing` and may be held while a checkpoint or commit runs. No I/O happens under `state`.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use crate::locks::{read, write};
 use crate::log::Room;
 use crate::map::{INNER_LEVELS, Node, install};
 use crate::page_io::read_page;
-use crate::partial::FillLocks;
+use crate::partial::FillLatches;
 use crate::record::{MAX_RECORD_BYTES, Record};
 use crate::state::{Origin, State, Wanted};
 use crate::version::NodeId;
@@ -34,7 +34,7 @@ pub struct Pool {
     pub(crate) geometry: Geometry,
     pub(crate) state: RwLock<State>,
     pub(crate) latches: LatchTable,
-    pub(crate) fill_locks: FillLocks,
+    pub(crate) fill_latches: FillLatches,
     pub(crate) fill_cursor: AtomicU64,
     pub(crate) control: Mutex<()>,
     pub(crate) checkpointing: Mutex<()>,
@@ -82,7 +82,7 @@ impl Pool {
             geometry: state.geometry,
             state: RwLock::new(state),
             latches: LatchTable::new(),
-            fill_locks: FillLocks::default(),
+            fill_latches: FillLatches::new(),
             fill_cursor: AtomicU64::new(0),
             control: Mutex::default(),
             checkpointing: Mutex::default(),
@@ -201,7 +201,7 @@ impl Pool {
         }
     }
 
-    fn stop_for_bug(&self, bug: String) -> PoolError {
+    pub(crate) fn stop_for_bug(&self, bug: String) -> PoolError {
         self.stop(
             "a change was impossible",
             PoolError::damaged("metadata in memory", bug),
@@ -271,7 +271,7 @@ impl State {
             .map(Obstacle::Page)
     }
 
-    fn apply_and_log(&mut self, records: &[Record]) -> Result<(), String> {
+    pub(crate) fn apply_and_log(&mut self, records: &[Record]) -> Result<(), String> {
         for record in records {
             self.apply(record, self.log.next_batch, Origin::Live)?;
             self.log.append(record);

@@ -6,7 +6,7 @@ use quarry_contract::{
     DataSource, Durability, IoError, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
 };
 use quarry_thin::sim::{Fault, OpCounts, OpKind, SimDevice, Stamp};
-use quarry_thin::{FormatOptions, OpenOptions, Pool, VersionHandle};
+use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle};
 use uuid::Uuid;
 
 const CHUNK: u64 = 64 << 10;
@@ -163,6 +163,45 @@ fn a_first_write_of_4_kib_is_one_write_of_4_kib() {
     fixture.handle.read(4096, &mut between).unwrap();
     assert!(between.iter().all(|byte| *byte == 0), "F1");
     fixture.assert_sound();
+}
+
+#[test]
+fn a_write_that_goes_on_in_a_partial_chunk_is_planned_and_counts_once_it_is_finished() {
+    let fixture = Fixture::new();
+    fixture.write(0, 4096, 1).unwrap();
+    let planned = |stamp: u64| {
+        let Planned::Direct(plan) = fixture.handle.plan_overwrite(4096, 8192) else {
+            panic!("nothing stands in the way of a plan");
+        };
+        let [segment] = plan.segments.as_slice() else {
+            panic!("one chunk is one segment");
+        };
+        let Place::Device(at) = segment.place else {
+            panic!("a write has a place");
+        };
+        let data = Stamp(stamp).bytes(4096, 8192);
+        fixture.device.write_at(at, &data).unwrap();
+        plan
+    };
+    let zeros = |offset: u64, length: u64| {
+        let mut bytes = vec![0xa5; length as usize];
+        fixture.handle.read(offset, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0), "F1: {offset}+{length}");
+    };
+    drop(planned(2));
+    zeros(4096, CHUNK - 4096);
+    planned(3).guard.finish().unwrap();
+    assert_holds(&fixture.handle, 4096, 8192, 3);
+    zeros(3 * 4096, CHUNK - 3 * 4096);
+    fixture.handle.flush().unwrap();
+    fixture.assert_sound();
+    let Fixture { device, pool, handle } = fixture;
+    drop((handle, pool));
+    let pool = Pool::open(device.power_cycle(), OpenOptions::default()).unwrap();
+    let volume = VersionId::Volume(VolumeId(Uuid::from_u128(1)));
+    let handle = pool.open_version(volume, OpenMode::ReadOnly).unwrap();
+    assert_holds(&handle, 0, 4096, 1);
+    assert_holds(&handle, 4096, 8192, 3);
 }
 
 #[test]

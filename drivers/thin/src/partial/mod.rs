@@ -13,18 +13,20 @@
 //!   owns; the record that ends its last loan frees it.
 //! - F4: what is freed is not handed out again while a read from a lender, or the filling of a chunk, that began
 //!   before is in progress: each holds the `users` of what it uses.
-//! - F5: blocks outside the mask are written only under the chunk's lock of [`FillLocks`].
+//! - F5: blocks outside the mask are written only under the chunk's latch of [`FillLatches`]: shared by whoever writes
+//!   whole blocks of a request, exclusive for whoever completes blocks with what was there before.
 //!
 //! Format: docs/formats/pool.md, "Partial chunks".
 
 mod blocks;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::locks::lock;
+use crate::latch::{ExclusiveLatches, LatchTable};
+use crate::version::NodeId;
 
 pub(crate) use blocks::{BlockMask, Blocks, Home, PartialView};
 
@@ -265,22 +267,33 @@ impl PartialChunks {
 /// Stands for no lender in the index stream.
 const NO_LENDER: u64 = u64::MAX;
 
-/// One lock for each of a few groups of chunks (F5).
-#[derive(Debug)]
-pub(crate) struct FillLocks(Box<[Mutex<()>]>);
+/// Latches of chunks that are being filled (F5).
+pub(crate) struct FillLatches(LatchTable);
 
-impl Default for FillLocks {
-    fn default() -> Self {
-        Self((0..64).map(|_| Mutex::new(())).collect())
+impl FillLatches {
+    pub fn new() -> Self {
+        Self(LatchTable::new())
+    }
+
+    /// Waits for the exclusive latch of a chunk. The caller holds no other one of these.
+    pub fn exclusive(&self, chunk: u64) -> ExclusiveLatches<'_> {
+        self.0.exclusive(NO_VERSION, chunk, 1)
+    }
+
+    /// Takes the shared latch of a chunk unless that needs waiting. Give it back with
+    /// [`release_shared`](Self::release_shared).
+    pub fn try_shared(&self, chunk: u64) -> bool {
+        self.0.try_shared(LatchTable::stripe(NO_VERSION, chunk))
+    }
+
+    /// Gives back what [`try_shared`](Self::try_shared) took.
+    pub fn release_shared(&self, chunk: u64) {
+        self.0.release_shared(LatchTable::stripe(NO_VERSION, chunk));
     }
 }
 
-impl FillLocks {
-    /// Takes the lock of a chunk. The caller holds no other one.
-    pub fn of(&self, chunk: u64) -> MutexGuard<'_, ()> {
-        lock(&self.0[chunk as usize % self.0.len()])
-    }
-}
+/// These latches are of chunks, not of places in a version.
+const NO_VERSION: NodeId = NodeId(0);
 
 #[cfg(test)]
 mod tests;

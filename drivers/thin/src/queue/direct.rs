@@ -32,7 +32,7 @@ pub(super) struct DirectIo {
 struct InFlight {
     tag: Tag,
     shape: IoBufferShape,
-    _guard: PlanGuard,
+    guard: PlanGuard,
 }
 
 impl DirectIo {
@@ -81,7 +81,8 @@ impl DirectIo {
             }
         }
         let Some(ring) = &mut self.ring else {
-            let result = at_once(file, direction, &plan, &mut buffer).map_err(to_io_error);
+            let done = at_once(file, direction, &plan, &mut buffer);
+            let result = done.map_err(to_io_error).and_then(|()| plan.guard.finish());
             return Some(Completion {
                 tag,
                 result,
@@ -114,7 +115,7 @@ impl DirectIo {
         self.in_flight[slot] = Some(InFlight {
             tag,
             shape,
-            _guard: plan.guard,
+            guard: plan.guard,
         });
         let token = Token(slot as u64);
         match direction {
@@ -136,13 +137,13 @@ impl DirectIo {
         }
         for finished in self.finished.drain(..) {
             let slot = finished.token.0 as usize;
-            let InFlight { tag, shape, _guard } = self.in_flight[slot]
+            let InFlight { tag, shape, guard } = self.in_flight[slot]
                 .take()
                 .expect("the ring reports an operation once");
             self.vacant.push(slot);
             completions.push(Completion {
                 tag,
-                result: finished.result.map_err(to_io_error),
+                result: finished.result.map_err(to_io_error).and_then(|()| guard.finish()),
                 buffer: finished
                     .memory
                     .map(|storage| IoBuffer::from_storage(storage, shape)),

@@ -354,8 +354,7 @@ impl World {
                         detail: error.to_string(),
                     }));
                 }
-                drop(plan);
-                result
+                result.and_then(|()| plan.guard.finish())
             }
             Planned::NeedsSlowPath => handle.write(offset, &data, durability),
         };

@@ -147,6 +147,35 @@ fn f4_a_chunk_is_not_reused_while_it_is_being_filled() {
     });
 }
 
+#[test]
+fn f5_no_write_is_planned_into_blocks_that_are_being_filled() {
+    let suite = "f5_no_write_is_planned_into_blocks_that_are_being_filled";
+    for_each_seed(suite, 1, |_| -> Result<(), Violation> {
+        let device = GatedDevice::new(SimDevice::new(4 << 20, 1));
+        let pool = open(Arc::clone(&device) as Arc<dyn PoolDevice>);
+        let handle = volume(&pool, 1);
+        write(&handle, 0, 4096, 1);
+        thread::scope(|scope| {
+            let (at_gate, waiting) = device.hold(Call::Write);
+            let filling = scope.spawn(|| pool.maintain().unwrap());
+            at_gate.recv().unwrap();
+            assert!(matches!(
+                handle.plan_overwrite(4096, 4096),
+                Planned::NeedsSlowPath
+            ));
+            drop(waiting);
+            filling.join().unwrap();
+        });
+        // The chunk is whole, and a write that goes on is an overwrite.
+        let Planned::Direct(plan) = handle.plan_overwrite(4096, 4096) else {
+            panic!("nothing stands in the way of a plan");
+        };
+        plan.guard.finish().unwrap();
+        assert_sound(&pool);
+        Ok(())
+    });
+}
+
 /// Destroys the bitmap's directory and lets a repair make it anew: from the maps, and from the list of orphans.
 fn lose_the_bitmap(device: &Arc<SimDevice>) {
     let superblock = device.peek(0, 4096);
