@@ -19,6 +19,24 @@ impl v1::pools_server::Pools for Api {
         Ok(Response::new(answer::pool(self.model.pool(&name).await?)))
     }
 
+    async fn check_pool(
+        &self,
+        request: Request<v1::CheckPoolRequest>,
+    ) -> Result<Response<v1::CheckPoolResponse>, Status> {
+        let name = request.into_inner().name;
+        if name.is_empty() {
+            return Err(wrong("name", "is missing; give the name of a pool").into());
+        }
+        let problems = self.model.check_pool(&name).await?;
+        let problems = problems.into_iter().map(|problem| v1::PoolProblem {
+            sentence: problem.sentence,
+            repairable: problem.repairable,
+        });
+        Ok(Response::new(v1::CheckPoolResponse {
+            problems: problems.collect(),
+        }))
+    }
+
     async fn list_pools(
         &self,
         request: Request<v1::ListPoolsRequest>,

@@ -12,6 +12,8 @@ use comfy_table::{Table, TableStyle};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::failure::Exit;
+
 /// How to show an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -33,6 +35,7 @@ struct DeletedRecord {
 pub struct Answer {
     text: String,
     json: String,
+    exit: Option<Exit>,
 }
 
 impl Answer {
@@ -48,6 +51,7 @@ impl Answer {
         Self {
             text: aligned(&table),
             json: pretty(records),
+            exit: None,
         }
     }
 
@@ -61,6 +65,7 @@ impl Answer {
         Self {
             text: aligned(&table),
             json: pretty(record),
+            exit: None,
         }
     }
 
@@ -69,6 +74,7 @@ impl Answer {
         Self {
             text: sentence,
             json: pretty(record),
+            exit: None,
         }
     }
 
@@ -79,6 +85,16 @@ impl Answer {
             deleted: true,
         };
         Self::done(format!("{noun} {id} is deleted"), &record)
+    }
+
+    /// Makes the process exit with something else than 0.
+    pub fn with_exit(self, exit: Option<Exit>) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// Returns what to exit with, unless that is 0.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit
     }
 
     /// Returns the answer as text without a final line end.

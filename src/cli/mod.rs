@@ -14,6 +14,7 @@ mod attachment;
 mod endpoint;
 mod extents;
 mod failure;
+mod findings;
 #[cfg(test)]
 mod golden;
 mod mutation;
@@ -83,6 +84,7 @@ enum Noun {
 Examples:
   quarry pool list
   quarry pool show default -o json | jq .free_bytes
+  quarry pool check --pool default                   while it is in use
   quarry pool check /var/lib/quarry/default.pool     while no agent has it open"
     )]
     Pool(pool::Command),
@@ -161,15 +163,15 @@ pub fn main() -> ExitCode {
 
 /// Runs a command; what it comes to may have an exit code of its own.
 fn run(cli: Cli) -> Result<Option<Exit>, Failure> {
-    let (answer, exit) = match cli.noun {
+    let answer = match cli.noun {
         Noun::Agent(args) => return agent::run(args).map(|()| None),
-        Noun::Pool(pool::Command::File(command)) => pool_file::run(command)?,
-        noun => (ask(noun, &cli.connection)?, None),
+        Noun::Pool(pool::Command::File(command)) if !command.asks_agent() => pool_file::run(command)?,
+        noun => ask(noun, &cli.connection)?,
     };
     answer
         .print(cli.output)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot write to standard output: {error}")))?;
-    Ok(exit)
+    Ok(answer.exit())
 }
 
 /// Makes the call of a command that asks an agent.

@@ -2,12 +2,13 @@
 
 use clap::Subcommand;
 use quarry_proto::v1::pools_client::PoolsClient;
-use quarry_proto::v1::{GetPoolRequest, ListPoolsRequest, Pool};
+use quarry_proto::v1::{CheckPoolRequest, GetPoolRequest, ListPoolsRequest, Pool, PoolProblem};
 use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::answer::{Answer, show_text};
 use super::failure::Failure;
+use super::findings::Findings;
 use super::paging::{PAGE_SIZE, all_pages};
 use super::pool_file;
 use super::word::word;
@@ -23,7 +24,7 @@ pub enum Command {
         /// The pool's name
         name: String,
     },
-    /// What needs no agent.
+    /// What looks into a pool's file.
     #[command(flatten)]
     File(pool_file::Command),
 }
@@ -48,7 +49,18 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             let pool = client.get_pool(GetPoolRequest { name }).await?.into_inner();
             Ok(shown(&pool))
         }
-        Command::File(_) => unreachable!("a pool file is looked into without an agent"),
+        Command::File(command) => {
+            let name = command.pool().expect("what asks no agent is run without one");
+            let request = CheckPoolRequest { name: name.clone() };
+            let problems = client.check_pool(request).await?.into_inner().problems;
+            let left = |problem: &&PoolProblem| !problem.repairable;
+            let sentence = |problem: &PoolProblem| problem.sentence.clone();
+            let findings = Findings {
+                remaining: problems.iter().filter(left).map(sentence).collect(),
+                found: problems.iter().map(sentence).collect(),
+            };
+            Ok(findings.of_check(&format!("pool {name}")))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `quarry pool check|repair|stat|dump FILE`: looks into a pool's file or block device that no agent has open.
 //!
-//! The one part of the command line that asks no agent. Everything but `repair` opens the medium for reading only;
+//! The one part of the command line that asks no agent, but for `check --pool`. Everything but `repair` opens the medium for reading only;
 //! all of it takes the pool's lock, so nobody changes the pool meanwhile.
 
 use std::path::{Path, PathBuf};
@@ -17,16 +17,17 @@ use uuid::Uuid;
 use super::answer::{Answer, show_text};
 use super::argument::parse_id;
 use super::failure::{Exit, Failure, with_causes};
+use super::findings::Findings;
 use crate::size::show_size;
 
 /// The verbs that take a file.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check a pool file that no agent has open: exit code 5 when something is wrong
+    /// Check a pool: its file while no agent has it open, or by its agent while it is in use
     #[command(after_help = "\
 Every checksum is verified, and that every chunk and map page has exactly one owner. Nothing is written.
 Exit codes: 0 sound, 5 something is wrong with it, 1 it cannot be checked.")]
-    Check(FileArgs),
+    Check(CheckArgs),
     /// Put right what a check finds, as far as the pool says itself what belongs where
     #[command(after_help = "\
 Put right: superblock copies, map pages of which one copy is left, the chunk bitmap. What can only be guessed is
@@ -44,6 +45,17 @@ Exit codes: 0 nothing is left, 5 something is left, 1 it cannot be repaired.")]
 pub struct FileArgs {
     /// The pool's file or block device
     file: PathBuf,
+}
+
+/// What to check.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The pool's file or block device
+    #[arg(required_unless_present = "pool")]
+    file: Option<PathBuf>,
+    /// The name of a pool that the agent has open: it is checked while it is in use
+    #[arg(long, value_name = "NAME", conflicts_with = "file")]
+    pool: Option<String>,
 }
 
 /// The options of `quarry pool dump`.
@@ -74,46 +86,37 @@ enum Structure {
     Log,
 }
 
-/// Runs one verb; the answer comes with what to exit with.
-pub fn run(command: Command) -> Result<(Answer, Option<Exit>), Failure> {
-    match command {
-        Command::Check(args) => check(&args.file),
-        Command::Repair(args) => repair_file(&args.file),
-        Command::Stat(args) => Ok((stat(&args.file)?, None)),
-        Command::Dump(args) => Ok((dump(&args)?, None)),
+impl Command {
+    /// Returns the pool to ask an agent about; all else asks none.
+    pub fn pool(&self) -> Option<&String> {
+        match self {
+            Command::Check(args) => args.pool.as_ref(),
+            Command::Repair(_) | Command::Stat(_) | Command::Dump(_) => None,
+        }
+    }
+
+    /// Tells whether an agent has to be asked.
+    pub fn asks_agent(&self) -> bool {
+        self.pool().is_some()
     }
 }
 
-/// A check or repair as JSON.
-#[derive(Debug, Serialize)]
-struct Findings {
-    sound: bool,
-    found: Vec<String>,
-    remaining: Vec<String>,
+/// Runs one verb on a file.
+pub fn run(command: Command) -> Result<Answer, Failure> {
+    match command {
+        Command::Check(args) => check(&args.file.expect("clap requires a file or a pool")),
+        Command::Repair(args) => repair_file(&args.file),
+        Command::Stat(args) => stat(&args.file),
+        Command::Dump(args) => dump(&args),
+    }
 }
 
-fn check(file: &Path) -> Result<(Answer, Option<Exit>), Failure> {
-    let findings = findings(file, Access::ReadOnly)?;
-    let shown = file.display();
-    let sentence = match (findings.found.len(), findings.remaining.len()) {
-        (0, _) => format!("{shown} is sound"),
-        (found, 0) => format!("{shown}: {found} problems; quarry pool repair puts them right"),
-        (found, remaining) => {
-            format!("{shown}: {found} problems, {remaining} of which only a backup puts right")
-        }
-    };
-    Ok(told(findings, sentence))
+fn check(file: &Path) -> Result<Answer, Failure> {
+    Ok(findings(file, Access::ReadOnly)?.of_check(&file.display().to_string()))
 }
 
-fn repair_file(file: &Path) -> Result<(Answer, Option<Exit>), Failure> {
-    let findings = findings(file, Access::ReadWrite)?;
-    let shown = file.display();
-    let sentence = match (findings.found.len(), findings.remaining.len()) {
-        (0, _) => format!("{shown} is sound, nothing was changed"),
-        (found, 0) => format!("{shown} is sound again: {found} problems were put right"),
-        (_, remaining) => format!("{shown}: {remaining} problems are left, which only a backup puts right"),
-    };
-    Ok(told(findings, sentence))
+fn repair_file(file: &Path) -> Result<Answer, Failure> {
+    Ok(findings(file, Access::ReadWrite)?.of_repair(&file.display().to_string()))
 }
 
 fn findings(file: &Path, access: Access) -> Result<Findings, Failure> {
@@ -121,32 +124,9 @@ fn findings(file: &Path, access: Access) -> Result<Findings, Failure> {
     let report =
         repair(&device, &OpenOptions::default(), access).map_err(|error| pool_failure(file, &error))?;
     Ok(Findings {
-        sound: match access {
-            Access::ReadOnly => report.found.is_empty(),
-            Access::ReadWrite => report.remaining.is_empty(),
-        },
         found: report.found,
         remaining: report.remaining,
     })
-}
-
-fn told(findings: Findings, sentence: String) -> (Answer, Option<Exit>) {
-    let exit = (!findings.sound).then_some(Exit::Damaged);
-    let lines = findings.found.iter().map(|problem| {
-        let mark = if findings.remaining.contains(problem) {
-            "!"
-        } else {
-            "-"
-        };
-        format!("{mark} {problem}\n")
-    });
-    let left = findings
-        .remaining
-        .iter()
-        .filter(|problem| !findings.found.contains(problem));
-    let lines = lines.chain(left.map(|problem| format!("! {problem}\n")));
-    let text = lines.collect::<String>() + &sentence;
-    (Answer::done(text, &findings), exit)
 }
 
 /// The figures as JSON.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use quarry_contract::{
-    Capability, DriverError, PoolName, SnapshotId, SnapshotInfo, VolumeBackend, VolumeId, VolumeInfo,
+    Capability, DriverError, PoolName, PoolProblem, SnapshotId, SnapshotInfo, VolumeBackend, VolumeId,
+    VolumeInfo,
 };
 
 use super::error::{Object, ObjectKind, ResourceError};
@@ -71,6 +72,14 @@ impl Resources {
     /// `NotFound`.
     pub async fn pool(&self, name: &str) -> Result<Pool, ResourceError> {
         Ok(describe(&self.pool_backend(name)?).await)
+    }
+
+    /// Checks a pool while it is in use.
+    ///
+    /// # Errors
+    /// `NotFound`, and the driver's when the check cannot be made.
+    pub async fn check_pool(&self, name: &str) -> Result<Vec<PoolProblem>, ResourceError> {
+        Ok(self.pool_backend(name)?.backend.check().await?)
     }
 
     /// Returns pools, ordered by name.

@@ -58,6 +58,26 @@ fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains(&format!("process {}", agent.pid())), "{said}");
+    // But its agent checks it, and a copy that has rotted meanwhile is found.
+    let by_agent = |code: i32| {
+        let ran = command::quarry(&agent, "pool check --pool default -o json");
+        assert_eq!(ran.code(), code, "{}", ran.stderr());
+        serde_json::from_str::<Value>(&ran.stdout()).unwrap()
+    };
+    assert_eq!(by_agent(0)["sound"], true);
+    let medium = OpenOptions::new().read(true).write(true).open(&file).unwrap();
+    let mut copy = [0; 4096];
+    medium.read_exact_at(&mut copy, 4096).unwrap();
+    medium.write_all_at(&[0xff; 4096], 4096).unwrap();
+    medium.sync_all().unwrap();
+    let findings = by_agent(5);
+    assert!(
+        findings["found"][0].as_str().unwrap().contains("superblock"),
+        "{findings}"
+    );
+    medium.write_all_at(&copy, 4096).unwrap();
+    assert_eq!(by_agent(0)["sound"], true);
+    assert_eq!(command::quarry(&agent, "pool check --pool nope").code(), 3);
     agent.kill();
 
     // Killed with records in its log, and sound.
@@ -98,7 +118,6 @@ fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
     );
 
     // A superblock copy and the bitmap are damaged: found, not touched by the check, put right by the repair.
-    let medium = OpenOptions::new().read(true).write(true).open(&file).unwrap();
     let mut superblock = [0; 4096];
     medium.read_exact_at(&mut superblock, 0).unwrap();
     let bitmap_start = u64::from_le_bytes(superblock[112..120].try_into().unwrap());

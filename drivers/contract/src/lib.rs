@@ -38,6 +38,6 @@ pub use target::{
     Target,
 };
 pub use volume_backend::{
-    BackendCapabilities, Capability, DataSource, Difference, Differences, OpenMode, PoolState, PoolStatus,
-    SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeInfo, VolumeSpec,
+    BackendCapabilities, Capability, DataSource, Difference, Differences, OpenMode, PoolProblem, PoolState,
+    PoolStatus, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeInfo, VolumeSpec,
 };

@@ -27,6 +27,8 @@ use crate::{BlockDevice, DriverError, Outcome, PoolName, SnapshotId, VolumeId};
 /// - V9: differences never leave out a byte that differs. They may name more, up to a unit of allocation around it,
 ///   and finding them takes time that grows with what differs, not with the size. Of a volume that is written
 ///   meanwhile they hold at least what differed when they were asked for and is not discarded since.
+/// - V10: a check looks at all there is of the pool's own structure while I/O goes on, and changes nothing. What it
+///   tells of is damage; a pool without damage never has problems, whatever is going on.
 #[async_trait]
 pub trait VolumeBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -99,6 +101,12 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// `Busy` when it is open for I/O.
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError>;
 
+    /// Checks the pool (V10). Takes as long as reading all of its metadata.
+    ///
+    /// # Errors
+    /// When the check itself cannot be made.
+    async fn check(&self) -> Result<Vec<PoolProblem>, DriverError>;
+
     /// Returns where `of` may differ from `since`, a volume or snapshot of this pool, or from zeros: runs in the
     /// order of their offsets, none before `from_bytes`, at most `most` of them (V9). What lies beyond the end of
     /// `since` counts as zeros there; nothing is said of what lies beyond the end of `of`.
@@ -120,6 +128,15 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`; `Busy` for a second read-write handle; `InvalidArgument` for a writable snapshot.
     async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError>;
+}
+
+/// Something wrong with a pool's own structure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolProblem {
+    /// What is wrong, and where.
+    pub sentence: String,
+    /// Whether an offline repair puts it right; if not, only a backup does.
+    pub repairable: bool,
 }
 
 /// A part of the places where two versions may differ.

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolStatus,
-    SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolProblem,
+    PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo,
+    VolumeSpec,
 };
 
 use crate::data_path::LOGICAL_BLOCK_BYTES;
@@ -244,6 +245,18 @@ impl VolumeBackend for ThinBackend {
         let deleted = self.blocking(move |pool| pool.delete_snapshot(id)).await;
         self.nudge();
         deleted
+    }
+
+    async fn check(&self) -> Result<Vec<PoolProblem>, DriverError> {
+        self.blocking(|pool| {
+            let report = pool.check().map_err(|error| pool.driver_error(error))?;
+            let problem = |sentence: String| PoolProblem {
+                repairable: !report.beyond_repair.contains(&sentence),
+                sentence,
+            };
+            Ok(report.problems.into_iter().map(problem).collect())
+        })
+        .await
     }
 
     async fn differences(

@@ -10,8 +10,8 @@ use super::device::MemoryDevice;
 use super::lock;
 use crate::{
     BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, FieldDifference,
-    OpenMode, Outcome, PoolName, PoolState, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId,
-    VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+    OpenMode, Outcome, PoolName, PoolProblem, PoolState, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec,
+    VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
 };
 
 /// How a [`MemoryBackend`] is made.
@@ -463,6 +463,10 @@ impl VolumeBackend for MemoryBackend {
         self.check_closed(VersionId::Snapshot(id))?;
         objects.snapshots.remove(&id);
         Ok(Outcome::Changed(()))
+    }
+
+    async fn check(&self) -> Result<Vec<PoolProblem>, DriverError> {
+        Ok(Vec::new())
     }
 
     async fn differences(

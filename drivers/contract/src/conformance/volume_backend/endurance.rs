@@ -1,4 +1,4 @@
-//! V2 and V3: what survives a power cut, and what may take long.
+//! V2, V3 and V10: what survives a power cut, what may take long, and what a check says of it.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use crate::{DataSource, Durability};
 pub(super) fn run(fixture: &mut dyn BackendFixture) {
     metadata_calls_do_not_wait_for_data(fixture);
     answered_calls_survive_a_power_cut(fixture);
+    a_check_of_a_sound_pool_in_use_finds_nothing(fixture);
 }
 
 /// V3. The limit is far above what a call takes and far below what touching the volume's range would.
@@ -109,4 +110,22 @@ fn answered_calls_survive_a_power_cut(fixture: &mut dyn BackendFixture) {
         .writer(5)
         .write(0, &old[..1 << 20], Durability::Flushed)
         .expect("V2: the pool goes on");
+}
+
+fn a_check_of_a_sound_pool_in_use_finds_nothing(fixture: &mut dyn BackendFixture) {
+    let subject = Subject::fresh(fixture);
+    subject.blank(1, 8 * MIB);
+    let mut queue = subject.writer(1);
+    for round in 0..20u64 {
+        let bytes = pattern(round, 48 * 1024);
+        queue
+            .write(round * 300 * 1024, &bytes, Durability::Cached)
+            .unwrap();
+        subject.snapshot(round, 1);
+        if round >= 3 {
+            subject.delete_snapshot(round - 3).unwrap();
+        }
+        let problems = block_on(subject.backend.check()).expect("V10: a check can be made");
+        assert_eq!(problems, [], "V10: after round {round}");
+    }
 }

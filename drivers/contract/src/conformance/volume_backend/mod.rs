@@ -1,8 +1,8 @@
-//! What every [`VolumeBackend`] promises (V1 to V9).
+//! What every [`VolumeBackend`] promises (V1 to V10).
 //!
 //! The checks are grouped by what they are about: `objects` (V1, errors, lists), `versions` (V4, V5, revert and
 //! clone), `openings` (V7 and handles), `space` (V6, V8), `differences` (V9), `endurance`
-//! (V2, V3).
+//! (V2, V3, V10).
 
 mod differences;
 mod endurance;

@@ -1,0 +1,99 @@
+//! What a check or repair of a pool found: a line for each problem, then one sentence; exit code 5 when something is
+//! wrong, or left wrong.
+
+use serde::Serialize;
+
+use super::answer::Answer;
+use super::failure::Exit;
+
+/// Problems, a sentence each.
+#[derive(Debug)]
+pub struct Findings {
+    /// All of them.
+    pub found: Vec<String>,
+    /// Those that a repair does not put right, or has not.
+    pub remaining: Vec<String>,
+}
+
+/// A check or repair as JSON.
+#[derive(Serialize)]
+struct Record<'a> {
+    sound: bool,
+    found: &'a [String],
+    remaining: &'a [String],
+}
+
+impl Findings {
+    /// Tells what a check of `what` found.
+    pub fn of_check(&self, what: &str) -> Answer {
+        let sentence = match (self.found.len(), self.remaining.len()) {
+            (0, _) => format!("{what} is sound"),
+            (found, 0) => format!("{what}: {found} problems; quarry pool repair puts them right"),
+            (found, remaining) => {
+                format!("{what}: {found} problems, {remaining} of which only a backup puts right")
+            }
+        };
+        self.told(sentence, self.found.is_empty())
+    }
+
+    /// Tells what a repair of `what` did.
+    pub fn of_repair(&self, what: &str) -> Answer {
+        let sentence = match (self.found.len(), self.remaining.len()) {
+            (0, _) => format!("{what} is sound, nothing was changed"),
+            (found, 0) => format!("{what} is sound again: {found} problems were put right"),
+            (_, remaining) => {
+                format!("{what}: {remaining} problems are left, which only a backup puts right")
+            }
+        };
+        self.told(sentence, self.remaining.is_empty())
+    }
+
+    fn told(&self, sentence: String, sound: bool) -> Answer {
+        let lines = self.found.iter().map(|problem| {
+            let left = self.remaining.contains(problem);
+            format!("{} {problem}\n", if left { "!" } else { "-" })
+        });
+        let new = self
+            .remaining
+            .iter()
+            .filter(|problem| !self.found.contains(problem));
+        let lines = lines.chain(new.map(|problem| format!("! {problem}\n")));
+        let text = lines.collect::<String>() + &sentence;
+        let record = Record {
+            sound,
+            found: &self.found,
+            remaining: &self.remaining,
+        };
+        Answer::done(text, &record).with_exit((!sound).then_some(Exit::Damaged))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::answer::Format;
+
+    #[test]
+    fn what_is_wrong_is_marked_and_sets_the_exit_code() {
+        let sound = Findings {
+            found: vec![],
+            remaining: vec![],
+        };
+        assert_eq!(sound.of_check("pool a").exit(), None);
+        assert_eq!(sound.of_check("pool a").render(Format::Table), "pool a is sound");
+        let damaged = Findings {
+            found: vec!["one".into(), "two".into()],
+            remaining: vec!["two".into()],
+        };
+        for answer in [damaged.of_check("pool a"), damaged.of_repair("pool a")] {
+            assert_eq!(answer.exit(), Some(Exit::Damaged));
+            assert!(answer.render(Format::Table).starts_with("- one\n! two\npool a: "));
+        }
+        let repaired = Findings {
+            found: vec!["one".into()],
+            remaining: vec![],
+        };
+        assert_eq!(repaired.of_repair("pool a").exit(), None);
+        assert_eq!(repaired.of_check("pool a").exit(), Some(Exit::Damaged));
+    }
+}
