@@ -125,8 +125,11 @@ pub fn parse_mode_list(unit: &LogicalUnit, ten: bool, list: &[u8]) -> Result<Opt
         let descriptor = &list[header_bytes..][..descriptor_bytes];
         // Neither the number of blocks, unless left out, nor their size can be changed.
         let current = unit.block_descriptor();
-        let same_count = descriptor[..4] == current[..4] || descriptor[..4] == [0; 4];
-        if descriptor_bytes != current.len() || !same_count || descriptor[4..] != current[4..] {
+        let is_same = |descriptor: &[u8; 8]| {
+            let same_count = descriptor[..4] == current[..4] || descriptor[..4] == [0; 4];
+            same_count && descriptor[4..] == current[4..]
+        };
+        if !descriptor.try_into().is_ok_and(is_same) {
             return Err(Sense::INVALID_FIELD_IN_PARAMETERS);
         }
     }
