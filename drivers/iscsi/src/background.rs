@@ -3,7 +3,6 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 
 use crate::exports::Export;
 use crate::pass::Pass;
@@ -34,17 +33,14 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The way to the thread.
 pub struct Background(Mutex<Option<Sender<Job>>>);
 
+/// What the thread does.
+pub struct Jobs(Receiver<Job>);
+
 impl Background {
-    /// Starts the thread, which ends with [`Background::stop`].
-    ///
-    /// # Errors
-    /// When the system refuses a thread.
-    pub fn start() -> std::io::Result<(Self, JoinHandle<()>)> {
+    /// Makes the way, and what is to be done at the end of it.
+    pub fn new() -> (Self, Jobs) {
         let (sender, jobs) = channel::<Job>();
-        let thread = thread::Builder::new()
-            .name("iscsi-background".to_owned())
-            .spawn(move || run(&jobs))?;
-        Ok((Self(Mutex::new(Some(sender))), thread))
+        (Self(Mutex::new(Some(sender))), Jobs(jobs))
     }
 
     /// Does some work when its turn comes; `pass` is dropped when it is done.
@@ -85,8 +81,17 @@ impl Background {
     }
 }
 
-fn run(jobs: &Receiver<Job>) {
-    while let Ok(job) = jobs.recv() {
-        job();
+impl Jobs {
+    /// Does one job after the other until [`Background::stop`].
+    pub fn run(self) {
+        while let Ok(job) = self.0.recv() {
+            job();
+        }
+    }
+
+    /// Does what waits, and tells how much that was.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn run_waiting(&self) -> usize {
+        self.0.try_iter().map(|job| job()).count()
     }
 }

@@ -18,6 +18,7 @@
 //! | `background` | work that waits for the disk |
 //! | `nexus` | what others may tell a session |
 //! | `target` | start, control calls, end |
+//! | `fuzzing` | what fuzz targets call, not part of a build otherwise |
 //!
 //! Standards: RFC 7143 (iSCSI), RFC 1994 (CHAP), SAM-5, SPC-4, SBC-3; cited where they are followed. Error
 //! recovery level 0, one connection a session.
@@ -27,6 +28,8 @@ mod chap;
 mod config;
 mod error;
 mod exports;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod login;
 mod negotiation;
 mod nexus;

@@ -3,31 +3,38 @@
 //! Control calls change the export table and then wait for the reactors to end the sessions concerned; they
 //! never touch a session themselves.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use async_trait::async_trait;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use quarry_contract::{
     DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Outcome, Portal, SessionInfo, Target, VolumeId,
 };
 use socket2::{Domain, Socket, Type};
 
-use crate::background::Background;
+use crate::background::{Background, Jobs};
 use crate::config::TargetConfig;
 use crate::error::StartError;
 use crate::exports::{ConnectionAddress, Export, ExportTable};
 use crate::nexus::Attention;
 use crate::pass::Pass;
 use crate::range_locks::Ticket;
-use crate::reactor::{Mailbox, Message, Reactor};
+use crate::reactor::{Inbox, Mailbox, Message, Reactor};
 use crate::sanitizer::Sanitizer;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// Where random bytes come from.
+pub type Random = fn(&mut [u8]) -> io::Result<()>;
+
+/// The system's random bytes.
+fn system_random(bytes: &mut [u8]) -> io::Result<()> {
+    getrandom::fill(bytes).map_err(|error| io::Error::other(error.to_string()))
+}
 
 /// What the control calls and all reactors share.
 pub struct Shared {
@@ -37,6 +44,8 @@ pub struct Shared {
     pub exports: ExportTable,
     /// The way to work that waits for the disk.
     pub background: Background,
+    /// Fills bytes with random ones, for challenges.
+    pub random: Random,
     portals: Vec<Portal>,
     mailboxes: Vec<Mailbox>,
     pending_logins: AtomicUsize,
@@ -44,6 +53,37 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Makes what is shared, the inbox of each reactor and the background's jobs.
+    ///
+    /// # Errors
+    /// When the system refuses a descriptor.
+    fn prepare(
+        config: TargetConfig,
+        portals: Vec<Portal>,
+        reactors: usize,
+        random: Random,
+    ) -> io::Result<(Arc<Self>, Vec<Inbox>, Jobs)> {
+        let mut mailboxes = Vec::new();
+        let mut inboxes = Vec::new();
+        for _ in 0..reactors {
+            let (mailbox, inbox) = Mailbox::open()?;
+            mailboxes.push(mailbox);
+            inboxes.push(inbox);
+        }
+        let (background, jobs) = Background::new();
+        let shared = Arc::new(Self {
+            background,
+            exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
+            config,
+            random,
+            portals,
+            mailboxes,
+            pending_logins: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+        });
+        Ok((shared, inboxes, jobs))
+    }
+
     /// Returns the addresses listened on.
     pub fn portals(&self) -> &[Portal] {
         &self.portals
@@ -114,6 +154,11 @@ impl IscsiTarget {
     /// # Errors
     /// When a portal cannot be listened on or the system refuses a thread.
     pub fn start(config: TargetConfig) -> Result<Self, StartError> {
+        Self::start_with(config, system_random)
+    }
+
+    /// Starts with other random bytes, which only a test may want.
+    pub(crate) fn start_with(config: TargetConfig, random: Random) -> Result<Self, StartError> {
         if let Err(problem) = InitiatorName::parse(&format!("{}:volume", config.name_prefix)) {
             let prefix = config.name_prefix;
             return Err(StartError::NamePrefix { prefix, problem });
@@ -135,41 +180,56 @@ impl IscsiTarget {
             0 => thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        let mut mailboxes = Vec::new();
-        let mut inboxes = Vec::new();
-        for _ in 0..reactors {
-            let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-            let wake = EventFd::from_flags(flags).map_err(|error| StartError::Thread(error.into()))?;
-            let wake = Arc::new(wake);
-            let (sender, receiver) = mpsc::channel();
-            mailboxes.push(Mailbox::new(sender, Arc::clone(&wake)));
-            inboxes.push((receiver, wake));
-        }
-        let (background, worker) = Background::start().map_err(StartError::Thread)?;
-        let shared = Arc::new(Shared {
-            background,
-            exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
-            config,
-            portals,
-            mailboxes,
-            pending_logins: AtomicUsize::new(0),
-            stopping: AtomicBool::new(false),
-        });
+        let (shared, inboxes, jobs) =
+            Shared::prepare(config, portals, reactors, random).map_err(StartError::Thread)?;
         let target = Self {
             shared: Arc::clone(&shared),
-            threads: Mutex::new(vec![worker]),
+            threads: Mutex::default(),
         };
-        for (number, (inbox, wake)) in inboxes.into_iter().enumerate() {
+        target.spawn("iscsi-background".to_owned(), move || jobs.run())?;
+        for (number, inbox) in inboxes.into_iter().enumerate() {
             let listeners = std::mem::take(&mut listeners);
-            let reactor = Reactor::new(number, Arc::clone(&shared), inbox, wake, listeners)
-                .map_err(StartError::Thread)?;
-            let thread = thread::Builder::new()
-                .name(format!("iscsi-{number}"))
-                .spawn(move || reactor.run())
-                .map_err(StartError::Thread)?;
-            target.threads().push(thread);
+            let reactor =
+                Reactor::new(number, Arc::clone(&shared), inbox, listeners).map_err(StartError::Thread)?;
+            target.spawn(format!("iscsi-{number}"), move || reactor.run())?;
         }
         Ok(target)
+    }
+
+    /// Makes a target without threads and listeners, whose only reactor and background jobs the caller drives.
+    ///
+    /// # Errors
+    /// When the system refuses a descriptor.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn driven(config: TargetConfig, random: Random) -> io::Result<(Self, Reactor, Jobs)> {
+        let portals = config.portals.iter().map(|portal| Portal(*portal)).collect();
+        let (shared, mut inboxes, jobs) = Shared::prepare(config, portals, 1, random)?;
+        let reactor = Reactor::new(0, Arc::clone(&shared), inboxes.remove(0), Vec::new())?;
+        let target = Self {
+            shared,
+            threads: Mutex::default(),
+        };
+        Ok((target, reactor, jobs))
+    }
+
+    /// Gives the reactor of a driven target a connection, as if a listener had taken it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn adopt(&self, socket: std::net::TcpStream) {
+        self.shared.login_begins();
+        self.shared
+            .send(0, Message::Adopt(socket, self.shared.portals[0]));
+    }
+
+    /// Returns how many connections have not logged in.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn pending_logins(&self) -> usize {
+        self.shared.pending_logins()
+    }
+
+    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let thread = thread::Builder::new().name(name).spawn(run);
+        self.threads().push(thread.map_err(StartError::Thread)?);
+        Ok(())
     }
 
     /// Takes the connections that have waited since a start with
@@ -212,7 +272,7 @@ impl IscsiTarget {
     }
 
     /// Tells all reactors to stop. The pass is dropped when they have.
-    fn stop(&self, pass: &Pass) {
+    pub(crate) fn stop(&self, pass: &Pass) {
         self.shared.stopping.store(true, Ordering::Release);
         for mailbox in &self.shared.mailboxes {
             mailbox.send(Message::Stop(pass.clone()));
@@ -275,7 +335,7 @@ impl IscsiTarget {
     }
 }
 
-fn listen(portal: SocketAddr) -> std::io::Result<(TcpListener, Portal)> {
+fn listen(portal: SocketAddr) -> io::Result<(TcpListener, Portal)> {
     let socket = Socket::new(Domain::for_address(portal), Type::STREAM, None)?;
     // A restart must not wait for connections of the process before.
     socket.set_reuse_address(true)?;

@@ -1,6 +1,5 @@
 //! From a login to a session: what a connection does before its full feature phase.
 
-use std::io;
 use std::sync::Arc;
 
 use super::Message;
@@ -30,7 +29,7 @@ impl Connection {
             return Ok(());
         }
         let mut random = [0; 33];
-        getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+        (around.shared.random)(&mut random)?;
         let exports = &around.shared.exports;
         match machine.step(login, &self.collected, exports, || random) {
             Step::Continue(reply) => self.answer_login(login, reply, 0),

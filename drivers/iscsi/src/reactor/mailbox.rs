@@ -1,11 +1,12 @@
 //! How control calls and other reactors talk to a reactor: a message and a wake-up.
 
+use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use quarry_contract::Portal;
 
 use crate::pass::Pass;
@@ -86,6 +87,14 @@ pub enum Message {
     Stop(Pass),
 }
 
+/// Where a reactor's messages come out.
+pub struct Inbox {
+    /// The messages.
+    pub messages: Receiver<Message>,
+    /// Readable when there are some.
+    pub wake: Arc<EventFd>,
+}
+
 /// Where a reactor's messages go in.
 #[derive(Clone)]
 pub struct Mailbox {
@@ -94,12 +103,19 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Joins a channel with the reactor's event descriptor.
-    pub fn new(sender: Sender<Message>, wake: Arc<EventFd>) -> Self {
-        Self {
+    /// Makes a mailbox: a channel joined with an event descriptor.
+    ///
+    /// # Errors
+    /// When the system refuses the descriptor.
+    pub fn open() -> io::Result<(Self, Inbox)> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let wake = Arc::new(EventFd::from_flags(flags)?);
+        let (sender, messages) = channel();
+        let mailbox = Self {
             sender: Arc::new(Mutex::new(sender)),
-            wake,
-        }
+            wake: Arc::clone(&wake),
+        };
+        Ok((mailbox, Inbox { messages, wake }))
     }
 
     /// Puts a message in. When the reactor has ended the message is dropped, and its pass with it.

@@ -17,17 +17,15 @@ mod outbox;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::EventFd;
 use quarry_contract::{Completion, Portal};
 
 pub use buffers::BufferPool;
 use connection::{Closed, Connection, Surroundings};
 pub use device_queue::DeviceQueues;
-pub use mailbox::{Mailbox, Message};
+pub use mailbox::{Inbox, Mailbox, Message};
 pub use outbox::Outbox;
 
 use crate::exports::ConnectionAddress;
@@ -72,8 +70,7 @@ pub struct Reactor {
     number: usize,
     shared: Arc<Shared>,
     epoll: Epoll,
-    inbox: Receiver<Message>,
-    wake: Arc<EventFd>,
+    inbox: Inbox,
     listeners: Vec<(TcpListener, Portal)>,
     connections: Vec<Option<Box<Slot>>>,
     live: usize,
@@ -83,6 +80,7 @@ pub struct Reactor {
     buffers: BufferPool,
     scratch: Vec<u8>,
     completions: Vec<Completion>,
+    events: Vec<EpollEvent>,
     /// Connections that may have something to send.
     touched: Vec<usize>,
     /// Connections that were cut.
@@ -123,12 +121,14 @@ impl Reactor {
     pub fn new(
         number: usize,
         shared: Arc<Shared>,
-        inbox: Receiver<Message>,
-        wake: Arc<EventFd>,
+        inbox: Inbox,
         listeners: Vec<(TcpListener, Portal)>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, token(MAILBOX, 0)))?;
+        epoll.add(
+            &*inbox.wake,
+            EpollEvent::new(EpollFlags::EPOLLIN, token(MAILBOX, 0)),
+        )?;
         if !shared.config.hold_logins {
             watch(&epoll, &listeners)?;
         }
@@ -138,7 +138,6 @@ impl Reactor {
             shared,
             epoll,
             inbox,
-            wake,
             listeners,
             connections: Vec::new(),
             live: 0,
@@ -148,6 +147,7 @@ impl Reactor {
             buffers: BufferPool::default(),
             scratch: vec![0; SCRATCH_BYTES],
             completions: Vec::new(),
+            events: vec![EpollEvent::empty(); EVENTS],
             touched: Vec::new(),
             closing: Vec::new(),
             now,
@@ -159,49 +159,52 @@ impl Reactor {
 
     /// Runs until it is told to stop and its connections are gone.
     pub fn run(mut self) {
-        let mut events = [EpollEvent::empty(); EVENTS];
-        loop {
-            let count = match self.epoll.wait(&mut events, self.timeout()) {
-                Ok(count) => count,
-                Err(nix::errno::Errno::EINTR) => {
-                    // The kernel interrupts the thread that started I/O to let it take the answers in: they are
-                    // there, without another wait to be told so.
-                    self.devices.mark_busy();
-                    0
-                }
-                Err(error) => {
-                    // epoll on our own descriptors cannot fail; if it does, nothing here can go on.
-                    tracing::error!(%error, "waiting for events failed");
-                    return;
-                }
-            };
-            self.now = Instant::now();
-            for event in &events[..count] {
-                let number = (event.data() & ((1 << KIND_SHIFT) - 1)) as usize;
-                match event.data() >> KIND_SHIFT {
-                    MAILBOX => self.read_mail(),
-                    LISTENER => self.accept(number),
-                    CONNECTION => self.serve(number, event.events()),
-                    _ => self.devices.mark(number),
-                }
+        while self.turn(self.timeout()).is_some() {}
+    }
+
+    /// Waits for events, at most as long as `timeout`, acts on them and tells how many there were; `None` once it
+    /// has been told to stop and its connections are gone.
+    pub fn turn(&mut self, timeout: EpollTimeout) -> Option<usize> {
+        let mut events = std::mem::take(&mut self.events);
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(nix::errno::Errno::EINTR) => {
+                // The kernel interrupts the thread that started I/O to let it take the answers in: they are
+                // there, without another wait to be told so.
+                self.devices.mark_busy();
+                0
             }
-            if self.now >= self.next_tick {
-                self.tick();
+            Err(error) => {
+                // epoll on our own descriptors cannot fail; if it does, nothing here can go on.
+                tracing::error!(%error, "waiting for events failed");
+                return None;
             }
-            if self
-                .stop
-                .as_ref()
-                .is_some_and(|(_, deadline)| self.now >= *deadline)
-            {
-                for index in 0..self.connections.len() {
-                    self.cut(index, &Closed::ByTarget);
-                }
-            }
-            self.settle();
-            if self.stop.is_some() && self.live == 0 {
-                return;
+        };
+        self.now = Instant::now();
+        for event in &events[..count] {
+            let number = (event.data() & ((1 << KIND_SHIFT) - 1)) as usize;
+            match event.data() >> KIND_SHIFT {
+                MAILBOX => self.read_mail(),
+                LISTENER => self.accept(number),
+                CONNECTION => self.serve(number, event.events()),
+                _ => self.devices.mark(number),
             }
         }
+        self.events = events;
+        if self.now >= self.next_tick {
+            self.tick();
+        }
+        if self
+            .stop
+            .as_ref()
+            .is_some_and(|(_, deadline)| self.now >= *deadline)
+        {
+            for index in 0..self.connections.len() {
+                self.cut(index, &Closed::ByTarget);
+            }
+        }
+        self.settle();
+        (self.stop.is_none() || self.live > 0).then_some(count)
     }
 
     fn timeout(&self) -> EpollTimeout {
@@ -247,8 +250,8 @@ impl Reactor {
 
     fn read_mail(&mut self) {
         // The counter is read first: what is sent from now on wakes again.
-        let _ = self.wake.read();
-        while let Ok(message) = self.inbox.try_recv() {
+        let _ = self.inbox.wake.read();
+        while let Ok(message) = self.inbox.messages.try_recv() {
             match message {
                 Message::Adopt(socket, portal) => self.adopt(socket, portal),
                 Message::CloseSession { index, serial, pass } => {
