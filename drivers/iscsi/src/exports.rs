@@ -4,14 +4,15 @@
 //! only the atomics of its own [`Nexus`].
 //!
 //! Invariants
-//! - X1: a session is registered only under the lock under which its grant was seen, so that whoever takes a
-//!   grant or an export away sees every session it ends (contract T4).
+//! - X1: a session is registered only under the lock under which the grant was seen whose credentials it has
+//!   proved, so that whoever takes a grant or an export away sees every session it ends (contract T4), and no login
+//!   that was begun with other credentials is completed (contract T3).
 //! - X2: no two live sessions of an export have the same initiator and ISID (RFC 7143 6.3.5).
 //! - X3: an export that was taken away holds no device (contract T5).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use quarry_contract::{
@@ -20,7 +21,7 @@ use quarry_contract::{
 };
 use secrecy::ExposeSecret;
 
-use crate::login::{Admission, Authority, LoginStatus};
+use crate::login::{Admission, Authority, GrantId, LoginStatus};
 use crate::nexus::{AccessCell, Attention, Nexus};
 use crate::range_locks::RangeLocks;
 use crate::reservations::{Consequences, InitiatorPort};
@@ -65,9 +66,17 @@ pub struct SessionRecord {
 }
 
 struct GrantRecord {
+    /// Another one when the credentials change.
+    id: GrantId,
     initiator: InitiatorName,
     access: Arc<AccessCell>,
     chap: ChapCredentials,
+}
+
+/// Returns an id that no grant has had in this process.
+fn next_grant_id() -> GrantId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    GrantId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn same_credentials(a: &ChapCredentials, b: &ChapCredentials) -> bool {
@@ -272,6 +281,7 @@ impl ExportState {
             .find(|record| record.initiator == grant.initiator);
         let Some(record) = known else {
             self.grants.push(GrantRecord {
+                id: next_grant_id(),
                 initiator: grant.initiator.clone(),
                 access: Arc::new(AccessCell::new(grant.access)),
                 chap: grant.chap.clone(),
@@ -280,7 +290,10 @@ impl ExportState {
         };
         let other_access = record.access.get() != grant.access;
         let other_credentials = !same_credentials(&record.chap, &grant.chap);
-        record.chap = grant.chap.clone();
+        if other_credentials {
+            record.id = next_grant_id();
+            record.chap = grant.chap.clone();
+        }
         if other_access {
             record.access.set(grant.access);
             let theirs = self.sessions.iter().filter(|s| s.initiator == grant.initiator);
@@ -417,11 +430,12 @@ impl ExportTable {
         (volume.to_string() == id).then_some(volume)
     }
 
-    /// Makes a logged-in initiator's session live, if its grant is still there (X1, X2).
+    /// Makes a logged-in initiator's session live, if the grant whose credentials it has proved is still there (X1,
+    /// X2).
     pub fn register(
         &self,
         target: &str,
-        initiator: &InitiatorName,
+        (initiator, grant): (&InitiatorName, GrantId),
         isid: [u8; 6],
         address: ConnectionAddress,
         (peer, portal): (SocketAddr, Portal),
@@ -433,13 +447,10 @@ impl ExportTable {
         let Some(device) = state.device.clone() else {
             return Registered::Refused(LoginStatus::TargetRemoved);
         };
-        let Some(access) = state
-            .grants
-            .iter()
-            .find(|record| record.initiator == *initiator)
-            .map(|record| Arc::clone(&record.access))
-        else {
-            return Registered::Refused(LoginStatus::NotAuthorized);
+        let access = match state.grants.iter().find(|record| record.initiator == *initiator) {
+            Some(record) if record.id == grant => Arc::clone(&record.access),
+            Some(_) => return Registered::Refused(LoginStatus::AuthenticationFailed),
+            None => return Registered::Refused(LoginStatus::NotAuthorized),
         };
         let old = state
             .sessions
@@ -549,7 +560,7 @@ impl Authority for ExportTable {
         };
         let grants = &export.lock().grants;
         match grants.iter().find(|record| record.initiator == *initiator) {
-            Some(record) => Admission::Granted(record.chap.clone()),
+            Some(record) => Admission::Granted(record.chap.clone(), record.id),
             None => Admission::NotGranted,
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - L1: a normal session is admitted only by an initiator that is granted the target and has answered a
-//!   challenge with that grant's credentials.
+//!   challenge with that grant's credentials. Who registers the session checks that it is still that grant.
 //! - L2: a discovery session that has answered a challenge sees the targets its credentials open; one that
 //!   offered only `AuthMethod=None` sees the names of the targets granted to the initiator name it declares.
 //!   Names are all it can get: the text phase has no way to data.
@@ -64,10 +64,14 @@ pub trait Authority {
     fn credentials_of(&self, initiator: &InitiatorName) -> Vec<ChapCredentials>;
 }
 
+/// Tells a grant with its credentials from all others, those of the same initiator before and after it included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantId(pub u64);
+
 /// What [`Authority::admission`] finds.
 pub enum Admission {
     /// The initiator is granted and must prove itself with these.
-    Granted(ChapCredentials),
+    Granted(ChapCredentials, GrantId),
     /// Granted to others.
     NotGranted,
     /// Was here and is gone.
@@ -120,6 +124,8 @@ pub enum SessionKind {
     Normal {
         /// The target's name.
         target: String,
+        /// Whose credentials it has proved; it may be gone by now (L1).
+        grant: GrantId,
     },
     /// SendTargets only.
     Discovery {
@@ -433,15 +439,15 @@ fn identify(pairs: &[(&str, &str)], authority: &dyn Authority) -> Result<Identit
             let target = value("TargetName")
                 .ok_or(LoginStatus::MissingParameter)?
                 .to_lowercase();
-            let credentials = match authority.admission(&target, &initiator) {
-                Admission::Granted(credentials) => credentials,
+            let (credentials, grant) = match authority.admission(&target, &initiator) {
+                Admission::Granted(credentials, grant) => (credentials, grant),
                 Admission::NotGranted => return Err(LoginStatus::NotAuthorized),
                 Admission::Removed => return Err(LoginStatus::TargetRemoved),
                 Admission::Unknown => return Err(LoginStatus::NotFound),
             };
             Ok(Identity {
                 initiator,
-                kind: SessionKind::Normal { target },
+                kind: SessionKind::Normal { target, grant },
                 credentials: vec![credentials],
             })
         }

@@ -5,7 +5,7 @@ mod rig;
 
 use client::{Client, Login, Pdu, pairs};
 use quarry_contract::conformance::block_on;
-use quarry_contract::{Access, Target};
+use quarry_contract::{Access, Grant, Target};
 use rig::{INITIATOR, Rig, eventually, grant, initiator, volume};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -79,6 +79,38 @@ fn changed_credentials_hold_for_the_next_login_and_leave_live_sessions_alone() {
         ..old
     };
     assert!(Client::log_in(&rig, &new).is_ok(), "T3");
+}
+
+#[test]
+fn login_that_was_begun_with_a_revoked_secret_is_not_completed() {
+    let rig = Rig::new();
+    let old = Login::to(&rig);
+    let mut new = grant(INITIATOR, Access::ReadWrite);
+    new.chap.secret = "another-secret-1".to_owned().into();
+    let changes: [fn(&Rig, Grant); 2] = [
+        |rig, new| {
+            block_on(rig.target.grant(rig.volume, new)).unwrap();
+        },
+        |rig, new| {
+            block_on(rig.target.revoke(rig.volume, &new.initiator)).unwrap();
+            block_on(rig.target.grant(rig.volume, new)).unwrap();
+        },
+    ];
+    for change in changes {
+        let good = grant(INITIATOR, Access::ReadWrite);
+        block_on(rig.target.grant(rig.volume, good)).unwrap();
+        // Challenged, or proved already, when the secret is changed.
+        let mut challenged = Client::connect(rig.address());
+        let challenge = challenged.challenge(&old).unwrap();
+        let mut proved = Client::connect(rig.address());
+        proved.authenticate(&old).unwrap();
+        change(&rig, new.clone());
+        let answered = challenged.answer(&old, &challenge);
+        let late = answered.and_then(|()| challenged.login_step(&old, 0x87, &[]).map(drop));
+        assert_eq!(late, Err(0x0201));
+        assert_eq!(proved.login_step(&old, 0x87, &[]).map(drop), Err(0x0201));
+        assert_eq!(rig.session_count(), 0, "T1");
+    }
 }
 
 #[test]

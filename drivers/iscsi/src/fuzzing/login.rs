@@ -6,9 +6,11 @@ use secrecy::ExposeSecret;
 use super::pdu::check_agreed;
 use super::world::{self, INITIATOR, USER};
 use crate::chap::{Algorithm, Challenge, binary};
-use crate::login::{Admission, Authority, LoginMachine, SessionKind, Step};
+use crate::login::{Admission, Authority, GrantId, LoginMachine, SessionKind, Step};
 use crate::pdu::{BHS_BYTES, Bhs, Lengths, Request, padded};
 use crate::text;
+
+const GRANT: GrantId = GrantId(1);
 
 /// The targets that [`INITIATOR`] is granted, and others.
 struct Grants;
@@ -19,7 +21,7 @@ impl Authority for Grants {
             return Admission::Removed;
         }
         match world::target_name(1) == target {
-            true if initiator.as_str() == INITIATOR => Admission::Granted(world::credentials()),
+            true if initiator.as_str() == INITIATOR => Admission::Granted(world::credentials(), GRANT),
             true => Admission::NotGranted,
             false => Admission::Unknown,
         }
@@ -69,7 +71,8 @@ pub fn login(mut input: &[u8]) {
             assert_eq!(next, 3, "L3");
             let proved = has_proof(&told);
             match &admitted.kind {
-                SessionKind::Normal { target } => {
+                SessionKind::Normal { target, grant } => {
+                    assert_eq!(*grant, GRANT, "L1");
                     assert_eq!(*target, world::target_name(1), "L1");
                     assert_eq!(admitted.initiator.as_str(), INITIATOR, "L1");
                     assert!(proved, "L1");

@@ -15,7 +15,7 @@ fn credentials() -> ChapCredentials {
 impl Authority for OneExport {
     fn admission(&self, target: &str, initiator: &InitiatorName) -> Admission {
         match (target, initiator.as_str()) {
-            (TARGET, INITIATOR) => Admission::Granted(credentials()),
+            (TARGET, INITIATOR) => Admission::Granted(credentials(), GrantId(1)),
             (TARGET, _) => Admission::NotGranted,
             ("iqn.2026-11.io.quarry:volume-2", _) => Admission::Removed,
             _ => Admission::Unknown,
@@ -122,7 +122,8 @@ fn initiator_with_the_right_secret_reaches_the_full_feature_phase() {
     assert_eq!(
         admitted.kind,
         SessionKind::Normal {
-            target: TARGET.into()
+            target: TARGET.into(),
+            grant: GrantId(1),
         }
     );
     assert_eq!(admitted.initiator.as_str(), INITIATOR);

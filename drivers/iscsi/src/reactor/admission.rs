@@ -87,7 +87,7 @@ impl Connection {
         login: Login,
         around: &mut Surroundings<'_>,
     ) -> Result<(), Closed> {
-        let (target, parameters) = match &admitted.kind {
+        let (target, grant, parameters) = match &admitted.kind {
             SessionKind::Discovery { username } => {
                 let role = Role::Discovery {
                     initiator: admitted.initiator.clone(),
@@ -97,11 +97,12 @@ impl Connection {
                 self.start_session(&login, reply, 1, admitted.parameters, role);
                 return Ok(());
             }
-            SessionKind::Normal { target } => (target, admitted.parameters),
+            SessionKind::Normal { target, grant } => (target, *grant, admitted.parameters),
         };
         let ends = (self.peer, self.portal);
         let exports = &around.shared.exports;
-        match exports.register(target, &admitted.initiator, admitted.isid, self.address, ends) {
+        let who = (&admitted.initiator, grant);
+        match exports.register(target, who, admitted.isid, self.address, ends) {
             Registered::Live(export, Registration { tsih, nexus, device }) => {
                 let queue = around.devices.attach(export.volume, &device);
                 let unit = LogicalUnit::new(Arc::clone(&export.identity), device);
