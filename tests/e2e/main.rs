@@ -10,12 +10,15 @@ mod command;
 mod dice;
 mod grpc;
 mod initiator;
+#[path = "../../drivers/iscsi/tests/client/wire.rs"]
+mod scripted_initiator;
 
 mod backup;
 mod bad_input;
 mod call_sequence;
 mod crash;
 mod detach;
+mod fencing;
 mod full_pool;
 mod garbage;
 mod lab;
