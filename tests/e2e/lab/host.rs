@@ -39,8 +39,13 @@ pub struct StorageHost {
 }
 
 impl StorageHost {
-    /// Makes one with an empty pool.
+    /// Makes one with an empty pool and a portal in each network.
     pub fn new() -> Self {
+        Self::listening_on(&["10.9.0.1:3260", "10.9.1.1:3260"])
+    }
+
+    /// Makes one with an empty pool and these portals.
+    pub fn listening_on(portals: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
         let config = folder.path().join("quarry.toml");
@@ -57,7 +62,7 @@ create = true
 size = "4GiB"
 [target]
 driver = "iscsi"
-listen = ["10.9.0.1:3260", "10.9.1.1:3260"]
+listen = {portals:?}
 "#
         );
         std::fs::write(&config, text).unwrap();
@@ -90,10 +95,15 @@ impl Guest {
 
     /// Tells the initiator how to log in at a portal, as os-brick does.
     pub fn add_node(&self, attached: &Attached, portal: &str) {
+        self.add_node_through("default", attached, portal);
+    }
+
+    /// The same for one of its interfaces, which may have an initiator name of its own.
+    pub fn add_node_through(&self, interface: &str, attached: &Attached, portal: &str) {
         let data = &attached.connection_info["data"];
         let node = format!(
-            "iscsiadm -m node -T {} -p {portal}",
-            data["target_iqn"].as_str().unwrap()
+            "iscsiadm -m node -T {} -p {portal} -I {interface}",
+            target(attached)
         );
         self.run(&format!(
             "{node} -o new
@@ -107,10 +117,15 @@ impl Guest {
 
     /// Logs in at a portal and returns the disk's device file.
     pub fn log_in(&self, attached: &Attached, portal: &str) -> String {
+        self.log_in_through("default", attached, portal)
+    }
+
+    /// The same through one of its interfaces.
+    pub fn log_in_through(&self, interface: &str, attached: &Attached, portal: &str) -> String {
         let before = self.disks();
         self.run(&format!(
-            "iscsiadm -m node -T {} -p {portal} --login",
-            attached.connection_info["data"]["target_iqn"].as_str().unwrap()
+            "iscsiadm -m node -T {} -p {portal} -I {interface} --login",
+            target(attached)
         ));
         for _ in 0..100 {
             if let Some(new) = self.disks().into_iter().find(|disk| !before.contains(disk)) {
@@ -122,9 +137,14 @@ impl Guest {
 
     /// Logs out at all portals.
     pub fn log_out(&self, attached: &Attached) {
+        self.log_out_through("default", attached);
+    }
+
+    /// The same through one of its interfaces.
+    pub fn log_out_through(&self, interface: &str, attached: &Attached) {
         self.run(&format!(
-            "iscsiadm -m node -T {} --logout",
-            attached.connection_info["data"]["target_iqn"].as_str().unwrap()
+            "iscsiadm -m node -T {} -I {interface} --logout",
+            target(attached)
         ));
     }
 
@@ -141,4 +161,9 @@ pub fn portal(attached: &Attached) -> String {
         .as_str()
         .unwrap()
         .to_owned()
+}
+
+/// Returns the target of `connection_info`.
+fn target(attached: &Attached) -> &str {
+    attached.connection_info["data"]["target_iqn"].as_str().unwrap()
 }

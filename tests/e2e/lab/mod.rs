@@ -9,4 +9,5 @@ mod host;
 
 mod disk;
 mod multipath;
+mod protocol;
 mod restart;
