@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::{
-    Access, ChapCredentials, DeviceLimits, DriverError, ExportSpec, Grant, InitiatorName, Keeper, OpenMode,
-    Target, VersionId, VolumeId,
+    Access, ChapCredentials, DeviceLimits, DriverError, ExportSpec, Grant, InitiatorName, IoLimits, Keeper,
+    OpenMode, Target, VersionId, VolumeId,
 };
 use secrecy::ExposeSecret;
 use tracing::{info, warn};
@@ -168,6 +168,7 @@ impl Resources {
                 volume,
                 device,
                 grants,
+                limits: IoLimits::NONE,
                 kept,
                 keeper: Arc::new(CatalogKeeper(self.catalog.clone())),
             })

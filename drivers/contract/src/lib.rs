@@ -19,6 +19,7 @@ pub mod conformance;
 mod error;
 mod id;
 mod io_buffer;
+mod io_limits;
 pub mod memory;
 mod outcome;
 mod target;
@@ -32,6 +33,7 @@ pub use blocking_queue::{BlockingQueue, wait_for_completions};
 pub use error::{DriverError, ErrorKind, FieldDifference};
 pub use id::{PoolName, SnapshotId, VolumeId};
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
+pub use io_limits::{IoLimits, Rate, RateLimits};
 pub use outcome::Outcome;
 pub use target::{
     Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal, SessionInfo,

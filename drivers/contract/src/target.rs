@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use crate::{BlockDevice, DriverError, Outcome, VolumeId};
+use crate::{BlockDevice, DriverError, IoLimits, Outcome, VolumeId};
 
 /// Exports block devices over a network protocol, one target per volume.
 ///
@@ -29,6 +29,10 @@ use crate::{BlockDevice, DriverError, Outcome, VolumeId};
 /// - T7: what initiators were promised to outlive a restart (persistent reservations with APTPL) was kept before
 ///   they were answered. An initiator whose grant is revoked leaves nothing behind; after `unexport` nothing is
 ///   kept.
+/// - T8: what all sessions of an export do together keeps to its limits; when `set_limits` returns, the next command
+///   is under the new ones. A command over a limit waits, and ends early as one at the device would: by task
+///   management, logout, `revoke`, `unexport` and `shutdown`. Sessions get equal shares of what is limited, and no
+///   other export is held up.
 #[async_trait]
 pub trait Target: Send + Sync + 'static {
     /// Returns the addresses that initiators connect to.
@@ -37,8 +41,8 @@ pub trait Target: Send + Sync + 'static {
     /// Returns the name and LUN that a volume has, or would have when exported (T2).
     fn address_of(&self, volume: VolumeId) -> ExportInfo;
 
-    /// Exports a device with exactly these grants. Repeated for an exported volume, it makes the grants equal
-    /// to these (T3) and keeps the device it has.
+    /// Exports a device with exactly these grants and limits. Repeated for an exported volume, it makes both equal
+    /// to these (T3, T8) and keeps the device it has.
     async fn export(&self, spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError>;
 
     /// Adds or replaces one initiator's grant on an exported volume.
@@ -53,6 +57,12 @@ pub trait Target: Send + Sync + 'static {
 
     /// Ends an export: no login any more, all sessions cut (T4, T5). `Unchanged` when not exported.
     async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError>;
+
+    /// Replaces the limits of an exported volume (T8); `Unchanged` when it has these.
+    ///
+    /// # Errors
+    /// `NotFound` when the volume is not exported.
+    async fn set_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<Outcome<()>, DriverError>;
 
     /// Tells initiators that the device has a new size; the size itself is read from the device.
     ///
@@ -179,6 +189,8 @@ pub struct ExportSpec {
     pub device: Arc<dyn BlockDevice>,
     /// All who may log in.
     pub grants: Vec<Grant>,
+    /// How fast it may be used (T8).
+    pub limits: IoLimits,
     /// What was last kept for this export; empty when nothing was.
     pub kept: Vec<u8>,
     /// Who keeps what the target must remember of it (T7).

@@ -16,7 +16,7 @@ use quarry_contract::conformance::block_on;
 use quarry_contract::memory::MemoryKeeper;
 use quarry_contract::{
     Access, BlockDevice, ChapCredentials, Completion, DeviceLimits, ExportSpec, Extent, Grant, InitiatorName,
-    IoBuffer, IoError, IoQueue, QueueFull, Request, Target, Verb, VolumeId,
+    IoBuffer, IoError, IoLimits, IoQueue, QueueFull, Request, Target, Verb, VolumeId,
 };
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 
@@ -143,6 +143,7 @@ fn main() {
         volume: VolumeId(uuid::Uuid::from_u128(1)),
         device: Arc::new(FileDevice { file, size_bytes }),
         grants: names.split(',').map(grant).collect(),
+        limits: IoLimits::NONE,
         kept: Vec::new(),
         keeper: MemoryKeeper::new(),
     };

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Instant;
 
 use quarry_contract::{
     BlockDevice, ChapCredentials, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,
@@ -21,6 +22,7 @@ use quarry_contract::{
 };
 use secrecy::ExposeSecret;
 
+use crate::limiter::Limiter;
 use crate::login::{Admission, Authority, GrantId, LoginStatus};
 use crate::nexus::{AccessCell, Attention, Nexus};
 use crate::range_locks::RangeLocks;
@@ -93,6 +95,8 @@ pub struct Export {
     pub unit: UnitState,
     /// The ranges that a command has for itself.
     pub locks: RangeLocks,
+    /// How fast it may be used.
+    pub limiter: Limiter,
     state: Mutex<ExportState>,
     sanitizer: Mutex<Option<Sanitizer>>,
     keeper: Arc<dyn Keeper>,
@@ -389,6 +393,7 @@ impl ExportTable {
             identity: Arc::new(UnitIdentity::of(volume, name)),
             unit,
             locks: RangeLocks::default(),
+            limiter: Limiter::new(spec.limits, Instant::now()),
             state: Mutex::new(ExportState {
                 device: Some(Arc::clone(&spec.device)),
                 grants: Vec::new(),

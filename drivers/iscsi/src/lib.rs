@@ -10,6 +10,7 @@
 //! | `session` | the full feature phase: command order, tasks, data transfer, task management |
 //! | `scsi` | CDBs, sense, and the answers that need no I/O |
 //! | `reservations` | who has reserved a unit |
+//! | `limiter` | how fast a unit may be used |
 //! | `range_locks` | blocks that one command has for itself |
 //! | `unit_state` | what initiators have done to a unit that others feel |
 //! | `reactor` | the threads: epoll, sockets, buffers, device queues |
@@ -30,6 +31,7 @@ mod error;
 mod exports;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod limiter;
 mod login;
 mod negotiation;
 mod nexus;

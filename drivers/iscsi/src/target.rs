@@ -8,10 +8,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use quarry_contract::{
-    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Outcome, Portal, SessionInfo, Target, VolumeId,
+    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Outcome, Portal, SessionInfo,
+    Target, VolumeId,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -19,6 +21,7 @@ use crate::background::{Background, Jobs};
 use crate::config::TargetConfig;
 use crate::error::StartError;
 use crate::exports::{ConnectionAddress, Export, ExportTable};
+use crate::limiter::Turn;
 use crate::nexus::Attention;
 use crate::pass::Pass;
 use crate::range_locks::Ticket;
@@ -113,6 +116,25 @@ impl Shared {
                     ticket,
                 },
             );
+        }
+    }
+
+    /// Tells those whose turn it is under an export's limits, and has `reactor` wake the others.
+    pub fn take_turn(&self, export: &Arc<Export>, reactor: usize, turn: Turn) {
+        for (taker, place) in turn.granted {
+            self.send(
+                taker.session.reactor,
+                Message::Paced {
+                    index: taker.session.index,
+                    serial: taker.session.serial,
+                    slot: taker.slot,
+                    place,
+                },
+            );
+        }
+        if let Some(at) = turn.wake {
+            let export = Arc::clone(export);
+            self.send(reactor, Message::Pace { export, at });
         }
     }
 
@@ -254,6 +276,13 @@ impl IscsiTarget {
             })
     }
 
+    /// Replaces an export's limits. Tells whether they are others.
+    fn limit(&self, export: &Arc<Export>, limits: IoLimits) -> bool {
+        let (changed, turn) = export.limiter.set(limits, Instant::now());
+        self.shared.take_turn(export, 0, turn);
+        changed
+    }
+
     /// Cuts sessions and waits until they are gone (T4, T5).
     async fn close_sessions(&self, sessions: Vec<ConnectionAddress>) {
         let (pass, end) = Pass::with_end();
@@ -367,13 +396,14 @@ impl Target for IscsiTarget {
         // The table has its own; this one goes before anybody waits (T5).
         drop(spec.device);
         let (changed, ended) = export.set_grants(&grants);
+        let limited = self.limit(&export, spec.limits);
         if new {
             export.forget_strangers();
             self.resume_sanitizing(&export)?;
         }
         self.close_sessions(ended).await;
         self.keep(&export).await?;
-        Ok(match new || changed {
+        Ok(match new || changed || limited {
             true => Outcome::Changed(info),
             false => Outcome::Unchanged(info),
         })
@@ -414,6 +444,14 @@ impl Target for IscsiTarget {
         self.stop_sanitizing(&export).await;
         self.keep(&export).await?;
         Ok(Outcome::Changed(()))
+    }
+
+    async fn set_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<Outcome<()>, DriverError> {
+        let export = self.export_of(volume)?;
+        Ok(match self.limit(&export, limits) {
+            true => Outcome::Changed(()),
+            false => Outcome::Unchanged(()),
+        })
     }
 
     async fn size_changed(&self, volume: VolumeId) -> Result<(), DriverError> {

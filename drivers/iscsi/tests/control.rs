@@ -207,6 +207,7 @@ fn slow_device_does_not_delay_other_volumes() {
         volume: rig::volume(2),
         device: other,
         grants: vec![grant(INITIATOR, Access::ReadWrite)],
+        limits: quarry_contract::IoLimits::NONE,
         kept: Vec::new(),
         keeper: MemoryKeeper::new(),
     }))

@@ -171,6 +171,7 @@ fn mutated_traffic_closes_its_connection_at_most() {
         volume,
         device: Arc::clone(&device) as Arc<dyn BlockDevice>,
         grants: vec![grant(INITIATOR, Access::ReadWrite)],
+        limits: quarry_contract::IoLimits::NONE,
         kept: Vec::new(),
         keeper: MemoryKeeper::new(),
     }))

@@ -8,11 +8,13 @@ mod rig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
+use std::num::NonZeroU64;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use quarry_contract::Access;
+use quarry_contract::conformance::block_on;
+use quarry_contract::{Access, IoLimits, Rate, RateLimits, Target};
 use rig::{Rig, grant};
 
 /// The names that libiscsi's programs and QEMU use when not told another.
@@ -193,6 +195,45 @@ fn libiscsi_lists_inquires_and_measures() {
         &["-i", "iqn.2026-11.io.quarry.test:no", &url],
     );
     assert!(!stranger.status.success());
+}
+
+/// Takes ten seconds for each limit.
+#[test]
+fn limits_hold_within_five_percent_over_ten_seconds() {
+    let rate = |per_second| {
+        Some(Rate {
+            per_second: NonZeroU64::new(per_second).unwrap(),
+            burst: 0,
+        })
+    };
+    let limits = |commands, bytes| IoLimits {
+        read: RateLimits { commands, bytes },
+        ..IoLimits::NONE
+    };
+    let rig = rig(32 << 20);
+    // iscsi-perf reads 64 blocks of 512 bytes at a time here.
+    for (limits, expected) in [
+        (limits(rate(1500), None), 1500),
+        (limits(None, rate(25 << 20)), 800),
+    ] {
+        block_on(rig.target.set_limits(rig.volume, limits)).unwrap();
+        let said = succeed(
+            "iscsi-perf",
+            "libiscsi-bin",
+            &["-i", TOOL, "-m", "32", "-b", "64", "-t", "10", "-r", &rig.url()],
+        );
+        let average = said
+            .rsplit("iops average")
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .next();
+        let iops: u64 = average.and_then(|number| number.parse().ok()).expect(&said);
+        assert!(
+            iops.abs_diff(expected) * 100 <= expected * 5,
+            "{iops} for {expected}: {said}"
+        );
+    }
 }
 
 /// How tests of libiscsi's suite end that do not pass, with the reasons.

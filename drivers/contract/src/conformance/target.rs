@@ -1,12 +1,12 @@
-//! What every [`Target`] promises of its books (T1 to T5); what initiators see is the protocol's own tests'.
+//! What every [`Target`] promises of its books (T1 to T5, T8); what initiators see is the protocol's own tests'.
 
 use std::sync::Arc;
 
 use super::{block_on, eventually};
 use crate::memory::{MemoryDevice, MemoryKeeper};
 use crate::{
-    Access, BlockDevice, ChapCredentials, ErrorKind, ExportSpec, Grant, InitiatorName, Outcome, Target,
-    VolumeId,
+    Access, BlockDevice, ChapCredentials, ErrorKind, ExportSpec, Grant, InitiatorName, IoLimits, Outcome,
+    Rate, RateLimits, Target, VolumeId,
 };
 
 /// How the suite gets targets.
@@ -22,6 +22,7 @@ pub trait TargetFixture {
 pub fn run(fixture: &mut dyn TargetFixture) {
     names_depend_only_on_the_volume(fixture);
     repeated_calls_are_unchanged(fixture);
+    limits_are_replaced_as_a_whole(fixture);
     what_is_not_exported_is_not_found(fixture);
     unexport_drops_the_device(fixture);
     exporting_again_keeps_the_device(fixture);
@@ -52,6 +53,7 @@ fn spec(number: u128, device: &Arc<MemoryDevice>, grants: &[Grant]) -> ExportSpe
         volume: volume(number),
         device: Arc::clone(device) as Arc<dyn BlockDevice>,
         grants: grants.to_vec(),
+        limits: IoLimits::NONE,
         kept: Vec::new(),
         keeper: MemoryKeeper::new(),
     }
@@ -160,6 +162,50 @@ fn repeated_calls_are_unchanged(fixture: &mut dyn TargetFixture) {
     block_on(target.shutdown());
 }
 
+fn limits_are_replaced_as_a_whole(fixture: &mut dyn TargetFixture) {
+    let target = fixture.fresh();
+    let device = MemoryDevice::of_size(1 << 20);
+    let rate = |per_second| Rate {
+        per_second: std::num::NonZeroU64::new(per_second).expect("not zero"),
+        burst: 0,
+    };
+    let slow = IoLimits {
+        total: RateLimits {
+            commands: Some(rate(100)),
+            bytes: None,
+        },
+        ..IoLimits::NONE
+    };
+    let slow_writes = IoLimits {
+        write: RateLimits {
+            commands: None,
+            bytes: Some(rate(1 << 20)),
+        },
+        ..IoLimits::NONE
+    };
+    let export = |limits| {
+        block_on(target.export(ExportSpec {
+            limits,
+            ..spec(1, &device, &[])
+        }))
+    };
+    let set = |limits| block_on(target.set_limits(volume(1), limits));
+    assert!(changed(export(slow), "export with limits"), "T8: export");
+    assert!(!changed(export(slow), "export again"), "T8: the same limits");
+    assert!(!changed(set(slow), "set as exported"), "T8: as exported");
+    assert!(changed(set(slow_writes), "other limits"), "T8: other limits");
+    assert!(!changed(set(slow_writes), "again"), "T8: and then Unchanged");
+    assert!(
+        changed(export(slow), "export with the old limits"),
+        "T8: export makes the limits equal to these"
+    );
+    assert!(changed(set(IoLimits::NONE), "no limits"), "T8: no limits");
+    assert!(!changed(export(IoLimits::NONE), "export"), "T8: no limits, again");
+    block_on(target.unexport(volume(1))).expect("unexport");
+    assert!(changed(export(slow), "export anew"), "T8: a new export");
+    block_on(target.shutdown());
+}
+
 fn what_is_not_exported_is_not_found(fixture: &mut dyn TargetFixture) {
     let target = fixture.fresh();
     let one = grant("a", Access::ReadWrite, "secret-of-a-1");
@@ -167,6 +213,8 @@ fn what_is_not_exported_is_not_found(fixture: &mut dyn TargetFixture) {
     assert_eq!(error.kind(), ErrorKind::NotFound, "grant: {error}");
     let error = block_on(target.size_changed(volume(9))).expect_err("size_changed: not exported");
     assert_eq!(error.kind(), ErrorKind::NotFound, "size_changed: {error}");
+    let error = block_on(target.set_limits(volume(9), IoLimits::NONE)).expect_err("set_limits: not exported");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "set_limits: {error}");
     assert!(
         block_on(target.sessions(None)).expect("sessions").is_empty(),
         "T1: a fresh target has no sessions"

@@ -9,8 +9,8 @@ use secrecy::ExposeSecret;
 
 use super::lock;
 use crate::{
-    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Outcome, Portal,
-    SessionInfo, Target, VolumeId,
+    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Keeper, Outcome,
+    Portal, SessionInfo, Target, VolumeId,
 };
 
 /// A target in memory. It has no sessions, so what the contract says of them holds because there are none.
@@ -22,6 +22,7 @@ pub struct MemoryTarget {
 struct Export {
     device: Arc<dyn BlockDevice>,
     grants: BTreeMap<InitiatorName, Grant>,
+    limits: IoLimits,
     announced_bytes: u64,
     kept: Vec<u8>,
     keeper: Arc<dyn Keeper>,
@@ -44,6 +45,11 @@ impl MemoryTarget {
         exports
             .get(&volume)
             .map(|export| export.grants.values().cloned().collect())
+    }
+
+    /// Returns the limits of an export; `None` when the volume is not exported.
+    pub fn limits(&self, volume: VolumeId) -> Option<IoLimits> {
+        lock(&self.exports).get(&volume).map(|export| export.limits)
     }
 
     /// Returns the size that initiators were last told, in bytes; `None` when the volume is not exported.
@@ -114,8 +120,10 @@ impl Target for MemoryTarget {
                     .grants
                     .values()
                     .zip(grants.values())
-                    .all(|(a, b)| same_grant(a, b));
+                    .all(|(a, b)| same_grant(a, b))
+                && export.limits == spec.limits;
             export.grants = grants;
+            export.limits = spec.limits;
             return Ok(if same {
                 Outcome::Unchanged(info)
             } else {
@@ -128,6 +136,7 @@ impl Target for MemoryTarget {
             Export {
                 device: spec.device,
                 grants,
+                limits: spec.limits,
                 announced_bytes,
                 kept: spec.kept,
                 keeper: spec.keeper,
@@ -168,6 +177,16 @@ impl Target for MemoryTarget {
                 Outcome::Changed(())
             }
             None => Outcome::Unchanged(()),
+        })
+    }
+
+    async fn set_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<Outcome<()>, DriverError> {
+        let mut exports = lock(&self.exports);
+        let export = exports.get_mut(&volume).ok_or_else(|| not_exported(volume))?;
+        let before = std::mem::replace(&mut export.limits, limits);
+        Ok(match before == limits {
+            true => Outcome::Unchanged(()),
+            false => Outcome::Changed(()),
         })
     }
 

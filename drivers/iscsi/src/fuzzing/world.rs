@@ -110,6 +110,7 @@ fn export(target: &IscsiTarget, number: u128, device: &Arc<MemoryDevice>, grants
         volume: volume_id(number),
         device: Arc::clone(device) as Arc<dyn BlockDevice>,
         grants,
+        limits: quarry_contract::IoLimits::NONE,
         kept: Vec::new(),
         keeper: MemoryKeeper::new() as Arc<dyn Keeper>,
     };

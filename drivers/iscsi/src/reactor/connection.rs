@@ -16,6 +16,7 @@ use quarry_contract::{Completion, Portal};
 use super::outbox::{Digests, Flushed, Outbox};
 use super::{BufferPool, DeviceQueues};
 use crate::exports::ConnectionAddress;
+use crate::limiter::Place;
 use crate::login::{Admitted, LoginMachine, LoginStatus, Reply};
 use crate::negotiation::DEFAULT_SEGMENT_BYTES;
 use crate::pass::Pass;
@@ -456,6 +457,13 @@ impl Connection {
     pub fn granted(&mut self, slot: u16, ticket: Ticket, around: &mut Surroundings<'_>) {
         if let Phase::Session(session) = &mut self.phase {
             session.granted(slot, ticket, io!(self, around));
+        }
+    }
+
+    /// Says that it is a task's turn under the volume's limits.
+    pub fn paced(&mut self, slot: u16, place: Place, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.paced(slot, place, io!(self, around));
         }
     }
 

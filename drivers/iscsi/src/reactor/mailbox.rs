@@ -5,10 +5,13 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use quarry_contract::Portal;
 
+use crate::exports::Export;
+use crate::limiter::Place;
 use crate::pass::Pass;
 use crate::range_locks::Ticket;
 
@@ -75,6 +78,24 @@ pub enum Message {
         slot: u16,
         /// Whose turn it is, should the slot be another task's by now.
         ticket: Ticket,
+    },
+    /// It is a task's turn under the volume's limits.
+    Paced {
+        /// The connection's slot.
+        index: u32,
+        /// Which connection in the slot.
+        serial: u64,
+        /// The task's slot in its session.
+        slot: u16,
+        /// Whose turn it is, should the slot be another task's by now.
+        place: Place,
+    },
+    /// Wake an export's limiter when its time has come.
+    Pace {
+        /// The export.
+        export: Arc<Export>,
+        /// When.
+        at: Instant,
     },
     /// The old session that a login waits for is gone.
     OldSessionEnded {

@@ -28,8 +28,10 @@ pub use device_queue::DeviceQueues;
 pub use mailbox::{Inbox, Mailbox, Message};
 pub use outbox::Outbox;
 
-use crate::exports::ConnectionAddress;
+use crate::exports::{ConnectionAddress, Export};
+use crate::limiter::Place;
 use crate::pass::Pass;
+use crate::range_locks::Taker;
 use crate::target::Shared;
 
 /// Received bytes that one read may bring.
@@ -87,6 +89,8 @@ pub struct Reactor {
     closing: Vec<usize>,
     now: Instant,
     next_tick: Instant,
+    /// The limiters to wake, each with its moment.
+    paces: Vec<(Instant, Arc<Export>)>,
     /// Being stopped: the pass to drop at the end, and when sessions are cut.
     stop: Option<(Pass, Instant)>,
     /// Accepting has failed; the listeners are not watched until the next tick.
@@ -152,6 +156,7 @@ impl Reactor {
             closing: Vec::new(),
             now,
             next_tick: now,
+            paces: Vec::new(),
             stop: None,
             deaf: false,
         })
@@ -194,6 +199,7 @@ impl Reactor {
         if self.now >= self.next_tick {
             self.tick();
         }
+        self.pace();
         if self
             .stop
             .as_ref()
@@ -208,14 +214,18 @@ impl Reactor {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        if self.live == 0 && !self.deaf {
+        // With sessions of others a limiter may have its timer here.
+        let pace = self.paces.iter().map(|(at, _)| *at).min();
+        let tick = (self.live > 0 || self.deaf).then_some(self.next_tick);
+        let Some(mut next) = tick.into_iter().chain(pace).min() else {
             return EpollTimeout::NONE;
-        }
-        let next = match &self.stop {
-            // Sessions that are cut wait for the device, which wakes us.
-            Some((_, deadline)) if self.now < *deadline => self.next_tick.min(*deadline),
-            _ => self.next_tick,
         };
+        // Sessions that are cut wait for the device, which wakes us.
+        if let Some((_, deadline)) = &self.stop
+            && self.now < *deadline
+        {
+            next = next.min(*deadline);
+        }
         let left = next.saturating_duration_since(Instant::now());
         let millis = (left.as_millis() + 1).min(60_000) as u16;
         EpollTimeout::from(millis)
@@ -245,6 +255,33 @@ impl Reactor {
                 Ok(()) => self.touch(index),
                 Err(reason) => self.cut(index, &reason),
             }
+        }
+    }
+
+    /// Wakes the limiters whose moment has come.
+    fn pace(&mut self) {
+        while let Some(due) = self.paces.iter().position(|(at, _)| *at <= self.now) {
+            let (at, export) = self.paces.swap_remove(due);
+            let mut turn = export.limiter.wake(at, self.now);
+            let (own, others) = turn
+                .granted
+                .into_iter()
+                .partition(|(taker, _)| taker.session.reactor == self.number);
+            turn.granted = others;
+            self.shared.take_turn(&export, self.number, turn);
+            let own: Vec<(Taker, Place)> = own;
+            for (taker, place) in own {
+                self.paced(taker.session.index, taker.session.serial, taker.slot, place);
+            }
+        }
+    }
+
+    fn paced(&mut self, index: u32, serial: u64, slot: u16, place: Place) {
+        if self.find(index, serial).is_some_and(|slot| !slot.cut)
+            && let Some(owner) = &mut self.connections[index as usize]
+        {
+            owner.connection.paced(slot, place, around!(self));
+            self.touch(index as usize);
         }
     }
 
@@ -312,6 +349,13 @@ impl Reactor {
                         self.touch(index as usize);
                     }
                 }
+                Message::Paced {
+                    index,
+                    serial,
+                    slot,
+                    place,
+                } => self.paced(index, serial, slot, place),
+                Message::Pace { export, at } => self.paces.push((at, export)),
                 Message::OldSessionEnded { index, serial } => {
                     if self.find(index, serial).is_some_and(|slot| !slot.cut)
                         && let Some(slot) = &mut self.connections[index as usize]

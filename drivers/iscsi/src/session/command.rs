@@ -1,6 +1,7 @@
 //! SCSI commands as tasks: from their PDU through the queue of those that want to go on to their status.
 
 use super::medium::Plan;
+use super::pacing::Pace;
 use super::steps::Advance;
 use super::task::{Awaiting, Copy, ListUse, Work};
 use super::{Io, Role, Session, Sink, Violation, numbers};
@@ -154,6 +155,12 @@ impl Session {
         if task.failure.is_some() || task.aborted {
             return Advance::Done;
         }
+        if !self.keeps_pace(slot, io) {
+            return Advance::Done;
+        }
+        let Some(task) = self.tasks.get(slot) else {
+            return Advance::Done;
+        };
         if matches!(task.work, Work::Write(_)) {
             self.submit_full_segments(slot, io);
         }
@@ -212,6 +219,7 @@ impl Session {
                     let bytes = range.blocks * medium.block_bytes();
                     task.span = medium.span(range, bytes);
                     task.work = Work::Repeat;
+                    task.pace = Pace::Due;
                 }
             }
             _ => {}
@@ -235,6 +243,9 @@ impl Session {
         }
         if task.failure.is_some() {
             self.respond(slot, io);
+            return;
+        }
+        if matches!(task.pace, Pace::Waiting(_)) {
             return;
         }
         let done = task.started && task.has_all_data() && task.submitted == task.steps();
@@ -292,6 +303,7 @@ impl Session {
         }
         self.ready.retain(|queued| *queued != slot);
         self.leave_sanitizing(slot);
+        self.leave_line(slot, io);
         self.settle(slot, io);
     }
 
@@ -299,6 +311,7 @@ impl Session {
     pub(super) fn forget(&mut self, slot: u16, io: &mut Io<'_>) {
         self.end_copy(slot);
         self.drop_sanitizing(slot);
+        self.leave_line(slot, io);
         let Some(task) = self.tasks.get(slot) else {
             return;
         };

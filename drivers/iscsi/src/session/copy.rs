@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 
 use quarry_contract::{Durability, IoBuffer, Request as DeviceRequest, Verb};
 
+use super::pacing::Pace;
 use super::steps::{Advance, tag_of};
-use super::task::{Copy, Lane, SEGMENT_BYTES, Work};
+use super::task::{Copy, Lane, SEGMENT_BYTES, Task, Work};
 use super::{Io, Role, Session};
 use crate::scsi::{CopyStatus, copy_status};
 
@@ -82,16 +83,23 @@ impl Session {
             return Advance::Done;
         };
         let (queue, limit) = (medium.queue(), medium.unit().limits().max_transfer_bytes);
-        while let Some(task) = self.tasks.get(slot) {
+        loop {
+            let over = |task: &mut Task| task.failure.is_some() || task.aborted;
+            // A part is paid for before the next begins, and the last before the copy is over.
+            if self.tasks.get(slot).is_none_or(over) || !self.keeps_pace(slot, io) {
+                break;
+            }
+            let Some(task) = self.tasks.get(slot) else {
+                break;
+            };
             let Work::Copy(copy) = &mut task.work else {
                 break;
             };
-            if task.failure.is_some() {
-                break;
-            }
             let Some((lane, from, len)) = copy.next_part(limit.min(SEGMENT_BYTES)) else {
                 break;
             };
+            copy.unpaid = len.into();
+            task.pace = Pace::Due;
             task.submitted += 1;
             let buffer = self.take_charged(slot, len as usize, io);
             let verb = Verb::Read { offset: from, buffer };

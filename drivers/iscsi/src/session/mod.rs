@@ -19,6 +19,7 @@ mod medium;
 mod negotiate;
 mod numbers;
 mod ordering;
+mod pacing;
 mod reserve;
 mod sanitize;
 mod steps;

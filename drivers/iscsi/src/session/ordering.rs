@@ -7,7 +7,8 @@
 //! Invariants
 //! - O1: while a task holds a range exclusively, and is not draining, no other task has a request for any of it at
 //!   the device.
-//! - O2: between taking ranges and giving them back a task waits for the device and for other holders only.
+//! - O2: between taking ranges and giving them back a task waits for the device, for other holders and, when it is
+//!   done in parts, for the volume's limits, none of which waits for it.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use quarry_contract::{Completion, IoBuffer, Request as DeviceRequest, Tag, Verb};
 
+use super::pacing::Pace;
 use super::task::Work;
 use super::{BUDGET_BYTES, Io, Role, Session};
 use crate::scsi::{ByteCheck, Sense};
@@ -67,7 +68,7 @@ impl Session {
                 return Advance::Done;
             }
             let len = task.span.segment(step).1 as usize;
-            if !self.may_submit(slot, io) {
+            if !self.keeps_pace(slot, io) || !self.may_submit(slot, io) {
                 return Advance::Done;
             }
             if self.exceeds(budget, len, io) {
@@ -79,6 +80,7 @@ impl Session {
             };
             let offset = task.span.device_offset(step);
             let verb = if matches!(task.work, Work::Repeat) {
+                task.pace = Pace::Due;
                 let block = task.parameter.as_slice();
                 buffer
                     .chunks_exact_mut(block.len())
@@ -113,7 +115,8 @@ impl Session {
         let Work::Write(durability) = task.work else {
             return;
         };
-        if !task.started || task.failure.is_some() || task.aborted || !self.may_submit(slot, io) {
+        let goes_on = task.started && task.pace == Pace::Granted && task.failure.is_none() && !task.aborted;
+        if !goes_on || !self.may_submit(slot, io) {
             return;
         }
         let (Role::Normal(medium), Some(task)) = (&self.role, self.tasks.get(slot)) else {

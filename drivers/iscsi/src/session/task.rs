@@ -14,6 +14,7 @@ use std::sync::Arc;
 use quarry_contract::{Durability, IoBuffer, Verb};
 
 use super::ordering::Claim;
+use super::pacing::Pace;
 use crate::background::Answer;
 use crate::range_locks::{EVERYTHING, overlap};
 use crate::reservations::{Kind, OutAction};
@@ -78,6 +79,13 @@ pub enum ListUse {
     },
 }
 
+impl ListUse {
+    /// Tells whether what the list asks for changes the medium.
+    pub fn writes(self) -> bool {
+        matches!(self, ListUse::Unmap | ListUse::Copy)
+    }
+}
+
 /// What is done in two passes over a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TwoPass {
@@ -101,6 +109,8 @@ pub struct Copy {
     pub begun: u64,
     /// Bytes of all runs that are over.
     pub copied: u64,
+    /// Bytes of the part that began last, for which the limits have not been asked.
+    pub unpaid: u64,
     /// The parts under way.
     pub lanes: [Option<Lane>; 4],
 }
@@ -121,6 +131,7 @@ impl Copy {
             run: 0,
             begun: 0,
             copied: 0,
+            unpaid: 0,
             lanes: [None; 4],
         }
     }
@@ -142,6 +153,11 @@ impl Span {
             limit => 1 << limit.ilog2(),
         };
         Self { start, bytes, step }
+    }
+
+    /// Returns its length, in bytes.
+    pub fn bytes(&self) -> u32 {
+        self.bytes
     }
 
     /// Returns how far `start` is into its step.
@@ -238,6 +254,8 @@ pub struct Task {
     pub aborted: bool,
     /// Things elsewhere that it waits for; each ends with a message to the session.
     pub awaited: usize,
+    /// Where it stands with the volume's limits.
+    pub pace: Pace,
     /// What it has of the ranges it works on.
     pub claim: Claim,
     /// What comes of work in the background.
@@ -276,6 +294,7 @@ impl Task {
             failure: None,
             aborted: false,
             awaited: 0,
+            pace: Pace::Due,
             claim: Claim::None,
             answer: None,
             waiter: None,

@@ -26,7 +26,8 @@ impl Session {
             let Work::TwoPass { kind, begun, .. } = &mut task.work else {
                 break;
             };
-            if task.failure.is_some() || *begun == segments || in_flight == SEGMENTS_AT_A_TIME {
+            let over = task.failure.is_some() || task.aborted;
+            if over || *begun == segments || in_flight == SEGMENTS_AT_A_TIME {
                 break;
             }
             let (index, kind) = (*begun, *kind);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use quarry_contract::conformance::block_on;
 use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions, MemoryKeeper};
 use quarry_contract::{
-    Access, BlockDevice, ChapCredentials, ExportSpec, Grant, InitiatorName, Keeper, Target, VolumeId,
+    Access, BlockDevice, ChapCredentials, ExportSpec, Grant, InitiatorName, IoLimits, Keeper, Target,
+    VolumeId,
 };
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 use uuid::Uuid;
@@ -91,6 +92,7 @@ impl Rig {
             volume,
             device: Arc::clone(&self.device) as Arc<dyn BlockDevice>,
             grants: grants.to_vec(),
+            limits: IoLimits::NONE,
             kept: self.keeper.kept(volume),
             keeper: Arc::clone(&self.keeper) as Arc<dyn Keeper>,
         }))
