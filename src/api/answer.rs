@@ -1,7 +1,7 @@
 //! The model's types, turned into messages.
 
 use prost_types::Timestamp;
-use quarry_contract::{PoolState, SessionInfo};
+use quarry_contract::{IoLimits, PoolState, Rate, RateLimits, SessionInfo};
 use quarry_proto::v1;
 use quarry_proto::v1::volume_source;
 use secrecy::ExposeSecret;
@@ -29,6 +29,26 @@ fn source(source: Source) -> Option<v1::VolumeSource> {
     Some(v1::VolumeSource { source: Some(source) })
 }
 
+/// What is not limited at all is absent.
+fn limits(limits: &IoLimits) -> Option<v1::IoLimits> {
+    let rate = |limits: &RateLimits| {
+        let figures = |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.per_second.get(), rate.burst));
+        let (iops, burst_commands) = figures(limits.commands);
+        let (bytes_per_second, burst_bytes) = figures(limits.bytes);
+        (*limits != RateLimits::NONE).then_some(v1::RateLimit {
+            iops,
+            burst_commands,
+            bytes_per_second,
+            burst_bytes,
+        })
+    };
+    (!limits.is_none()).then(|| v1::IoLimits {
+        total: rate(&limits.total),
+        read: rate(&limits.read),
+        write: rate(&limits.write),
+    })
+}
+
 pub(super) fn volume(volume: Volume) -> v1::Volume {
     v1::Volume {
         id: volume.id.to_string(),
@@ -44,6 +64,7 @@ pub(super) fn volume(volume: Volume) -> v1::Volume {
         generation: volume.generation,
         create_time: volume.created.map(timestamp),
         update_time: volume.updated.map(timestamp),
+        limits: limits(&volume.limits),
     }
 }
 
@@ -214,6 +235,7 @@ pub(super) fn operation_kind(request: &Request) -> v1::OperationKind {
         Request::CreateVolume { .. } => v1::OperationKind::CreateVolume,
         Request::ExtendVolume { .. } => v1::OperationKind::ExtendVolume,
         Request::RevertVolume { .. } => v1::OperationKind::RevertVolume,
+        Request::LimitVolume { .. } => v1::OperationKind::LimitVolume,
         Request::UpdateVolume { .. } => v1::OperationKind::UpdateVolume,
         Request::DeleteVolume { .. } => v1::OperationKind::DeleteVolume,
         Request::CreateSnapshots { .. } => v1::OperationKind::CreateSnapshots,

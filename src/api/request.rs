@@ -1,8 +1,10 @@
 //! Requests, checked and turned into the model's types. What is wrong is refused with the field's name and what
 //! would be right.
 
+use std::num::NonZeroU64;
+
 use prost::Message;
-use quarry_contract::{InitiatorName, SnapshotId, VolumeId};
+use quarry_contract::{InitiatorName, IoLimits, Rate, RateLimits, SnapshotId, VolumeId};
 use quarry_proto::v1;
 use quarry_proto::v1::volume_source;
 use uuid::Uuid;
@@ -18,6 +20,11 @@ const MAX_LABEL_VALUE_BYTES: usize = 1024;
 const MAX_REQUEST_ID_BYTES: usize = 128;
 /// The longest name of a host, in bytes.
 const MAX_HOST_BYTES: usize = 255;
+/// The most commands a second, and at once.
+const MAX_COMMANDS: u64 = 1_000_000_000;
+/// The least and the most bytes a second; the most at once. With less than a block a second nothing moves.
+const MIN_BYTES_PER_SECOND: u64 = 4096;
+const MAX_BYTES_PER_SECOND: u64 = 1 << 50;
 /// How much of a list is returned when the caller does not say, and at most.
 const DEFAULT_PAGE_SIZE: u32 = 100;
 const MAX_PAGE_SIZE: u32 = 1000;
@@ -127,6 +134,71 @@ pub(super) fn labels(labels: impl IntoIterator<Item = (String, String)>) -> Resu
         }
     }
     Ok(labels)
+}
+
+pub(super) fn limits(limits: Option<v1::IoLimits>) -> Result<IoLimits, ResourceError> {
+    let v1::IoLimits { total, read, write } = limits.unwrap_or_default();
+    Ok(IoLimits {
+        total: rate_limits("limits.total", total)?,
+        read: rate_limits("limits.read", read)?,
+        write: rate_limits("limits.write", write)?,
+    })
+}
+
+fn rate_limits(field: &str, limits: Option<v1::RateLimit>) -> Result<RateLimits, ResourceError> {
+    let v1::RateLimit {
+        iops,
+        burst_commands,
+        bytes_per_second,
+        burst_bytes,
+    } = limits.unwrap_or_default();
+    let per_second = bytes_per_second;
+    Ok(RateLimits {
+        commands: rate(
+            field,
+            ("iops", iops, 1),
+            ("burst_commands", burst_commands),
+            MAX_COMMANDS,
+        )?,
+        bytes: rate(
+            field,
+            ("bytes_per_second", per_second, MIN_BYTES_PER_SECOND),
+            ("burst_bytes", burst_bytes),
+            MAX_BYTES_PER_SECOND,
+        )?,
+    })
+}
+
+/// Reads one limit: the field of its rate with the least it may be, the field of its burst, and the most both may be.
+fn rate(
+    field: &str,
+    (rate_name, per_second, least): (&str, u64, u64),
+    (burst_name, burst): (&str, u64),
+    most: u64,
+) -> Result<Option<Rate>, ResourceError> {
+    let Some(rate) = NonZeroU64::new(per_second) else {
+        return match burst {
+            0 => Ok(None),
+            _ => Err(wrong(
+                &format!("{field}.{burst_name}"),
+                format!("is {burst} without {rate_name}, which it goes beyond; give both"),
+            )),
+        };
+    };
+    if per_second < least || per_second > most {
+        let problem = format!("{per_second} is not between {least} and {most}; 0 is no limit");
+        return Err(wrong(&format!("{field}.{rate_name}"), problem));
+    }
+    if burst > most {
+        return Err(wrong(
+            &format!("{field}.{burst_name}"),
+            format!("{burst} is more than {most}"),
+        ));
+    }
+    Ok(Some(Rate {
+        per_second: rate,
+        burst,
+    }))
 }
 
 pub(super) fn mutation(mutation: Option<v1::Mutation>) -> Result<Mutation, ResourceError> {

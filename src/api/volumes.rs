@@ -21,6 +21,7 @@ impl v1::volumes_server::Volumes for Api {
             size_bytes,
             source,
             labels,
+            limits,
             mutation,
         } = request.into_inner();
         let new = NewVolume {
@@ -29,6 +30,7 @@ impl v1::volumes_server::Volumes for Api {
             size_bytes,
             source: request::source(source)?,
             labels: request::labels(labels)?,
+            limits: request::limits(limits)?,
         };
         let volume = self
             .model
@@ -97,6 +99,20 @@ impl v1::volumes_server::Volumes for Api {
         let volume = self
             .model
             .revert_volume(id, snapshot, request::mutation(mutation)?)
+            .await?;
+        Ok(Response::new(answer::volume(volume)))
+    }
+
+    async fn limit_volume(
+        &self,
+        request: Request<v1::LimitVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let v1::LimitVolumeRequest { id, limits, mutation } = request.into_inner();
+        let id = request::volume_id("id", &id)?;
+        let limits = request::limits(limits)?;
+        let volume = self
+            .model
+            .limit_volume(id, limits, request::mutation(mutation)?)
             .await?;
         Ok(Response::new(answer::volume(volume)))
     }

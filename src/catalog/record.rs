@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use quarry_contract::{Access, ChapCredentials, DataSource, SnapshotId, VolumeId};
+use quarry_contract::{Access, ChapCredentials, DataSource, IoLimits, SnapshotId, VolumeId};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -60,6 +60,9 @@ pub struct ObjectRecord {
     pub created: Option<Moment>,
     /// When the generation last grew.
     pub updated: Option<Moment>,
+    /// How fast a volume may be used; a snapshot has no limits.
+    #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+    pub limits: IoLimits,
 }
 
 impl ObjectRecord {
@@ -71,6 +74,7 @@ impl ObjectRecord {
             labels,
             created: now,
             updated: now,
+            limits: IoLimits::NONE,
         }
     }
 
@@ -81,6 +85,7 @@ impl ObjectRecord {
             labels: Labels::new(),
             created: None,
             updated: None,
+            limits: IoLimits::NONE,
         }
     }
 
@@ -263,6 +268,9 @@ pub enum Request {
         source: Source,
         /// The caller's own keys.
         labels: Labels,
+        /// How fast it may be used.
+        #[serde(default, skip_serializing_if = "IoLimits::is_none")]
+        limits: IoLimits,
     },
     /// Grow a volume.
     ExtendVolume {
@@ -277,6 +285,13 @@ pub enum Request {
         id: VolumeId,
         /// The snapshot.
         snapshot: SnapshotId,
+    },
+    /// Replace a volume's limits.
+    LimitVolume {
+        /// The volume.
+        id: VolumeId,
+        /// All limits it shall have.
+        limits: IoLimits,
     },
     /// Replace a volume's labels.
     UpdateVolume {
@@ -331,6 +346,7 @@ impl Request {
             Request::CreateVolume { id, .. }
             | Request::ExtendVolume { id, .. }
             | Request::RevertVolume { id, .. }
+            | Request::LimitVolume { id, .. }
             | Request::UpdateVolume { id, .. }
             | Request::DeleteVolume { id, .. } => id.0,
             Request::CreateSnapshots { members, .. } => members.first().map_or(Uuid::nil(), |(id, _)| id.0),

@@ -6,8 +6,8 @@ use clap::Subcommand;
 use quarry_proto::v1::version::Version as Chosen;
 use quarry_proto::v1::volumes_client::VolumesClient;
 use quarry_proto::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, ExtendVolumeRequest, GetVolumeRequest, ListVolumesRequest,
-    RevertVolumeRequest, UpdateVolumeRequest, Volume, VolumeSource, volume_source,
+    CreateVolumeRequest, DeleteVolumeRequest, ExtendVolumeRequest, GetVolumeRequest, LimitVolumeRequest,
+    ListVolumesRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, VolumeSource, volume_source,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -17,6 +17,7 @@ use super::answer::{Answer, show_labels, show_text, show_time, sorted_labels};
 use super::argument::{Source, id_or_new, parse_id, parse_label, parse_source};
 use super::extents;
 use super::failure::Failure;
+use super::limit::{self, Limit, LimitsRecord, parse_limit};
 use super::mutation::MutationArgs;
 use super::paging::{PAGE_SIZE, all_pages};
 use crate::size::{parse_size, show_size};
@@ -30,6 +31,7 @@ Examples:
   quarry volume create --size 2GiB
   quarry volume create --from snapshot:SNAPSHOT_ID
   quarry volume create --from volume:VOLUME_ID --size 20GiB
+  quarry volume create --size 2GiB --limit iops=1000:5000 --limit bytes=100MiB
 
 A clone costs no space until it is written, and lives on when what it was made from is deleted.")]
     Create {
@@ -49,6 +51,9 @@ A clone costs no space until it is written, and lives on when what it was made f
         /// A label of your own, key=value; may be given several times
         #[arg(long = "label", value_parser = parse_label, value_name = "KEY=VALUE")]
         labels: Vec<(String, String)>,
+        /// How fast it may be used, as in `volume limit`; may be given several times
+        #[arg(long = "limit", value_parser = parse_limit, value_name = "WHAT=RATE[:BURST]")]
+        limits: Vec<Limit>,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -105,6 +110,26 @@ volume is. For an exact copy of a volume in use, take a snapshot and ask for tha
         #[command(flatten)]
         mutation: MutationArgs,
     },
+    /// Replace a volume's limits; without --limit, remove them all
+    #[command(after_help = "\
+Examples:
+  quarry volume limit VOLUME_ID --limit iops=1000
+  quarry volume limit VOLUME_ID --limit read-bytes=200MiB --limit write-bytes=50MiB:1GiB
+  quarry volume limit VOLUME_ID
+
+WHAT is iops or bytes, of reads and writes together, or one of read-iops, read-bytes, write-iops, write-bytes. RATE is
+what a second allows in the long run, over all hosts; BURST what may be saved up while less is used, and then goes at
+once. What is over a limit waits. The new limits hold when the command returns, for hosts that are logged in too.")]
+    Limit {
+        /// The volume's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// A limit it shall have; may be given several times
+        #[arg(long = "limit", value_parser = parse_limit, value_name = "WHAT=RATE[:BURST]")]
+        limits: Vec<Limit>,
+        #[command(flatten)]
+        mutation: MutationArgs,
+    },
     /// Replace a volume's labels; without --label, remove them all
     Label {
         /// The volume's id
@@ -139,6 +164,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             pool,
             from,
             labels,
+            limits,
             mutation,
         } => {
             let request = CreateVolumeRequest {
@@ -147,6 +173,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 size_bytes: size.unwrap_or_default(),
                 source: from.map(VolumeSource::from),
                 labels: labels.into_iter().collect(),
+                limits: limit::joined(&limits)?,
                 mutation: mutation.into(),
             };
             Ok(shown(&client.create_volume(request).await?.into_inner()))
@@ -191,6 +218,14 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 mutation: mutation.into(),
             };
             Ok(shown(&client.revert_volume(request).await?.into_inner()))
+        }
+        Command::Limit { id, limits, mutation } => {
+            let request = LimitVolumeRequest {
+                id: id.to_string(),
+                limits: limit::joined(&limits)?,
+                mutation: mutation.into(),
+            };
+            Ok(shown(&client.limit_volume(request).await?.into_inner()))
         }
         Command::Label { id, labels, mutation } => {
             let request = UpdateVolumeRequest {
@@ -239,6 +274,7 @@ struct Record<'a> {
     attachment_ids: &'a [String],
     target_name: &'a str,
     serial: &'a str,
+    limits: LimitsRecord,
     labels: BTreeMap<&'a str, &'a str>,
     generation: u64,
     create_time: Option<String>,
@@ -268,6 +304,7 @@ impl<'a> From<&'a Volume> for Record<'a> {
             attachment_ids: &volume.attachment_ids,
             target_name: &volume.target_name,
             serial: &volume.serial,
+            limits: LimitsRecord::of(volume.limits.as_ref()),
             labels: sorted_labels(&volume.labels),
             generation: volume.generation,
             create_time: volume.create_time.as_ref().map(ToString::to_string),
@@ -327,6 +364,7 @@ fn shown(volume: &Volume) -> Answer {
         ("attachments", show_text(&volume.attachment_ids.join(", "))),
         ("target", volume.target_name.clone()),
         ("serial", volume.serial.clone()),
+        ("limits", limit::show(volume.limits.as_ref())),
         ("labels", show_labels(&volume.labels)),
         ("generation", volume.generation.to_string()),
         ("created", show_time(volume.create_time.as_ref())),
@@ -369,6 +407,11 @@ mod tests {
             id: "00000000-0000-4000-8000-000000000002".into(),
             source: Some(Source::Snapshot(Uuid::from_u128(9)).into()),
             snapshot_count: 2,
+            limits: limit::joined(&[
+                parse_limit("iops=1000:5000").unwrap(),
+                parse_limit("write-bytes=50MiB").unwrap(),
+            ])
+            .unwrap(),
             attachment_ids: vec!["00000000-0000-4000-8000-0000000000a1".into()],
             labels: [("b".into(), "2".into()), ("a".into(), "1".into())]
                 .into_iter()

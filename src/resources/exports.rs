@@ -168,7 +168,7 @@ impl Resources {
                 volume,
                 device,
                 grants,
-                limits: IoLimits::NONE,
+                limits: self.volume_record(volume)?.limits,
                 kept,
                 keeper: Arc::new(CatalogKeeper(self.catalog.clone())),
             })
@@ -234,6 +234,14 @@ impl Resources {
             .collect();
         failed.sort_unstable();
         failed
+    }
+
+    /// Makes the target keep a volume to these limits, when it is exported.
+    pub(super) async fn apply_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<(), ResourceError> {
+        if self.is_exported(volume) {
+            self.target().set_limits(volume, limits).await?;
+        }
+        Ok(())
     }
 
     /// Tells initiators the size of a volume, when it is exported.

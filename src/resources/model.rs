@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use quarry_contract::{ChapCredentials, PoolStatus, SnapshotId, VolumeId};
+use quarry_contract::{ChapCredentials, IoLimits, PoolStatus, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::record::{AccessMode, AttachmentId, Connector, Labels, Moment, Source};
@@ -54,6 +54,9 @@ pub struct Volume {
     pub created: Option<Moment>,
     /// When the generation last grew.
     pub updated: Option<Moment>,
+    /// How fast it may be used.
+    #[serde(default)]
+    pub limits: IoLimits,
 }
 
 /// One snapshot.

@@ -7,7 +7,7 @@
 //! | extend | old or new size | new: counts the change; old: undone |
 //! | revert | old or new contents | reverts again: nobody can have written, it is not attached |
 //! | delete volume, delete snapshot | there or not | deletes again |
-//! | attach | the target forgets with the process | undone |
+//! | attach, limit | the target forgets with the process | undone |
 //! | detach | the same | removes the record |
 //!
 //! The caller has had no answer, so both ends are right for it; it repeats the call and finds out.
@@ -68,10 +68,13 @@ impl Resources {
         record: &OperationRecord,
     ) -> Result<bool, ResourceError> {
         let result = match &record.request {
-            Request::CreateVolume { id, labels, .. } => match self.find_volume(*id).await? {
+            Request::CreateVolume {
+                id, labels, limits, ..
+            } => match self.find_volume(*id).await? {
                 Some(_) => {
                     let record = ObjectRecord {
                         created: Some(record.created),
+                        limits: *limits,
                         ..ObjectRecord::created_now(labels.clone())
                     };
                     return finish(intent, vec![Change::PutVolume(*id, record)]).await;
@@ -121,6 +124,8 @@ impl Resources {
                     .await
                     .map(|done| done.changes)
             }
+            // The exports are made anew with the limits that the record has.
+            Request::LimitVolume { id, .. } => Err(interrupted(Object::volume(id))),
             // Its whole effect is in the batch that ends it.
             Request::UpdateVolume { id, .. } => Err(interrupted(Object::volume(id))),
         };

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use quarry_contract::{Capability, SnapshotId, VolumeId, VolumeInfo, VolumeSpec};
+use quarry_contract::{Capability, IoLimits, SnapshotId, VolumeId, VolumeInfo, VolumeSpec};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::error::{Differences, Object, ResourceError};
@@ -26,6 +27,8 @@ pub struct NewVolume {
     pub source: Source,
     /// The caller's own keys.
     pub labels: Labels,
+    /// How fast it may be used.
+    pub limits: IoLimits,
 }
 
 impl Resources {
@@ -50,6 +53,7 @@ impl Resources {
             size_bytes,
             source,
             labels,
+            limits,
         } = new.clone();
         let request = Request::CreateVolume {
             id,
@@ -57,6 +61,7 @@ impl Resources {
             size_bytes,
             source,
             labels,
+            limits,
         };
         refuse_generation(&mutation)?;
         self.mutate(locks, request, mutation, |model, intent| {
@@ -87,7 +92,10 @@ impl Resources {
             source: new.source.into(),
         };
         let info = pool.backend.create_volume(&spec).await?.into_inner();
-        let record = ObjectRecord::created_now(new.labels);
+        let record = ObjectRecord {
+            limits: new.limits,
+            ..ObjectRecord::created_now(new.labels)
+        };
         let view = self.volume_view_with(&pool, info, record.clone(), 0)?;
         Ok(Done::changed(view, vec![Change::PutVolume(new.id, record)]))
     }
@@ -255,6 +263,50 @@ impl Resources {
             ));
         }
         self.volume_changed(&pool, outcome.into_inner(), record).await
+    }
+
+    /// Replaces a volume's limits. They hold when this returns.
+    ///
+    /// # Errors
+    /// `NotFound`, `StaleGeneration`, and the target's.
+    pub async fn limit_volume(
+        self: &Arc<Self>,
+        id: VolumeId,
+        limits: IoLimits,
+        mutation: Mutation,
+    ) -> Result<Volume, ResourceError> {
+        let if_generation = mutation.if_generation;
+        let request = Request::LimitVolume { id, limits };
+        self.mutate(vec![id.into()], request, mutation, move |model, intent| {
+            Box::pin(model.limit(id, limits, if_generation, intent))
+        })
+        .await
+    }
+
+    async fn limit(
+        &self,
+        id: VolumeId,
+        limits: IoLimits,
+        if_generation: Option<u64>,
+        intent: &mut Intent,
+    ) -> Result<Done<Volume>, ResourceError> {
+        let (pool, info) = self.existing_volume(id).await?;
+        let record = self.volume_record(id)?;
+        check_generation(Object::volume(id), record.generation, if_generation)?;
+        if record.limits == limits {
+            // A call that failed may have left others at the target.
+            self.apply_limits(id, limits).await?;
+            return Ok(Done::unchanged(self.volume_view(&pool, info).await?));
+        }
+        intent.open().await?;
+        if let Err(error) = self.apply_limits(id, limits).await {
+            if let Err(left) = self.apply_limits(id, record.limits).await {
+                warn!(volume = %id, error = %left, "failed limits cannot be taken back; the next limit call tries again");
+            }
+            return Err(error);
+        }
+        self.volume_changed(&pool, info, ObjectRecord { limits, ..record })
+            .await
     }
 
     /// Replaces a volume's labels.
@@ -462,6 +514,7 @@ impl Resources {
             generation: record.generation,
             created: record.created,
             updated: record.updated,
+            limits: record.limits,
         })
     }
 

@@ -22,6 +22,7 @@ mod fencing;
 mod full_pool;
 mod garbage;
 mod lab;
+mod limits;
 mod os_brick;
 mod pool_file;
 mod pool_tools;

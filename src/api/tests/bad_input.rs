@@ -437,3 +437,67 @@ async fn page_tokens_that_are_not_ours_and_pages_too_large_are_refused() {
         "9 is not",
     );
 }
+
+#[tokio::test]
+async fn limits_out_of_range_are_refused_by_field() {
+    let kit = Kit::new().await;
+    kit.create(1, 64).await;
+    let none = v1::RateLimit::default();
+    for (limit, field) in [
+        (
+            v1::RateLimit {
+                iops: 1_000_000_001,
+                ..none
+            },
+            "limits.read.iops",
+        ),
+        (
+            v1::RateLimit {
+                bytes_per_second: 4095,
+                ..none
+            },
+            "limits.read.bytes_per_second",
+        ),
+        (
+            v1::RateLimit {
+                bytes_per_second: (1 << 50) + 1,
+                ..none
+            },
+            "limits.read.bytes_per_second",
+        ),
+        (
+            v1::RateLimit {
+                burst_commands: 1,
+                ..none
+            },
+            "limits.read.burst_commands",
+        ),
+        (
+            v1::RateLimit {
+                iops: 1,
+                burst_commands: u64::MAX,
+                ..none
+            },
+            "limits.read.burst_commands",
+        ),
+        (
+            v1::RateLimit {
+                burst_bytes: 1,
+                ..none
+            },
+            "limits.read.burst_bytes",
+        ),
+    ] {
+        let request = v1::LimitVolumeRequest {
+            id: uuid(1),
+            limits: Some(v1::IoLimits {
+                read: Some(limit),
+                ..v1::IoLimits::default()
+            }),
+            mutation: None,
+        };
+        let status = kit.api.limit_volume(Request::new(request)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains(field), "{}", status.message());
+    }
+}

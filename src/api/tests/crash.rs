@@ -1,7 +1,7 @@
 //! The process dies in the middle of a call: before the driver's effect or after it, the intent open. The start
 //! finishes or undoes it, and the repeated call finds one of the two states.
 
-use quarry_contract::{DataSource, SnapshotId, SnapshotSpec, Target as _, VolumeId, VolumeSpec};
+use quarry_contract::{DataSource, IoLimits, SnapshotId, SnapshotSpec, Target as _, VolumeId, VolumeSpec};
 use quarry_proto::v1;
 use quarry_proto::v1::AccessMode::ReadWrite;
 use quarry_proto::v1::operations_server::Operations as _;
@@ -53,6 +53,20 @@ async fn die_in(kit: Kit, call: Call) -> Kit {
     kit
 }
 
+fn slow() -> IoLimits {
+    let limits = quarry_contract::RateLimits {
+        commands: Some(quarry_contract::Rate {
+            per_second: std::num::NonZeroU64::MIN,
+            burst: 7,
+        }),
+        bytes: None,
+    };
+    IoLimits {
+        total: limits,
+        ..IoLimits::NONE
+    }
+}
+
 fn create_call() -> Call {
     let labels = Labels::from([("k".into(), "v".into())]);
     Call::CreateVolume {
@@ -61,11 +75,12 @@ fn create_call() -> Call {
         size_bytes: 64 * MIB,
         source: Source::Blank,
         labels,
+        limits: slow(),
     }
 }
 
 #[tokio::test]
-async fn create_volume_is_finished_with_its_labels_or_undone() {
+async fn create_volume_is_finished_with_its_labels_and_limits_or_undone() {
     let kit = die_in(Kit::new().await, create_call()).await;
     assert_eq!(refused(kit.volume(1).await).0, Code::NotFound);
     kit.create(1, 64).await;
@@ -80,6 +95,8 @@ async fn create_volume_is_finished_with_its_labels_or_undone() {
     let kit = die_in(kit, create_call()).await;
     let found = kit.volume(1).await.unwrap();
     assert_eq!((found.labels["k"].as_str(), found.generation), ("v", 1));
+    let total = found.limits.unwrap().total.unwrap();
+    assert_eq!((total.iops, total.burst_commands), (1, 7));
     assert_eq!(kit.create(1, 64).await, found);
 }
 
@@ -100,6 +117,22 @@ async fn extend_is_counted_when_it_has_happened_and_undone_when_not() {
     let found = kit.volume(1).await.unwrap();
     assert_eq!((found.size_bytes, found.generation), (65 * MIB, 2));
     assert_eq!(kit.extend(1, 65).await.unwrap(), found);
+}
+
+#[tokio::test]
+async fn limits_that_nobody_was_told_of_are_undone_at_the_target_too() {
+    let kit = Kit::new().await;
+    kit.create(1, 64).await;
+    kit.attach(10, 1, HOST_A, ReadWrite).await.unwrap();
+    kit.target.inner.set_limits(volume(1), slow()).await.unwrap();
+    let call = Call::LimitVolume {
+        id: volume(1),
+        limits: slow(),
+    };
+    let kit = die_in(kit, call).await;
+    let found = kit.volume(1).await.unwrap();
+    assert_eq!((found.limits, found.generation), (None, 1));
+    assert_eq!(kit.target.inner.limits(volume(1)), Some(IoLimits::NONE));
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The table of cinder.md 7.3, row by row: already so, conflicting, missing.
 
+use quarry_contract::VolumeId;
 use quarry_proto::v1;
 use quarry_proto::v1::AccessMode::{ReadOnly, ReadWrite};
 use quarry_proto::v1::operations_server::Operations as _;
@@ -575,4 +576,77 @@ async fn calls_on_one_volume_at_once_all_end_in_one_of_the_states_asked_for() {
         .count();
     assert_eq!(exports, 1, "one export, then grants");
     assert_eq!(kit.target.access(1).len(), 2);
+}
+
+/// So many commands a second in all.
+fn limits(iops: u64) -> Option<v1::IoLimits> {
+    let total = Some(v1::RateLimit {
+        iops,
+        ..v1::RateLimit::default()
+    });
+    Some(v1::IoLimits {
+        total,
+        ..v1::IoLimits::default()
+    })
+}
+
+/// Returns how many commands a second the target lets through.
+fn at_target(kit: &Kit, volume: u128) -> Option<u64> {
+    let limits = kit
+        .target
+        .inner
+        .limits(VolumeId(uuid::Uuid::from_u128(volume)))
+        .unwrap();
+    limits.total.commands.map(|rate| rate.per_second.get())
+}
+
+async fn limit(kit: &Kit, volume: u128, limits: Option<v1::IoLimits>) -> Result<v1::Volume, tonic::Status> {
+    let request = v1::LimitVolumeRequest {
+        id: uuid(volume),
+        limits,
+        mutation: None,
+    };
+    let answer = kit.api.limit_volume(Request::new(request)).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn limits_reach_the_target_at_once_and_with_every_export_and_survive_a_restart() {
+    let kit = Kit::new().await;
+    let create = v1::CreateVolumeRequest {
+        limits: limits(500),
+        ..new_volume(1, 64)
+    };
+    let created = kit.try_create(create.clone()).await.unwrap();
+    assert_eq!((created.limits, created.generation), (limits(500), 1));
+    kit.attach(10, 1, HOST_A, ReadWrite).await.unwrap();
+    assert_eq!(at_target(&kit, 1), Some(500));
+
+    let changed = limit(&kit, 1, limits(800)).await.unwrap();
+    assert_eq!((changed.limits, changed.generation), (limits(800), 2));
+    assert_eq!(at_target(&kit, 1), Some(800));
+    let again = limit(&kit, 1, limits(800)).await.unwrap();
+    assert_eq!(again.generation, 2, "the same limits change nothing");
+    let repeated = kit.try_create(create).await.unwrap();
+    assert_eq!(repeated.limits, limits(800), "limits are not compared");
+
+    let kit = kit.restart().await;
+    assert_eq!(at_target(&kit, 1), Some(800));
+    let none = limit(&kit, 1, None).await.unwrap();
+    assert_eq!((none.limits, none.generation), (None, 3));
+    assert_eq!(at_target(&kit, 1), None);
+    let missing = limit(&kit, 9, limits(1)).await;
+    assert_eq!(refused(missing), (Code::NotFound, "NOT_FOUND".into()));
+}
+
+#[tokio::test]
+async fn limits_that_the_target_does_not_take_change_nothing() {
+    let kit = Kit::new().await;
+    kit.create(1, 64).await;
+    kit.attach(10, 1, HOST_A, ReadWrite).await.unwrap();
+    kit.target.fail_at(1);
+    limit(&kit, 1, limits(5)).await.unwrap_err();
+    assert_eq!(at_target(&kit, 1), None);
+    let volume = limit(&kit, 1, limits(5)).await.unwrap();
+    assert_eq!((volume.generation, at_target(&kit, 1)), (2, Some(5)));
 }
