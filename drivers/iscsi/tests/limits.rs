@@ -379,3 +379,27 @@ fn what_a_command_does_beyond_its_transfer_counts_part_by_part() {
     let took = time_at_two_mebibytes(&mut client, &zero, &[]);
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
+
+#[test]
+fn a_discard_that_waits_is_not_answered_before_it_is_done() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    assert_eq!(client.write(0, &[1; 64 << 10]).status, 0);
+    limit(
+        &rig,
+        IoLimits {
+            write: commands(1),
+            ..IoLimits::NONE
+        },
+    );
+    assert_eq!(client.write(512, &[1; 4096]).status, 0);
+    // UNMAP of the first 128 blocks, its list as immediate data.
+    let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
+    list.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0]);
+    let unmap = client.command_pdu(&[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], 24, 0xa1, &list);
+    client.send(&unmap);
+    client.expect_silence();
+    limit(&rig, IoLimits::NONE);
+    assert_eq!(client.outcome(unmap.be32(16)).status, 0);
+    assert_eq!(client.read(0, 8).data, [0; 4096]);
+}
