@@ -1,4 +1,6 @@
 //! See `quarry_iscsi::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| quarry_iscsi::fuzzing::session(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    quarry_iscsi::fuzzing::session(input);
+});

@@ -15,6 +15,11 @@ pub struct Answers {
 }
 
 impl Answers {
+    /// Tells whether the login is over, and was a success.
+    pub fn full_feature(&self) -> bool {
+        self.full_feature
+    }
+
     /// Takes what has come and checks every PDU that is whole.
     pub fn take(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);

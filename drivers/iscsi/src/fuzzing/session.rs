@@ -87,18 +87,23 @@ impl Initiator {
     }
 }
 
-/// Takes records as the module says.
-pub fn session(input: &[u8]) {
+/// Takes records as the module says, and tells how many connections have logged in.
+pub fn session(input: &[u8]) -> usize {
     let mut world = World::new();
     let mut initiators: [Option<Initiator>; 4] = Default::default();
     let mut scratch = vec![0; 64 << 10];
     let mut input = &input[..input.len().min(MOST_BYTES)];
+    let mut logged_in = 0;
     while let Some(([control, high, low], rest)) = input.split_first_chunk::<3>() {
         let len = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
         let (bytes, rest) = rest.split_at(len);
         input = rest;
         let number = usize::from(control & 0x03);
-        happen(Event::of(*control), &mut world, &mut initiators[number]);
+        let event = Event::of(*control);
+        if event == Event::Break {
+            logged_in += has_logged_in(&initiators[number]);
+        }
+        happen(event, &mut world, &mut initiators[number]);
         initiators[number].get_or_insert_with(|| Initiator {
             socket: world.connect(),
             answers: Answers::default(),
@@ -116,8 +121,16 @@ pub fn session(input: &[u8]) {
             settle(&mut world, &mut initiators, &mut scratch);
         }
     }
+    logged_in += initiators.iter().map(has_logged_in).sum::<usize>();
     drop(initiators);
     world.end();
+    logged_in
+}
+
+fn has_logged_in(initiator: &Option<Initiator>) -> usize {
+    initiator
+        .as_ref()
+        .map_or(0, |initiator| usize::from(initiator.answers.full_feature()))
 }
 
 fn settle(world: &mut World, initiators: &mut [Option<Initiator>; 4], scratch: &mut [u8]) {

@@ -55,8 +55,22 @@ fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut SplitMix) {
     }
 }
 
-/// Runs a target over its corpus and as many mutations of each file.
-fn replay(name: &str, rounds: u64, target: fn(&[u8])) {
+/// Makes something happen before every fourth record or so of a session, and splits some in two.
+fn make_happen(input: &mut [u8], random: &mut SplitMix) {
+    let mut at = 0;
+    while at + 3 <= input.len() {
+        if random.below(4) == 0 {
+            input[at] |= (1 + random.below(9) as u8) << 4;
+        }
+        if random.below(8) == 0 {
+            input[at] |= 0x04;
+        }
+        at += 3 + usize::from(u16::from_be_bytes([input[at + 1], input[at + 2]]));
+    }
+}
+
+/// Reads the corpus of a target.
+fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../../fuzz/corpus")
         .join(name);
@@ -65,13 +79,24 @@ fn replay(name: &str, rounds: u64, target: fn(&[u8])) {
         .map(|entry| entry.expect("an entry").path())
         .collect();
     files.sort();
-    let corpus: Vec<Vec<u8>> = files
-        .iter()
-        .map(|file| std::fs::read(file).expect("a file"))
-        .collect();
-    assert!(!corpus.is_empty(), "{} is empty", folder.display());
+    assert!(!files.is_empty(), "{} is empty", folder.display());
+    let read = |file: PathBuf| {
+        let bytes = std::fs::read(&file).expect("a file");
+        (file, bytes)
+    };
+    files.into_iter().map(read).collect()
+}
+
+/// Runs a target over its corpus and as many mutations of each file.
+fn replay<R>(
+    name: &str,
+    rounds: u64,
+    mutate: impl Fn(&mut Vec<u8>, &[u8], &mut SplitMix),
+    target: fn(&[u8]) -> R,
+) {
+    let corpus = corpus(name);
     let mut random = SplitMix(1);
-    for (file, input) in files.iter().zip(&corpus) {
+    for (file, input) in &corpus {
         let try_one = |what: &str, input: &[u8]| {
             let run = std::panic::AssertUnwindSafe(|| target(input));
             if let Err(panic) = std::panic::catch_unwind(run) {
@@ -82,7 +107,7 @@ fn replay(name: &str, rounds: u64, target: fn(&[u8])) {
         try_one("as it is", input);
         for round in 0..rounds {
             let mut mutation = input.clone();
-            let other = &corpus[random.below(corpus.len())];
+            let (_, other) = &corpus[random.below(corpus.len())];
             mutate(&mut mutation, other, &mut random);
             try_one(&format!("in round {round}"), &mutation);
         }
@@ -91,20 +116,39 @@ fn replay(name: &str, rounds: u64, target: fn(&[u8])) {
 
 #[test]
 fn headers_and_texts_of_any_kind_are_taken_or_refused() {
-    replay("pdu", rounds(2000), super::pdu);
+    replay("pdu", rounds(2000), mutate, super::pdu);
 }
 
 #[test]
 fn no_login_of_any_kind_gets_in_without_proof() {
-    replay("login", rounds(2000), super::login);
+    replay("login", rounds(2000), mutate, super::login);
 }
 
 #[test]
 fn cdbs_and_parameter_lists_of_any_kind_are_taken_or_refused() {
-    replay("cdb", rounds(2000), super::cdb);
+    replay("cdb", rounds(2000), mutate, super::cdb);
 }
 
 #[test]
 fn sessions_with_traffic_of_any_kind_answer_in_order_and_end() {
-    replay("session", rounds(40), super::session);
+    replay("session", rounds(40), mutate, super::session);
+}
+
+#[test]
+fn sessions_end_whatever_happens_to_them_at_any_time() {
+    replay(
+        "session",
+        rounds(20),
+        |input, _, random| make_happen(input, random),
+        super::session,
+    );
+}
+
+#[test]
+fn seeds_get_past_the_login() {
+    for (file, input) in corpus("session") {
+        if !file.to_string_lossy().contains("regression-") {
+            assert!(super::session(&input) > 0, "{} is worth little", file.display());
+        }
+    }
 }

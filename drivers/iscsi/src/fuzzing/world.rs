@@ -203,6 +203,9 @@ impl World {
                 poll.is_pending()
             });
             let moved = events > 0 || jobs > 0 || self.calls.len() < calls;
+            for device in &self.untouchable {
+                assert_eq!(device.mapped_bytes(), 0, "T1: written without the right to");
+            }
             if !read() && !moved {
                 return;
             }
@@ -222,9 +225,6 @@ impl World {
             other => panic!("{other:?}"),
         }
         drop(sessions);
-        for device in &self.untouchable {
-            assert_eq!(device.mapped_bytes(), 0, "T1: written without the right to");
-        }
         self.target.stop(&Pass::then(|| {}));
         let mut reactor = self.reactor.take().expect("there until the end");
         while let Some(events) = reactor.turn(EpollTimeout::ZERO) {
