@@ -121,6 +121,8 @@ impl Parameters {
             "IFMarker" | "OFMarker" => Answer::of("No"),
             "IFMarkInt" | "OFMarkInt" => Answer::of("Reject"),
             "InitiatorAlias" => Answer::Declared,
+            // Only a target declares these (RFC 7143 13.6, 13.8, 13.9); an answer would be a second pair of our own key.
+            "TargetAlias" | "TargetAddress" | "TargetPortalGroupTag" => Answer::Invalid,
             _ => Answer::NotUnderstood,
         }
     }
@@ -226,6 +228,7 @@ mod tests {
             ("InitialR2T", "maybe"),
             ("MaxConnections", "0"),
             ("ErrorRecoveryLevel", "3"),
+            ("TargetPortalGroupTag", "1"),
         ] {
             assert_eq!(parameters.offer(key, value), Answer::Invalid, "{key}={value}");
         }
