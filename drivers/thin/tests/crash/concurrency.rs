@@ -361,9 +361,13 @@ fn threads_see_their_writes_and_snapshots_stay_as_they_were() {
         }
         let report = pool.check().expect("check");
         assert!(report.problems.is_empty(), "{:?}", report.problems);
-        let ids = volumes.map(|volume| volume.id);
-        for id in ids {
-            pool.delete_volume(id).expect("delete");
+        drop(volumes);
+        // What the control threads were in the middle of, too.
+        for volume in pool.volumes() {
+            pool.delete_volume(volume.id).expect("delete");
+        }
+        for snapshot in pool.snapshots() {
+            pool.delete_snapshot(snapshot.id).expect("delete");
         }
         for _ in 0..2 {
             while pool.maintain().expect("maintenance").more {}
