@@ -1,7 +1,8 @@
 //! The chunk bitmap made from the maps, when its own blocks cannot be trusted.
 //!
 //! Every chunk that holds data is owned by exactly one version (docs/formats/pool.md, "Birth and ownership"), so
-//! walking each version where it owns finds each of them once. Nothing is guessed: a map page that is lost in both
+//! walking each version where it owns finds each of them once; but for lenders that have lost their version, which the
+//! index stream lists and recovery adds. Nothing is guessed: a map page that is lost in both
 //! copies, or a chunk that two versions claim, refuses it.
 
 use std::sync::Arc;
