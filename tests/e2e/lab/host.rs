@@ -135,6 +135,19 @@ impl Guest {
         panic!("no disk appears in the guest after the login");
     }
 
+    /// Waits until a disk has completed `more` requests from now on.
+    pub fn wait_for_requests(&self, disk: &str, more: u32) {
+        let name = disk.trim_start_matches("/dev/");
+        // Kernel's Documentation/block/stat.rst: reads and writes completed are the first and the fifth number.
+        self.run(&format!(
+            "completed() {{ read -r reads _ _ _ writes _ < /sys/block/{name}/stat; echo $((reads + writes)); }}
+             end=$(($(completed) + {more}))
+             for i in $(seq 900); do [ $(completed) -lt $end ] || exit 0; sleep 0.1; done
+             echo 'no progress on {name}'
+             exit 1"
+        ));
+    }
+
     /// Logs out at all portals.
     pub fn log_out(&self, attached: &Attached) {
         self.log_out_through("default", attached);

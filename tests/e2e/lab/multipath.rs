@@ -62,9 +62,13 @@ fn one_of_two_paths_may_go_and_come_back_under_load() {
         "fio --name=load --filename=/dev/mapper/both --size=64m --rw=randrw --bs=4k --ioengine=psync --direct=1 \
              --verify=crc32c --verify_fatal=1 --time_based --runtime=25 --output-format=terse --terse-version=3",
     );
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    guest.wait_for_requests(&second, 50);
     // The address of the second network goes; multipathd's part, finding out that it is back, is played here.
-    guest.run("ip link set vec1 down; sleep 10; ip link set vec1 up");
+    guest.run(
+        "ip link set vec1 down
+         for i in $(seq 60); do ! dmsetup status both | grep -q ' F ' || break; sleep 0.3; done
+         ip link set vec1 up",
+    );
     let state = guest.run("dmsetup status both");
     assert!(state.contains(" F "), "the cut path was not noticed: {state}");
     guest.run(&format!(

@@ -1,7 +1,5 @@
 //! The agent is killed and started again under load: for the host a pause, never an error.
 
-use std::time::Duration;
-
 use super::guest::Guest;
 use super::host::{StorageHost, portal};
 use crate::command;
@@ -28,7 +26,7 @@ fn kills_under_load_are_a_pause_without_an_error_or_a_lost_block() {
          sync",
     );
     for _ in 0..3 {
-        std::thread::sleep(Duration::from_secs(5));
+        guest.wait_for_requests(&disk, 300);
         agent.kill();
         agent = storage.start();
     }
