@@ -44,6 +44,18 @@ uuid_id! {
     /// Identifies a snapshot: an immutable point-in-time version of a volume.
     SnapshotId
 }
+uuid_id! {
+    /// Identifies a share: a file system of a fixed size that clients reach over the network.
+    ShareId
+}
+uuid_id! {
+    /// Identifies a snapshot of a share: an immutable point-in-time version of it.
+    ShareSnapshotId
+}
+uuid_id! {
+    /// Identifies one access rule of a share or of a snapshot of one.
+    AccessRuleId
+}
 
 /// The name of a pool, as given in the agent's configuration: 1 to 64 of `a-z A-Z 0-9 . _ -`, beginning with a
 /// letter or digit.

@@ -9,6 +9,8 @@
 //! | cuts volumes out of a pool | [`VolumeBackend`] | the resource model |
 //! | reads and writes one volume or snapshot | [`BlockDevice`], [`IoQueue`] | targets, on their own threads |
 //! | exports volumes to initiators | [`Target`] | the resource model |
+//! | cuts shares out of a pool | [`ShareBackend`] | the resource model |
+//! | exports shares to clients | [`ShareServer`] | the resource model |
 //!
 //! Every trait states its contract in its documentation and is judged by a conformance suite in
 //! [`conformance`], which the in-memory drivers in [`memory`] and every real driver run.
@@ -22,6 +24,7 @@ mod io_buffer;
 mod io_limits;
 pub mod memory;
 mod outcome;
+mod share;
 mod target;
 mod volume_backend;
 
@@ -31,10 +34,16 @@ pub use block_device::{
 };
 pub use blocking_queue::{BlockingQueue, wait_for_completions};
 pub use error::{DriverError, ErrorKind, FieldDifference};
-pub use id::{PoolName, SnapshotId, VolumeId};
+pub use id::{AccessRuleId, PoolName, ShareId, ShareSnapshotId, SnapshotId, VolumeId};
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use io_limits::{IoLimits, Rate, RateLimits};
 pub use outcome::Outcome;
+pub use share::{
+    AccessEntry, AccessLevel, AccessRule, AccessTable, ClientKind, EnforceableAccess, LoadedAccess,
+    MountedShare, Network, RefusedRule, RuleState, RuleStatus, ShareBackend, ShareCapabilities,
+    ShareCapability, ShareExport, ShareInfo, SharePoolStatus, SharePortal, ShareServer, ShareSnapshotInfo,
+    ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion, Squash, resolve_access,
+};
 pub use target::{
     Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal, SessionInfo,
     Target,

@@ -6,6 +6,8 @@
 
 pub mod block_device;
 mod pattern;
+pub mod share_backend;
+pub mod share_server;
 pub mod target;
 pub mod volume_backend;
 

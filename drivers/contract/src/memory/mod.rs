@@ -1,7 +1,7 @@
 //! In-memory drivers: the contract's smallest honest implementations, used by tests of the layers above.
 //!
 //! The iSCSI target is tested over [`MemoryDevice`], the resource model over [`MemoryBackend`] and
-//! [`MemoryTarget`]. They pass the same conformance suites as the real drivers. Nothing in them survives the
+//! [`MemoryTarget`], [`MemoryShareBackend`] and [`MemoryShareServer`]. They pass the same conformance suites as the real drivers. Nothing in them survives the
 //! process, so what a power cut may and may not take (V2, B2, B3) is not theirs to show.
 
 mod backend;
@@ -9,12 +9,16 @@ mod contents;
 mod device;
 mod keeper;
 mod queue;
+mod share_backend;
+mod share_server;
 mod target;
 
 pub use backend::{MemoryBackend, MemoryBackendOptions};
 pub use contents::CHUNK_BYTES;
 pub use device::{MemoryDevice, MemoryDeviceOptions};
 pub use keeper::MemoryKeeper;
+pub use share_backend::{MemoryShareBackend, MemoryShareFiles};
+pub use share_server::MemoryShareServer;
 pub use target::MemoryTarget;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
