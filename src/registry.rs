@@ -11,7 +11,7 @@ use std::{fs, io};
 
 use quarry_contract::{DriverError, PoolName, Target, VolumeBackend};
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
-use quarry_thin::{FormatOptions, OpenOptions, PoolFile, ThinBackend};
+use quarry_thin::{Caching, FormatOptions, OpenOptions, PoolFile, ThinBackend};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -195,6 +195,7 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
         path,
         if_absent,
         chunk_bytes,
+        page_cache,
     } = pool.driver.clone();
     let name = pool.name.clone();
     if let Some(known) = known
@@ -206,7 +207,10 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
             known,
         });
     }
-    let file = PoolFile::at(path.clone());
+    let mut file = PoolFile::at(path.clone());
+    if page_cache {
+        file.options.caching = Caching::PageCache;
+    }
     let options = OpenOptions::named(name.clone());
     // Opening reads the checkpoint and replays the log: it blocks.
     let open = move || match (known, if_absent) {

@@ -50,6 +50,7 @@ pub(super) fn config(folder: &Path, pool_bytes: Option<u64>) -> Result<Config, C
             size_bytes: pool_bytes.unwrap_or(DEFAULT_POOL_BYTES),
         },
         chunk_bytes: DEFAULT_CHUNK_BYTES,
+        page_cache: false,
     };
     Ok(Config {
         listen: Listen::Unix {

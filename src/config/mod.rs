@@ -84,6 +84,8 @@ pub enum PoolDriver {
         if_absent: IfAbsent,
         /// The unit of allocation of a pool made here, in bytes.
         chunk_bytes: u32,
+        /// Whether its bytes go through the host's page cache.
+        page_cache: bool,
     },
 }
 

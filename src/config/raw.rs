@@ -48,6 +48,7 @@ pub(super) struct RawPool {
     pub(super) create: Option<Spanned<bool>>,
     pub(super) size: Option<Spanned<String>>,
     pub(super) chunk: Option<Spanned<String>>,
+    pub(super) page_cache: Option<Spanned<bool>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -76,7 +77,10 @@ const SECTIONS: [(&str, &[&str]); 5] = [
             "tls_client_ca",
         ],
     ),
-    ("pool", &["driver", "path", "create", "size", "chunk"]),
+    (
+        "pool",
+        &["driver", "path", "create", "size", "chunk", "page_cache"],
+    ),
     ("target", &["driver", "listen"]),
     ("log", &["filter", "format"]),
 ];

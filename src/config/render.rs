@@ -44,6 +44,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
             path,
             if_absent,
             chunk_bytes,
+            page_cache,
         } = &pool.driver;
         writeln!(
             out,
@@ -55,7 +56,11 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
             IfAbsent::Fail => writeln!(out, "create = false")?,
             IfAbsent::Create { size_bytes } => writeln!(out, "create = true\nsize = \"{size_bytes}B\"")?,
         }
-        writeln!(out, "chunk = \"{}KiB\"", chunk_bytes >> 10)?;
+        writeln!(
+            out,
+            "chunk = \"{}KiB\"\npage_cache = {page_cache}",
+            chunk_bytes >> 10
+        )?;
     }
     let listen: Vec<String> = config
         .target

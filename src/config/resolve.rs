@@ -190,6 +190,7 @@ fn pool_config(name: &Spanned<String>, pool: RawPool) -> Result<PoolConfig, Wron
             path,
             if_absent,
             chunk_bytes,
+            page_cache: pool.page_cache.is_some_and(Spanned::into_inner),
         },
     })
 }

@@ -51,6 +51,7 @@ path = "/b"
 create = true
 size = "1.5GiB"
 chunk = "1MiB"
+page_cache = true
 [target]
 listen = ["10.0.0.1:3260", "[fd00::1]:3261"]
 [log]

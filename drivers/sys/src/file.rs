@@ -101,6 +101,19 @@ pub fn size_bytes(file: &File) -> io::Result<u64> {
     }
 }
 
+/// Tells which way a file's bytes go as it was opened, without `O_DIRECT`.
+///
+/// # Errors
+/// What the operating system says.
+pub fn page_cache_path(file: &File) -> io::Result<IoPath> {
+    let is_memory = fstatfs(file)?.filesystem_type() == TMPFS_MAGIC;
+    Ok(if is_memory {
+        IoPath::Memory
+    } else {
+        IoPath::Buffered
+    })
+}
+
 /// Turns the file's own descriptors to direct I/O where that works with an alignment of at most
 /// `alignment_bytes_max`.
 ///
@@ -111,7 +124,7 @@ pub fn size_bytes(file: &File) -> io::Result<u64> {
 /// What the operating system says, except that direct I/O does not work.
 pub fn enable_direct_io(file: &File, alignment_bytes_max: u32) -> io::Result<IoPath> {
     // tmpfs takes the flag, and then uses its page cache all the same.
-    if fstatfs(file)?.filesystem_type() == TMPFS_MAGIC {
+    if page_cache_path(file)? == IoPath::Memory {
         return Ok(IoPath::Memory);
     }
     let alignment_bytes = match direct_alignment(file)? {

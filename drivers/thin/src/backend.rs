@@ -14,7 +14,7 @@ use crate::data_path::LOGICAL_BLOCK_BYTES;
 use crate::locks::lock;
 use crate::maintainer::Maintainer;
 use crate::{
-    FileDevice, FileDeviceError, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, PoolError,
+    FileDevice, FileDeviceError, FileOptions, FormatOptions, OpenOptions, Pool, PoolDevice, PoolError,
     VolumeDevice, Workers,
 };
 
@@ -30,8 +30,8 @@ pub struct ThinBackend {
 pub struct PoolFile {
     /// A regular file or a block device.
     pub path: PathBuf,
-    /// How queues do I/O on it.
-    pub io_mode: IoMode,
+    /// How it is opened.
+    pub options: FileOptions,
 }
 
 impl PoolFile {
@@ -39,7 +39,7 @@ impl PoolFile {
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            io_mode: IoMode::default(),
+            options: FileOptions::default(),
         }
     }
 }
@@ -67,7 +67,7 @@ impl ThinBackend {
     /// # Errors
     /// `Unavailable` when the file does not exist, is in use or holds no pool; `Corrupt`.
     pub fn open_file(file: &PoolFile, options: OpenOptions) -> Result<Self, DriverError> {
-        let device = FileDevice::open(&file.path, file.io_mode);
+        let device = FileDevice::open(&file.path, file.options);
         let device = device.map_err(|error| error.into_driver_error(options.name.as_str()))?;
         Self::open_device(Arc::new(device), options)
     }
@@ -82,7 +82,7 @@ impl ThinBackend {
         format: &FormatOptions,
         options: OpenOptions,
     ) -> Result<Self, DriverError> {
-        let device = FileDevice::create(&file.path, size_bytes, file.io_mode);
+        let device = FileDevice::create(&file.path, size_bytes, file.options);
         let device = device.map_err(|error| error.into_driver_error(options.name.as_str()))?;
         Pool::format(&device, format).map_err(|error| error.into_driver_error(options.name.as_str()))?;
         Self::open_device(Arc::new(device), options)
@@ -100,7 +100,7 @@ impl ThinBackend {
         options: OpenOptions,
     ) -> Result<Self, DriverError> {
         let name = options.name.clone();
-        let device = match FileDevice::open(&file.path, file.io_mode) {
+        let device = match FileDevice::open(&file.path, file.options) {
             Err(FileDeviceError::NotFound { .. }) => {
                 return Self::create_file(file, size_bytes, format, options);
             }

@@ -45,6 +45,37 @@ pub enum IoMode {
     Threads,
 }
 
+/// Whether the host's page cache lies between a pool and its medium. Both keep the medium's contract: what no
+/// flush has made durable may be lost with the host's power, and nothing is lost with the process alone.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Caching {
+    /// Direct I/O where the medium can: the host's memory is left to others, and a write is answered when the
+    /// medium has it.
+    #[default]
+    Direct,
+    /// Through the page cache: a write is answered when the host's memory has it, and the kernel writes it back
+    /// some time later, at a flush at the latest.
+    PageCache,
+}
+
+/// How a file is opened.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct FileOptions {
+    /// How queues do I/O on it.
+    pub mode: IoMode,
+    /// Which way the bytes go.
+    pub caching: Caching,
+}
+
+impl From<IoMode> for FileOptions {
+    fn from(mode: IoMode) -> Self {
+        Self {
+            mode,
+            caching: Caching::default(),
+        }
+    }
+}
+
 /// Why a device was not opened or created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -124,9 +155,13 @@ impl FileDevice {
     ///
     /// # Errors
     /// `Exists`; else as [`open`](Self::open).
-    pub fn create(path: &Path, size_bytes: u64, mode: IoMode) -> Result<Self, FileDeviceError> {
+    pub fn create(
+        path: &Path,
+        size_bytes: u64,
+        options: impl Into<FileOptions>,
+    ) -> Result<Self, FileDeviceError> {
         match file::create_sparse(path, size_bytes) {
-            Ok(file) => Self::take(path, file, mode),
+            Ok(file) => Self::take(path, file, options.into()),
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
                 Err(FileDeviceError::Exists { path: path.into() })
             }
@@ -138,9 +173,9 @@ impl FileDevice {
     ///
     /// # Errors
     /// `NotFound`, `Locked`, `NoUring`, `Io`.
-    pub fn open(path: &Path, mode: IoMode) -> Result<Self, FileDeviceError> {
+    pub fn open(path: &Path, options: impl Into<FileOptions>) -> Result<Self, FileDeviceError> {
         match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Self::take(path, file, mode),
+            Ok(file) => Self::take(path, file, options.into()),
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 Err(FileDeviceError::NotFound { path: path.into() })
             }
@@ -155,7 +190,7 @@ impl FileDevice {
     /// As [`open`](Self::open).
     pub fn open_read_only(path: &Path) -> Result<Self, FileDeviceError> {
         match File::open(path) {
-            Ok(file) => Self::take(path, file, IoMode::Threads),
+            Ok(file) => Self::take(path, file, IoMode::Threads.into()),
             Err(source) if source.kind() == io::ErrorKind::NotFound => {
                 Err(FileDeviceError::NotFound { path: path.into() })
             }
@@ -173,14 +208,17 @@ impl FileDevice {
         &self.path
     }
 
-    fn take(path: &Path, file: File, mode: IoMode) -> Result<Self, FileDeviceError> {
+    fn take(path: &Path, file: File, options: FileOptions) -> Result<Self, FileDeviceError> {
         let medium = file::medium(&file).map_err(|source| failed("opening", path, source))?;
         lock(path, &file)?;
-        let io_path = file::enable_direct_io(&file, ALIGNMENT_BYTES_MAX)
-            .map_err(|source| failed("setting up direct I/O on", path, source))?;
+        let io_path = match options.caching {
+            Caching::Direct => file::enable_direct_io(&file, ALIGNMENT_BYTES_MAX),
+            Caching::PageCache => file::page_cache_path(&file),
+        };
+        let io_path = io_path.map_err(|source| failed("setting up I/O on", path, source))?;
         let size_bytes =
             file::size_bytes(&file).map_err(|source| failed("asking for the size of", path, source))?;
-        let submission = match (mode, io_path) {
+        let submission = match (options.mode, io_path) {
             (IoMode::Threads, _) => None,
             (IoMode::Auto, IoPath::Memory) => Some(Submission::Inline),
             (IoMode::Auto, _) => ring::probe().ok().map(|()| Submission::Ring),

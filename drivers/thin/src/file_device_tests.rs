@@ -2,15 +2,31 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-/// Runs `test` on a fresh device of 8 MiB on disk and on tmpfs, in both modes.
+const THROUGH_PAGE_CACHE: FileOptions = FileOptions {
+    mode: IoMode::Auto,
+    caching: Caching::PageCache,
+};
+
+/// Runs `test` on a fresh device of 8 MiB on disk and on tmpfs, in all modes.
 fn each_device(test: impl Fn(&FileDevice)) {
     for directory in ["/tmp", "/dev/shm"] {
-        for mode in [IoMode::Auto, IoMode::Threads] {
+        for options in [IoMode::Auto.into(), IoMode::Threads.into(), THROUGH_PAGE_CACHE] {
             let directory = tempfile::tempdir_in(directory).unwrap();
             let path = directory.path().join("pool");
-            test(&FileDevice::create(&path, 8 * MIB, mode).unwrap());
+            test(&FileDevice::create(&path, 8 * MIB, options).unwrap());
         }
     }
+}
+
+#[test]
+fn page_cache_is_used_where_it_was_asked_for_and_only_there() {
+    let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = directory.path().join("pool");
+    let device = FileDevice::create(&path, MIB, IoMode::Auto).unwrap();
+    assert!(matches!(device.io_path(), IoPath::Direct { .. }));
+    drop(device);
+    let device = FileDevice::open(&path, THROUGH_PAGE_CACHE).unwrap();
+    assert_eq!(device.io_path(), IoPath::Buffered);
 }
 
 #[test]

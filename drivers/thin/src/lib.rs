@@ -65,7 +65,7 @@ pub use backend::{PoolFile, ThinBackend};
 pub use check::CheckReport;
 pub use device::{DirectFile, PoolDevice, Submission};
 pub use error::PoolError;
-pub use file_device::{FileDevice, FileDeviceError, IoMode};
+pub use file_device::{Caching, FileDevice, FileDeviceError, FileOptions, IoMode};
 pub use handle::VersionHandle;
 pub use inspect::{LogBatch, MapRun, PartialChunk, PoolStat, SuperblockCopy, VersionRow};
 pub use maintainer::Maintainer;

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use quarry_contract::conformance::block_device::{self, DeviceFixture};
 use quarry_contract::{BlockDevice, DataSource, OpenMode, VersionId, VolumeId, VolumeSpec};
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice, Workers};
+use quarry_thin::{
+    Caching, FileDevice, FileOptions, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice,
+    Workers,
+};
 
 /// Makes the media that pools are formatted on, and takes them through a power cut.
 trait Medium {
@@ -96,7 +99,7 @@ impl Medium for Simulated {
 /// A sparse file, which keeps what it was given as long as the machine runs.
 struct File {
     directory: tempfile::TempDir,
-    mode: IoMode,
+    options: FileOptions,
     count: u32,
 }
 
@@ -109,11 +112,11 @@ impl File {
 impl Medium for File {
     fn fresh(&mut self) -> Arc<dyn PoolDevice> {
         self.count += 1;
-        Arc::new(FileDevice::create(&self.path(), 64 << 20, self.mode).expect("creating a file"))
+        Arc::new(FileDevice::create(&self.path(), 64 << 20, self.options).expect("creating a file"))
     }
 
     fn power_cut(&mut self) -> Arc<dyn PoolDevice> {
-        Arc::new(FileDevice::open(&self.path(), self.mode).expect("opening the file"))
+        Arc::new(FileDevice::open(&self.path(), self.options).expect("opening the file"))
     }
 }
 
@@ -124,11 +127,15 @@ fn volumes_on_a_simulated_medium_keep_the_block_device_contract() {
 
 #[test]
 fn volumes_on_a_file_keep_the_block_device_contract_in_every_io_mode() {
-    for mode in [IoMode::Auto, IoMode::Threads] {
+    let through_page_cache = FileOptions {
+        caching: Caching::PageCache,
+        ..FileOptions::default()
+    };
+    for options in [IoMode::Auto.into(), IoMode::Threads.into(), through_page_cache] {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = File {
             directory,
-            mode,
+            options,
             count: 0,
         };
         block_device::run(&mut Volumes::over(file));

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use quarry_contract::{DataSource, OpenMode, PoolName, VersionId, VolumeId, VolumeSpec};
-use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice, Workers};
+use quarry_thin::{
+    Caching, FileDevice, FileOptions, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice,
+    Workers,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -15,25 +18,37 @@ const POOL_BYTES: u64 = 256 << 20;
 pub struct Kind {
     pub directory: &'static str,
     pub mode: IoMode,
+    pub caching: Caching,
 }
 
-/// Every way a queue can do I/O: at once on memory, through a ring on memory and on disk, with threads.
-pub const KINDS: [Kind; 4] = [
-    Kind {
-        directory: "/dev/shm",
-        mode: IoMode::Auto,
-    },
-    Kind {
-        directory: "/dev/shm",
-        mode: IoMode::Uring,
-    },
+impl Kind {
+    const fn direct(directory: &'static str, mode: IoMode) -> Self {
+        Self {
+            directory,
+            mode,
+            caching: Caching::Direct,
+        }
+    }
+
+    fn options(self) -> FileOptions {
+        FileOptions {
+            mode: self.mode,
+            caching: self.caching,
+        }
+    }
+}
+
+/// Every way a queue can do I/O: at once on memory, through a ring on memory and on disk, with threads,
+/// through the page cache.
+pub const KINDS: [Kind; 5] = [
+    Kind::direct("/dev/shm", IoMode::Auto),
+    Kind::direct("/dev/shm", IoMode::Uring),
+    Kind::direct("/tmp", IoMode::Uring),
+    Kind::direct("/tmp", IoMode::Threads),
     Kind {
         directory: "/tmp",
         mode: IoMode::Uring,
-    },
-    Kind {
-        directory: "/tmp",
-        mode: IoMode::Threads,
+        caching: Caching::PageCache,
     },
 ];
 
@@ -62,7 +77,7 @@ impl BenchPool {
     pub fn new(kind: Kind) -> Self {
         let directory = tempfile::tempdir_in(kind.directory).unwrap();
         let path = directory.path().join("pool");
-        let device = FileDevice::create(&path, POOL_BYTES, kind.mode).unwrap();
+        let device = FileDevice::create(&path, POOL_BYTES, kind.options()).unwrap();
         let options = FormatOptions {
             log_bytes: 1 << 20,
             ..FormatOptions::default()
@@ -118,7 +133,7 @@ impl BenchPool {
 }
 
 fn open(path: &std::path::Path, kind: Kind) -> Arc<Pool> {
-    let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::open(path, kind.mode).unwrap());
+    let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::open(path, kind.options()).unwrap());
     Pool::open(device, OpenOptions::named(PoolName::parse("bench").unwrap())).unwrap()
 }
 
