@@ -1,8 +1,10 @@
 """Compares quarry with tgt in one interleaved run, and fails when quarry is the slower one.
 
 One thin volume of quarry's, attached with CHAP, and a raw file of the same size under tgt, both filled, are loaded
-in turns by the same generator; a ratio is taken inside a round and the median over the rounds counts. Everything
-started or made is removed at the end, also when interrupted.
+in turns by the same generator; a ratio is taken inside a round and the median over the rounds counts. On disk, like
+is compared with like: tgt's store aio does direct I/O as quarry does unless told otherwise, its store rdwr goes
+through the page cache as quarry does with page_cache = true. Everything started or made is removed at the end, also
+when interrupted.
 
   scripts/bench                        everything: about 25 minutes
   scripts/bench --quick                the 4 KiB jobs and two streams, short: about 7 minutes
@@ -84,7 +86,9 @@ def main() -> int:
             "disk": (options.disk_dir, options.disk_mib),
         }[medium]
         with machine.work_dir(base) as folder:
-            targets = [Quarry(folder, binaries, size_mib)]
+            targets = [Quarry(folder, binaries, size_mib, page_cache=False)]
+            if medium == "disk" and "rdwr" in options.peers:
+                targets.append(Quarry(folder, binaries, size_mib, page_cache=True))
             targets += [Tgt(folder, binaries, size_mib, store) for store in options.peers]
             if options.raw:
                 targets.append(RawFile(folder, size_mib))

@@ -10,6 +10,7 @@ from pathlib import Path
 import jobs
 import machine
 from jobs import Job
+from targets import QUARRY, QUARRY_CACHED
 
 #: A row whose quarry is less than so much faster than a peer is measured again, to be sure.
 CLOSE = 1.3
@@ -23,9 +24,13 @@ class Row:
     job: Job
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
+    def counterpart(self, peer: str) -> str:
+        """The quarry that does I/O as the peer does: rdwr goes through the page cache, where there is a disk below."""
+        return QUARRY_CACHED if peer == "tgt rdwr" and QUARRY_CACHED in self.rounds else QUARRY
+
     def ratios(self, peer: str, key: str = "iops") -> list[float]:
-        """How many times quarry's value is the peer's, per round."""
-        pairs = zip(self.rounds["quarry"], self.rounds[peer])
+        """How many times its counterpart's value is the peer's, per round."""
+        pairs = zip(self.rounds[self.counterpart(peer)], self.rounds[peer])
         return [ours[key] / theirs[key] for ours, theirs in pairs if theirs[key]]
 
     def median(self, target: str, key: str) -> float:
@@ -59,7 +64,9 @@ class Campaign:
                 stack.callback(target.stop)
                 target.fill()
             if not self.options.no_check:
-                self._check(self.targets[0])
+                for target in self.targets:
+                    if target.name in (QUARRY, QUARRY_CACHED):
+                        self._check(target)
             rows = [Row(self.medium, job, {target.name: [] for target in self.targets}) for job in self.options.jobs]
             for number in range(self.options.rounds):
                 self._round(number, rows)

@@ -16,6 +16,10 @@ from machine import Trouble
 
 INITIATOR = "iqn.2026-11.io.quarry:bench"
 
+#: The two ways quarry does I/O, as targets.
+QUARRY = "quarry"
+QUARRY_CACHED = "quarry page cache"
+
 #: How long a target may take to be ready or to stop, in seconds. Others may be compiling.
 PATIENCE = 60
 
@@ -95,21 +99,45 @@ class IscsiTarget:
 
 
 class Quarry(IscsiTarget):
-    """A dev-mode agent with one thin volume."""
+    """An agent with one thin volume, its pool in a file."""
 
-    name = "quarry"
+    def __init__(self, folder: Path, binaries: Path, size_mib: int, page_cache: bool) -> None:
+        super().__init__(folder, binaries, size_mib)
+        self.page_cache = page_cache
+        self.name = QUARRY_CACHED if page_cache else QUARRY
 
     def start(self) -> None:
         """Starts the agent, makes the volume and attaches it."""
         program = str(self.binaries / "quarry")
         log = self.folder / "quarry.log"
-        command = [program, "agent", "--dev", str(self.folder / "quarry")]
+        command = [program, "agent", "--config", str(self._config())]
         self.process = spawn(command, log, stdout=subprocess.PIPE, text=True)
         try:
             self._attach(program)
         except BaseException:
             self.stop()
             raise
+
+    def _config(self) -> Path:
+        home = self.folder / self.name.replace(" ", "-")
+        home.mkdir()
+        config = home / "quarry.toml"
+        config.write_text(
+            f"""
+            [agent]
+            state_dir = "{home}"
+            [api]
+            listen = "unix:{home}/quarry.sock"
+            [pool.default]
+            path = "{home}/default.pool"
+            create = true
+            size = "64GiB"
+            page_cache = {"true" if self.page_cache else "false"}
+            [target]
+            listen = ["127.0.0.1:{free_port()}"]
+            """
+        )
+        return config
 
     def _attach(self, program: str) -> None:
         ready = self.process.stdout.readline()

@@ -37,15 +37,12 @@ class Verdicts(unittest.TestCase):
         self.assertTrue(verdict(row([95], [100])).passed)
         self.assertFalse(verdict(row([94], [100])).passed)
 
-    def test_what_is_known_to_be_slower_may_not_get_slower_still(self):
-        def known(quarry: float):
-            made = row([quarry], [100])
-            made.rounds["tgt rdwr"] = made.rounds.pop("tgt aio")
-            return verdict(Row("disk", jobs.ALL["w4k-q1"], made.rounds))
-
-        self.assertTrue(known(60).passed and known(60).known_slower)
-        self.assertFalse(known(40).passed)
-        self.assertFalse(known(100).known_slower)
+    def test_a_peer_that_goes_through_the_page_cache_meets_the_quarry_that_does(self):
+        made = row([10], [5])
+        made.rounds["tgt rdwr"] = [{"iops": 40.0}]
+        self.assertEqual(made.ratios("tgt rdwr"), [0.25])
+        made.rounds["quarry page cache"] = [{"iops": 60.0}]
+        self.assertEqual((made.ratios("tgt aio"), made.ratios("tgt rdwr")), ([2.0], [1.5]))
 
     def test_a_row_in_doubt_is_measured_again(self):
         self.assertTrue(row([125], [100]).is_close())
