@@ -20,8 +20,8 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::format::{
-    BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_PARTIAL_CHUNKS, INDEX_PAYLOAD_BYTES, IndexPageHeader,
-    PagePointer, ROWS_PER_PAGE, SuperblockFields,
+    BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES, IndexPageHeader, KNOWN_INCOMPAT, PagePointer,
+    ROWS_PER_PAGE, SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::locks::{lock, read, write};
@@ -119,6 +119,7 @@ impl State {
         self.log.advance_head(stored.log_batch, stored.log_block);
         self.stored = stored.index;
         self.allows_partials = true;
+        self.log.unsettled.allowed = true;
         self.garbage.let_go_of_stored();
     }
 }
@@ -203,7 +204,7 @@ impl Frozen {
             generation,
             compat: 0,
             ro_compat: 0,
-            incompat: INCOMPAT_PARTIAL_CHUNKS,
+            incompat: KNOWN_INCOMPAT,
             geometry: *geometry,
             directory_crc32c,
             directory_side,

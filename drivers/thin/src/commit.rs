@@ -1,11 +1,12 @@
 //! The commit protocol: what makes applied records, and the data they name, survive a power cut.
 //!
-//! Many callers share one round. A round: flush (all data written before it) · write the open batch to the log ·
-//! flush. Without records it is a single flush. A later protocol with one flush replaces this file only.
+//! Many callers share one round. A round: write the open batch to the log · flush. The flush makes the batch durable
+//! and all data written before. Without records it is the flush alone. Where recovery could not tell whether the
+//! data came along ([`unsettled`](crate::unsettled), U1), a flush precedes the batch.
 //!
 //! Invariants
-//! - C1: a batch is written only after the data that its records map has been flushed, so a mapping that survives
-//!   leads to its data.
+//! - C1: a mapping that survives leads to its data: a batch is written after the data that its records map has been
+//!   flushed, or recovery verifies that data before it accepts the batch.
 //! - C2: rounds run one after the other, so at most the last batch of the log can be torn.
 //! - C3: a caller returns `Ok` only after a round that began after its call.
 //! - C4: after a failed flush or log write nothing is retried: the pool stops.
@@ -13,8 +14,9 @@
 use std::sync::MutexGuard;
 
 use crate::format::{BLOCK, BLOCK_BYTES, Geometry};
-use crate::locks::{lock, write};
+use crate::locks::{lock, read, write};
 use crate::log::SealedBatch;
+use crate::partial::Blocks;
 use crate::pool::Pool;
 use crate::{PoolDevice, PoolError};
 
@@ -62,21 +64,47 @@ impl Pool {
             .map_err(|error| self.stop("a commit failed", error))?;
         if let Some(sealed) = sealed {
             let mut state = write(&self.state);
-            state.log.durable_batch = sealed.batch;
             state.space.release(sealed.batch, self.options.discard_freed);
+            state.log.set_durable(sealed);
         }
         lock(&self.rounds).completed = round;
         Ok(())
     }
 
     fn write_round(&self, sealed: Option<&SealedBatch>) -> Result<(), PoolError> {
-        self.device
-            .flush()
-            .map_err(PoolError::device("flushing data before a commit"))?;
+        if sealed.is_none_or(|sealed| sealed.flush_first) {
+            self.device
+                .flush()
+                .map_err(PoolError::device("flushing data before a commit"))?;
+        }
         let Some(sealed) = sealed else { return Ok(()) };
-        let frame = sealed.frame(self.uuid, sealed.batch - 1);
+        let frame = sealed.frame(self.uuid);
         write_log(&*self.device, &self.geometry, sealed.block, &frame)?;
         self.device.flush().map_err(PoolError::device("flushing the log"))
+    }
+
+    /// Waits until blocks of a chunk may be overwritten in place, and makes it so (U2). The caller holds the latch of the
+    /// chunk's index.
+    pub(crate) fn make_overwritable(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
+        while !read(&self.state).log.unsettled.may_overwrite(chunk, blocks) {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Settles the last batch: its data has become durable with it, and now its header says so.
+    fn settle(&self) -> Result<(), PoolError> {
+        let _turn = self.commit_turn();
+        self.check_running()?;
+        let Some(last) = write(&self.state).log.take_unsettled() else {
+            return Ok(());
+        };
+        let block = last.settled_block(self.uuid);
+        write_log(&*self.device, &self.geometry, last.block, &block)
+            .and_then(|()| self.device.flush().map_err(PoolError::device("flushing the log")))
+            .map_err(|error| self.stop("settling a batch failed", error))?;
+        write(&self.state).log.unsettled.settle_upto(last.batch);
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use quarry_contract::{Durability, IoBuffer, IoError};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use crate::PoolError;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
@@ -108,7 +108,7 @@ impl VersionHandle {
                             .map_err(medium("writing", at))?;
                     }
                 }
-                plan.guard.finish()?;
+                plan.guard.finish(data)?;
             }
             Planned::NeedsSlowPath => {
                 self.write_mapping(offset, data)?;
@@ -246,25 +246,26 @@ impl VersionHandle {
             _ => {}
         }
         let whole = 0..self.pool.geometry.chunk_bytes;
-        let mut chunk = IoBuffer::zeroed(whole.end as usize);
+        let mut bytes = IoBuffer::zeroed(whole.end as usize);
         if let Some(source) = mapped {
             let at = self.pool.geometry.chunk_offset(source);
             match &located.partial {
-                None => self.pool.device.read_at(at, &mut chunk),
-                Some(view) => self.pool.read_partial(source, view, whole, &mut chunk),
+                None => self.pool.device.read_at(at, &mut bytes),
+                Some(view) => self.pool.read_partial(source, view, whole, &mut bytes),
             }
             .map_err(medium("reading", at))?;
         }
-        let target = &mut chunk[within.start as usize..within.end as usize];
+        let target = &mut bytes[within.start as usize..within.end as usize];
         match content {
             Content::Data(data) => target.copy_from_slice(data),
             Content::Zeros => target.fill(0),
         }
-        self.map_new(0, &chunk, |chunk| Record::Map {
+        let map = |chunk| Record::Map {
             node: self.node,
             index,
             chunk,
-        })
+        };
+        self.map_new(Blocks::all(self.pool.geometry.chunk_bytes), &bytes, map)
     }
 
     fn is_whole_chunk(&self, within: &Range<u64>) -> bool {
@@ -278,6 +279,9 @@ impl VersionHandle {
         within: &Range<u64>,
         content: Content<'_>,
     ) -> Result<(), IoError> {
+        self.pool
+            .make_overwritable(chunk, Blocks::touching(within))
+            .map_err(PoolError::into_io_error)?;
         let at = self.pool.geometry.chunk_offset(chunk) + within.start;
         let written = match content {
             Content::Data(data) => self.pool.write_bytes(at, data),
@@ -286,26 +290,27 @@ impl VersionHandle {
         written.map_err(medium("writing", at))
     }
 
-    /// Takes a free chunk, writes this content into it from byte `within` on, and applies the record that maps it (W1).
+    /// Takes a free chunk, writes this content to these blocks of it, and applies the record that maps it (W1).
     /// The caller holds the latch of the chunk index exclusively.
     pub(crate) fn map_new(
         &self,
-        within: u64,
+        blocks: Blocks,
         content: &[u8],
         record: impl FnOnce(u64) -> Record,
     ) -> Result<(), IoError> {
         let chunks = self.pool.take_chunks(1).map_err(PoolError::into_io_error)?;
         let chunk = chunks[0];
-        let at = self.pool.geometry.chunk_offset(chunk) + within;
+        let at = self.pool.geometry.chunk_offset(chunk) + blocks.bytes().start;
         let written = self
             .pool
             .device
             .write_at(at, content)
             .map_err(medium("writing", at));
-        let map = record(chunk);
+        let mut map: SmallVec<[Record; 2]> = smallvec![record(chunk)];
+        map.extend(self.pool.claim(chunk, blocks, content));
         let mapped = written.and_then(|()| {
             self.pool
-                .change(Priority::Normal, |_| Ok(Decision::Apply(smallvec![map])))
+                .change(Priority::Normal, |_| Ok(Decision::Apply(map.clone())))
                 .map_err(PoolError::into_io_error)
         });
         if mapped.is_err() {

@@ -6,6 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use quarry_contract::IoBuffer;
+use smallvec::SmallVec;
 
 use crate::PoolError;
 use crate::locks::read;
@@ -40,6 +41,7 @@ impl Pool {
         let Some(view) = read(&self.state).partials.view(chunk) else {
             return Ok(Ok(()));
         };
+        let mut filled = SmallVec::<[_; 4]>::new();
         for (piece, home) in view.pieces(0..self.geometry.chunk_bytes) {
             let mut bytes = match home {
                 Home::Own => continue,
@@ -55,8 +57,11 @@ impl Pool {
             if let Err(error) = self.device.write_at(at, &bytes) {
                 return Ok(Err(error));
             }
+            // Only what was missing: the chunk's own blocks may be being overwritten.
+            let blocks = Blocks::touching(&piece);
+            filled.push((blocks, self.claim(chunk, blocks, &bytes)));
         }
-        self.record_filled(chunk, Blocks::all(self.geometry.chunk_bytes))?;
+        self.record_filled(chunk, &filled)?;
         Ok(Ok(()))
     }
 }

@@ -10,8 +10,9 @@ use crate::format::{LEAF_ENTRIES, SUPERBLOCK_COPIES};
 use crate::locks::read;
 use crate::map::{Child, INNER_LEVELS, Node, Slot, leaves_covered};
 use crate::page_io::read_page;
+use crate::read_log::read_log;
 use crate::record::Record;
-use crate::recovery::{choose_superblock, read_log, read_superblock};
+use crate::recovery::{choose_superblock, read_superblock};
 use crate::version::{Source, VersionKind};
 use crate::{Pool, PoolDevice, PoolError};
 
@@ -302,7 +303,7 @@ impl LogBatch {
     /// As [`Pool::open`].
     pub fn read_all(device: &dyn PoolDevice) -> Result<Vec<LogBatch>, PoolError> {
         let superblock = choose_superblock(device)?;
-        let batches = read_log(device, &superblock)?;
+        let batches = read_log(device, &superblock)?.batches;
         Ok(batches
             .iter()
             .map(|batch| {

@@ -85,6 +85,24 @@ impl LatchTable {
         }
     }
 
+    /// Takes an exclusive latch unless that needs waiting. Give it back with
+    /// [`release_exclusive`](Self::release_exclusive).
+    pub fn try_exclusive(&self, stripe: StripeIndex) -> bool {
+        let mut holders = lock(&self.stripes[usize::from(stripe.0)].holders);
+        if holders.exclusive || holders.shared > 0 || holders.waiting_exclusive > 0 {
+            return false;
+        }
+        holders.exclusive = true;
+        true
+    }
+
+    /// Gives back what [`try_exclusive`](Self::try_exclusive) took.
+    pub fn release_exclusive(&self, stripe: StripeIndex) {
+        let stripe = &self.stripes[usize::from(stripe.0)];
+        lock(&stripe.holders).exclusive = false;
+        stripe.freed.notify_all();
+    }
+
     /// Waits for a shared latch. The caller holds no latch (L2).
     pub fn shared(&self, stripe: StripeIndex) -> SharedLatch<'_> {
         let slot = &self.stripes[usize::from(stripe.0)];
@@ -124,9 +142,7 @@ impl LatchTable {
 impl Drop for ExclusiveLatches<'_> {
     fn drop(&mut self) {
         for stripe in &self.stripes {
-            let slot = &self.table.stripes[usize::from(stripe.0)];
-            lock(&slot.holders).exclusive = false;
-            slot.freed.notify_all();
+            self.table.release_exclusive(*stripe);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | what the engine asks of the medium | [`PoolDevice`] |
 //! | the bytes on the medium | docs/formats/pool.md, `format` |
 //! | what all metadata is a function of | `state`, `record`, `version`, `map` |
-//! | how a change becomes durable | `commit`, then `checkpoint` |
+//! | how a change becomes durable | `commit`, `unsettled`, then `checkpoint` |
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
@@ -50,6 +50,7 @@ mod partial;
 mod plan;
 mod pool;
 mod queue;
+mod read_log;
 mod record;
 mod recovery;
 mod repair;
@@ -57,6 +58,7 @@ mod salvage;
 pub mod sim;
 mod space;
 mod state;
+mod unsettled;
 mod version;
 mod whole_chunks;
 mod write_epoch;

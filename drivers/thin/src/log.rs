@@ -15,14 +15,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
-use crate::format::{BLOCK_BYTES, BatchHeader};
+use crate::format::{BLOCK_BYTES, BatchHeader, FLAG_VERIFY};
 use crate::record::{MAX_RECORD_BYTES, Record};
+use crate::unsettled::Unsettled;
 
 /// The longest batch, in blocks, without what reservations add to it.
 const MAX_BATCH_BLOCKS: u64 = 256;
 /// The most reservations at a time; their records take no more than a block together.
-const MAX_RESERVATIONS: u64 = 64;
-const _: () = assert!(MAX_RESERVATIONS as usize * MAX_RECORD_BYTES <= BLOCK_BYTES);
+const MAX_RESERVATIONS: u64 = 32;
+const _: () = assert!(MAX_RESERVATIONS as usize * RESERVED_BYTES <= BLOCK_BYTES);
+/// What one reservation is for: a record and its claim.
+const RESERVED_BYTES: usize = 2 * MAX_RECORD_BYTES;
 
 /// The ring.
 #[derive(Debug)]
@@ -40,6 +43,10 @@ pub(crate) struct LogRing {
     pub durable_batch: u64,
     open: Vec<u8>,
     open_count: u32,
+    /// What may not be overwritten yet, because of open and past batches.
+    pub unsettled: Unsettled,
+    /// The last durable batch, while its claims may have to be verified.
+    last: Option<SealedBatch>,
     /// Records that are going to be appended. Raised and lowered under the state lock, shared or not.
     reserved: AtomicU64,
 }
@@ -66,6 +73,8 @@ pub(crate) struct SealedBatch {
     pub block: u64,
     records: Vec<u8>,
     record_count: u32,
+    /// Whether the data that it names has to be flushed before it is written (U1).
+    pub flush_first: bool,
 }
 
 impl LogRing {
@@ -80,6 +89,8 @@ impl LogRing {
             durable_batch: batch - 1,
             open: Vec::new(),
             open_count: 0,
+            unsettled: Unsettled::default(),
+            last: None,
             reserved: AtomicU64::new(0),
         }
     }
@@ -94,7 +105,7 @@ impl LogRing {
         (ring_blocks / 4).clamp(1, MAX_BATCH_BLOCKS)
     }
 
-    /// Reserves room for one record, so that appending it later needs no commit and no checkpoint. False when there is
+    /// Reserves room for one record and its claim, so that appending them later needs no commit and no checkpoint. False when there is
     /// none now. Give it back with [`end_reservation`](Self::end_reservation) after the record was appended, or instead.
     pub fn try_reserve(&self) -> bool {
         let reserved = self.reserved.fetch_add(1, Ordering::Relaxed) + 1;
@@ -128,6 +139,18 @@ impl LogRing {
             return Room::AfterCommit;
         }
         Room::Enough
+    }
+
+    /// Takes notice that a batch is durable, and the one before it settled (U2).
+    pub fn set_durable(&mut self, sealed: SealedBatch) {
+        self.durable_batch = sealed.batch;
+        self.unsettled.settle_upto(sealed.batch - 1);
+        self.last = (!sealed.flush_first).then_some(sealed);
+    }
+
+    /// Returns the last durable batch if its claims may have to be verified. Its data is durable by now.
+    pub fn take_unsettled(&mut self) -> Option<SealedBatch> {
+        self.last.take()
     }
 
     /// Appends a record to the open batch.
@@ -166,6 +189,7 @@ impl LogRing {
             block: self.next_block,
             records: std::mem::take(&mut self.open),
             record_count: std::mem::take(&mut self.open_count),
+            flush_first: self.unsettled.seal(self.next_batch),
         };
         self.next_batch += 1;
         self.next_block += BatchHeader::blocks_for(sealed.records.len());
@@ -182,6 +206,8 @@ impl LogRing {
 
     /// Moves the head: a durable checkpoint covers everything before it.
     pub fn advance_head(&mut self, batch: u64, block: u64) {
+        self.unsettled.settle_upto(batch - 1);
+        self.last = self.last.take().filter(|last| last.batch >= batch);
         self.head_batch = batch;
         self.head_block = block;
     }
@@ -189,7 +215,19 @@ impl LogRing {
 
 impl SealedBatch {
     /// Returns the blocks to write.
-    pub fn frame(&self, uuid: Uuid, settled_upto: u64) -> Vec<u8> {
+    pub fn frame(&self, uuid: Uuid) -> Vec<u8> {
+        self.frame_with(uuid, if self.flush_first { 0 } else { FLAG_VERIFY })
+    }
+
+    /// Returns its first block as it is once its data is durable (U2).
+    pub fn settled_block(&self, uuid: Uuid) -> Vec<u8> {
+        let mut frame = self.frame_with(uuid, 0);
+        frame.truncate(BLOCK_BYTES);
+        frame
+    }
+
+    fn frame_with(&self, uuid: Uuid, flags: u32) -> Vec<u8> {
+        let settled_upto = self.batch - 1;
         let frame = BatchHeader::frame(
             uuid,
             self.batch,
@@ -197,6 +235,7 @@ impl SealedBatch {
             settled_upto,
             self.record_count,
             &self.records,
+            flags,
         );
         debug_assert_eq!(frame.len() % BLOCK_BYTES, 0);
         frame
@@ -220,7 +259,7 @@ mod tests {
                 Room::AfterCommit => {
                     batches += 1;
                     let sealed = log.seal().unwrap();
-                    assert_eq!(sealed.frame(Uuid::nil(), 0).len(), 4 * BLOCK_BYTES);
+                    assert_eq!(sealed.frame(Uuid::nil()).len(), 4 * BLOCK_BYTES);
                 }
                 Room::AfterCheckpoint => break,
                 Room::Never => unreachable!(),

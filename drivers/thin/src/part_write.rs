@@ -40,12 +40,13 @@ impl VersionHandle {
             None => Ok(()),
         });
         let cover = cover.map_err(medium("completing", within.start))?;
-        self.map_new(blocks.bytes().start, &cover, |chunk| Record::MapPart {
+        let map = |chunk| Record::MapPart {
             node: self.node,
             index,
             chunk,
             blocks,
-        })
+        };
+        self.map_new(blocks, &cover, map)
     }
 
     /// Writes into an owned chunk that was partial when it was looked up. The caller holds the index's latch exclusively,
@@ -67,6 +68,10 @@ impl VersionHandle {
         if matches!(content, Content::Zeros) && view.lender.is_none() && !view.mask.touches(blocks) {
             return Ok(());
         }
+        // Blocks of the mask among them are overwritten.
+        self.pool
+            .make_overwritable(chunk, blocks)
+            .map_err(PoolError::into_io_error)?;
         let at = self.pool.geometry.chunk_offset(chunk) + blocks.bytes().start;
         let cover = whole_blocks(blocks, within, content, |bytes, target| {
             self.pool.read_partial(chunk, &view, bytes, target)
@@ -77,36 +82,60 @@ impl VersionHandle {
             .write_at(at, &cover)
             .map_err(medium("writing", at))?;
         self.pool
-            .record_filled(chunk, blocks)
+            .record_filled(chunk, &[(blocks, self.pool.claim(chunk, blocks, &cover))])
             .map_err(PoolError::into_io_error)
     }
 }
 
 impl Pool {
-    /// Records that a partial chunk holds these blocks, if it still is one. The caller holds its fill latch and has
-    /// written them (F5).
-    pub(crate) fn record_filled(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
+    /// Makes the claim that blocks hold these bytes (U1).
+    pub(crate) fn claim(&self, chunk: u64, blocks: Blocks, bytes: &[u8]) -> Option<Record> {
+        let wanted = read(&self.state).log.unsettled.wants_claims();
+        wanted.then(|| Record::Claim {
+            chunk,
+            blocks,
+            crc32c: crc32c::crc32c(bytes),
+        })
+    }
+
+    /// Records that a partial chunk holds these blocks, with their claims, if it still is partial. The caller holds its
+    /// fill latch and has written them (F5).
+    pub(crate) fn record_filled(
+        &self,
+        chunk: u64,
+        filled: &[(Blocks, Option<Record>)],
+    ) -> Result<(), PoolError> {
         // It needs no space and may give some back, so it works in a full pool.
         self.change(Priority::Reclaim, |state| {
             let still_partial = state.partials.contains(chunk);
-            let fill: SmallVec<[Record; 2]> = if still_partial {
-                smallvec![Record::Fill { chunk, blocks }]
-            } else {
-                SmallVec::new()
-            };
-            Ok(Decision::Apply(fill))
+            let mut records = SmallVec::new();
+            if still_partial {
+                for (blocks, claim) in filled {
+                    let blocks = *blocks;
+                    records.push(Record::Fill { chunk, blocks });
+                    records.extend(*claim);
+                }
+            }
+            Ok(Decision::Apply(records))
         })
     }
 
     /// As [`record_filled`](Self::record_filled), without waiting: room in the log has been reserved.
-    pub(crate) fn record_filled_as_reserved(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
+    pub(crate) fn record_filled_as_reserved(
+        &self,
+        chunk: u64,
+        blocks: Blocks,
+        bytes: &[u8],
+    ) -> Result<(), PoolError> {
         self.check_running()?;
+        let mut records: SmallVec<[Record; 2]> = smallvec![Record::Fill { chunk, blocks }];
+        records.extend(self.claim(chunk, blocks, bytes));
         let mut state = write(&self.state);
         if !state.partials.contains(chunk) {
             return Ok(());
         }
         state
-            .apply_and_log(&[Record::Fill { chunk, blocks }])
+            .apply_and_log(&records)
             .map_err(|bug| self.stop_for_bug(bug))
     }
 

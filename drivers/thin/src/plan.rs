@@ -72,8 +72,17 @@ pub struct PlanGuard {
 struct PlannedPartials {
     /// What the plan uses stays what it is (F4).
     views: Vec<PartialView>,
-    /// What the plan writes outside of a mask: its shared fill latch (F5) and a reservation in the log are held.
-    fill: Option<(u64, Blocks)>,
+    /// What the plan writes outside of a mask.
+    fill: Option<PlannedFill>,
+}
+
+/// Blocks that a plan adds to a partial chunk: its fill latch (F5) and a reservation in the log are held.
+#[derive(Clone)]
+struct PlannedFill {
+    chunk: u64,
+    blocks: Blocks,
+    /// Their bytes in the request.
+    buffer: Range<usize>,
 }
 
 /// What a plan is for.
@@ -184,13 +193,22 @@ impl VersionHandle {
         }
         plan.guard.stripes.push(stripe);
         let place_in = |chunk: u64, at: u64| Place::Device(self.pool.geometry.chunk_offset(chunk) + at);
+        let blocks = Blocks::touching(&within);
+        if access == Access::Overwrite && !state.log.unsettled.may_overwrite(entry.chunk(), blocks) {
+            return false;
+        }
         let Some(view) = state.partials.view(entry.chunk()) else {
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
             return true;
         };
-        let blocks = Blocks::touching(&within);
         if access == Access::Overwrite && !view.mask.covers(blocks) {
-            if !self.plan_fill(plan, state, entry.chunk(), blocks) {
+            let fill = PlannedFill {
+                chunk: entry.chunk(),
+                blocks,
+                buffer: in_buffer(within.clone()),
+            };
+            // What is in the mask may be being overwritten, and then no claim is true of it (U1).
+            if view.mask.touches(blocks) || !self.plan_fill(plan, state, fill) {
                 return false;
             }
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
@@ -210,16 +228,16 @@ impl VersionHandle {
     }
 
     /// Gets what adding blocks to a partial chunk takes; false when that is not to be had without waiting.
-    fn plan_fill(&self, plan: &mut Plan, state: &State, chunk: u64, blocks: Blocks) -> bool {
+    fn plan_fill(&self, plan: &mut Plan, state: &State, fill: PlannedFill) -> bool {
         let partials = plan.guard.partials.get_or_insert_default();
-        if partials.fill.is_some() || !self.pool.fill_latches.try_shared(chunk) {
+        if partials.fill.is_some() || !self.pool.fill_latches.try_exclusive(fill.chunk) {
             return false;
         }
         if !state.log.try_reserve() {
-            self.pool.fill_latches.release_shared(chunk);
+            self.pool.fill_latches.release(fill.chunk);
             return false;
         }
-        partials.fill = Some((chunk, blocks));
+        partials.fill = Some(fill);
         true
     }
 }
@@ -244,27 +262,25 @@ impl Plan {
 
 impl PlanGuard {
     /// Ends a plan whose I/O has succeeded, before that is told to anyone: what it wrote to a partial chunk becomes part
-    /// of it. Does not block. Of a plan whose I/O failed the guard is dropped, and nothing has changed.
+    /// of it. `request` is what was written, all of it. Does not block. Of a plan whose I/O failed the guard is dropped, and nothing has changed.
     ///
     /// # Errors
     /// `Stopped`: the pool has stopped since the plan was made.
-    pub fn finish(self) -> Result<(), IoError> {
-        let fill = self.partials.as_ref().and_then(|partials| partials.fill);
-        match fill {
-            None => Ok(()),
-            Some((chunk, blocks)) => self
-                .pool
-                .record_filled_as_reserved(chunk, blocks)
-                .map_err(PoolError::into_io_error),
-        }
+    pub fn finish(self, request: &[u8]) -> Result<(), IoError> {
+        let Some(fill) = self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) else {
+            return Ok(());
+        };
+        self.pool
+            .record_filled_as_reserved(fill.chunk, fill.blocks, &request[fill.buffer.clone()])
+            .map_err(PoolError::into_io_error)
     }
 }
 
 impl Drop for PlanGuard {
     fn drop(&mut self) {
-        if let Some((chunk, _)) = self.partials.as_ref().and_then(|partials| partials.fill) {
+        if let Some(fill) = self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) {
             read(&self.pool.state).log.end_reservation();
-            self.pool.fill_latches.release_shared(chunk);
+            self.pool.fill_latches.release(fill.chunk);
         }
         for stripe in &self.stripes {
             self.pool.latches.release_shared(*stripe);

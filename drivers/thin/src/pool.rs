@@ -272,9 +272,13 @@ impl State {
     }
 
     pub(crate) fn apply_and_log(&mut self, records: &[Record]) -> Result<(), String> {
+        let claims = self.log.unsettled.wants_claims();
+        self.log.unsettled.note(records);
         for record in records {
             self.apply(record, self.log.next_batch, Origin::Live)?;
-            self.log.append(record);
+            if claims || !matches!(record, Record::Claim { .. }) {
+                self.log.append(record);
+            }
         }
         Ok(())
     }
@@ -312,6 +316,7 @@ fn dirtied_by(record: &Record) -> u64 {
         | Record::Extend { .. }
         | Record::Delete { .. }
         | Record::Fill { .. }
+        | Record::Claim { .. }
         | Record::Revert { .. } => 0,
     }
 }

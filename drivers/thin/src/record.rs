@@ -57,6 +57,8 @@ pub(crate) enum Record {
     },
     /// A partial chunk holds these blocks too.
     Fill { chunk: u64, blocks: Blocks },
+    /// Blocks that the record before gave to this chunk hold bytes with this checksum; changes nothing.
+    Claim { chunk: u64, blocks: Blocks, crc32c: u32 },
     /// Leaves up to `upto_leaf` of a dead version are reclaimed; at the last leaf the version goes.
     Reap { node: NodeId, upto_leaf: u64 },
 }
@@ -120,6 +122,11 @@ impl Record {
                 .word(chunk)
                 .blocks(blocks),
             Record::Fill { chunk, blocks } => fields.byte(11).word(chunk).blocks(blocks),
+            Record::Claim {
+                chunk,
+                blocks,
+                crc32c,
+            } => fields.byte(12).word(chunk).blocks(blocks).half_word(crc32c),
         };
     }
 
@@ -178,6 +185,11 @@ impl Record {
                 chunk: word(bytes)?,
                 blocks: blocks(bytes)?,
             },
+            12 => Record::Claim {
+                chunk: word(bytes)?,
+                blocks: blocks(bytes)?,
+                crc32c: half_word(bytes)?,
+            },
             _ => return None,
         };
         Some(record)
@@ -195,6 +207,11 @@ impl Fields<'_> {
 
     fn word(&mut self, word: u64) -> &mut Self {
         self.0.extend_from_slice(&word.to_le_bytes());
+        self
+    }
+
+    fn half_word(&mut self, half_word: u32) -> &mut Self {
+        self.0.extend_from_slice(&half_word.to_le_bytes());
         self
     }
 
@@ -220,6 +237,12 @@ fn word(bytes: &mut &[u8]) -> Option<u64> {
     let (word, rest) = bytes.split_first_chunk::<8>()?;
     *bytes = rest;
     Some(u64::from_le_bytes(*word))
+}
+
+fn half_word(bytes: &mut &[u8]) -> Option<u32> {
+    let (half_word, rest) = bytes.split_first_chunk::<4>()?;
+    *bytes = rest;
+    Some(u32::from_le_bytes(*half_word))
 }
 
 fn blocks(bytes: &mut &[u8]) -> Option<Blocks> {
@@ -302,6 +325,11 @@ mod tests {
             Record::Fill {
                 chunk: 6,
                 blocks: Blocks { first: 0, count: 256 },
+            },
+            Record::Claim {
+                chunk: 6,
+                blocks: Blocks { first: 0, count: 256 },
+                crc32c: 0x1234_5678,
             },
         ];
         let mut all = Vec::new();

@@ -1,12 +1,13 @@
 //! Formatting a pool, and opening one whatever happened to it before.
 //!
 //! Order of an open: choose the superblock · make all its copies equal, flush · read bitmap, index and version
-//! table · read the log · rewrite its last batch, flush · apply the log.
+//! table · read the log, verify its last batch · rewrite that, flush, settle it · apply the log.
 //!
 //! Invariant O1: nothing is built on what a power cut could still take away. What a killed process left in caches
 //! is made durable by a flush, unless its own flush failed: then reads still show it, and no later flush writes it.
-//! So what may have had no good flush after it is written again. Of the log that is the last batch (C2). Of the
-//! superblock copies two are durable at any time (K3), and the others are made equal to the newest one found.
+//! So what may have had no good flush after it is written again. Of the log that is the last batch (C2) with the
+//! data that it claims (U1). Of the superblock copies two are durable at any time (K3), and the others are made equal
+//! to the newest one found.
 //!
 //! Format: docs/formats/pool.md, "Recovery".
 
@@ -16,11 +17,9 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::checkpoint::mask_words;
-use crate::commit::write_log;
 use crate::format::{
-    BATCH_HEADER_BYTES, BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, BatchHeader, DirectoryEntry, Geometry,
-    INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock,
-    SuperblockFields,
+    BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES, IndexPageHeader,
+    PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock, SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::log::LogRing;
@@ -29,6 +28,7 @@ use crate::page_io::{read_block, read_page};
 use crate::page_space::{CopyClass, PageChunk, PageMask, PageSpace};
 use crate::partial::PartialChunks;
 use crate::pool::Pool;
+use crate::read_log::{LoggedBatch, read_log};
 use crate::record::Record;
 use crate::salvage::bitmap_from_maps;
 use crate::space::Space;
@@ -75,10 +75,11 @@ impl Pool {
             heal_superblocks(&*device, &superblock)?;
         }
         let mut state = load_checkpoint(&*device, &superblock, options.bitmap)?;
-        let batches = read_log(&*device, &superblock)?;
+        let log = read_log(&*device, &superblock)?;
         if writable {
-            make_log_durable(&*device, &superblock.geometry, batches.last())?;
+            log.make_durable(&*device)?;
         }
+        let batches = log.batches;
         for batch in &batches {
             replay(&*device, &mut state, batch)?;
         }
@@ -277,6 +278,7 @@ fn load_checkpoint(
         }
         state.pages.load(chunk, page_chunk);
     }
+    state.log.unsettled.allowed = superblock.allows_claims();
     state.allows_partials = superblock.allows_partials();
     if state.allows_partials {
         let partials = PartialChunks::decode(mask_words(&geometry), || reader.word());
@@ -444,146 +446,6 @@ impl WordReader<'_> {
         }
         Some((chunk, PageChunk { class, used }))
     }
-}
-
-/// A batch read from the log.
-pub(crate) struct LoggedBatch {
-    pub number: u64,
-    block: u64,
-    record_count: u32,
-    record_bytes: usize,
-    frame: Vec<u8>,
-}
-
-impl LoggedBatch {
-    pub fn blocks(&self) -> u64 {
-        (self.frame.len() / BLOCK_BYTES) as u64
-    }
-
-    pub fn records(&self) -> &[u8] {
-        &self.frame[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + self.record_bytes]
-    }
-}
-
-/// Reads blocks of the ring, many at a time.
-struct LogReader<'a> {
-    device: &'a dyn PoolDevice,
-    uuid: Uuid,
-    geometry: Geometry,
-    /// Behind the last block that can hold something.
-    end: u64,
-    first: u64,
-    window: quarry_contract::IoBuffer,
-}
-
-/// How much of the log is read at once, in blocks.
-const LOG_WINDOW_BLOCKS: u64 = 256;
-
-impl LogReader<'_> {
-    fn block(&mut self, block: u64) -> Result<&[u8], PoolError> {
-        let held = (self.window.len() / BLOCK_BYTES) as u64;
-        if !(self.first..self.first + held).contains(&block) {
-            let to_wrap = self.geometry.log_blocks - block % self.geometry.log_blocks;
-            let count = LOG_WINDOW_BLOCKS.min(to_wrap).min(self.end - block);
-            let offset = self.geometry.log_offset(block);
-            self.first = block;
-            self.window = quarry_contract::IoBuffer::zeroed(count as usize * BLOCK_BYTES);
-            self.device
-                .read_at(offset, &mut self.window)
-                .map_err(PoolError::device(format!("reading the log at byte {offset}")))?;
-        }
-        let at = (block - self.first) as usize * BLOCK_BYTES;
-        Ok(&self.window[at..at + BLOCK_BYTES])
-    }
-
-    fn header(&mut self, block: u64) -> Result<Option<BatchHeader>, PoolError> {
-        let uuid = self.uuid;
-        Ok(BatchHeader::read(uuid, self.block(block)?))
-    }
-
-    /// Reads batch `number` at `block`; `None` when it is not there as a whole.
-    fn batch(&mut self, number: u64, block: u64) -> Result<Option<LoggedBatch>, PoolError> {
-        let Some(header) = self.header(block)? else {
-            return Ok(None);
-        };
-        let record_bytes = header.record_bytes.get() as usize;
-        let blocks = BatchHeader::blocks_for(record_bytes);
-        if header.batch.get() != number || header.block.get() != block || blocks > self.end - block {
-            return Ok(None);
-        }
-        let mut frame = Vec::with_capacity(blocks as usize * BLOCK_BYTES);
-        for next in block..block + blocks {
-            frame.extend_from_slice(self.block(next)?);
-        }
-        let batch = LoggedBatch {
-            number,
-            block,
-            record_count: header.record_count.get(),
-            record_bytes,
-            frame,
-        };
-        Ok(header.matches(batch.records()).then_some(batch))
-    }
-}
-
-/// Reads the log from its head to the first batch that is not valid.
-pub(crate) fn read_log(
-    device: &dyn PoolDevice,
-    superblock: &SuperblockFields,
-) -> Result<Vec<LoggedBatch>, PoolError> {
-    let geometry = superblock.geometry;
-    let mut reader = LogReader {
-        device,
-        uuid: superblock.uuid,
-        geometry,
-        end: superblock.log_block + geometry.log_blocks,
-        first: 0,
-        window: quarry_contract::IoBuffer::zeroed(0),
-    };
-    let (mut number, mut block) = (superblock.log_batch, superblock.log_block);
-    let mut batches = Vec::new();
-    while block < reader.end {
-        let Some(batch) = reader.batch(number, block)? else {
-            break;
-        };
-        block += batch.blocks();
-        number += 1;
-        batches.push(batch);
-    }
-    // A batch is written only when the one before it is durable (C2): a valid later one means damage, not a tear.
-    let window = reader
-        .end
-        .min(block + LogRing::max_batch_blocks(geometry.log_blocks));
-    for later in block..window {
-        let Some(header) = reader.header(later)? else {
-            continue;
-        };
-        let is_later = header.block.get() == later && header.batch.get() > number;
-        if is_later && reader.batch(header.batch.get(), later)?.is_some() {
-            return Err(PoolError::damaged(
-                "redo log",
-                format!(
-                    "batch {number} at block {block} is not valid, but batch {} after it is",
-                    header.batch
-                ),
-            ));
-        }
-    }
-    Ok(batches)
-}
-
-/// Makes the whole log durable (O1). Every batch but the last was seen durable before the next one was written.
-fn make_log_durable(
-    device: &dyn PoolDevice,
-    geometry: &Geometry,
-    last: Option<&LoggedBatch>,
-) -> Result<(), PoolError> {
-    if let Some(last) = last {
-        write_log(device, geometry, last.block, &last.frame)?;
-    }
-    device
-        .flush()
-        .map_err(PoolError::device("flushing before the log is applied"))
 }
 
 /// Applies a batch.

@@ -88,6 +88,7 @@ impl State {
             | Record::Extend { .. }
             | Record::Delete { .. }
             | Record::Fill { .. }
+            | Record::Claim { .. }
             | Record::Revert { .. } => None,
         }
     }
@@ -184,6 +185,7 @@ impl State {
                 blocks,
             } => self.apply_map(node, index, chunk, Some(blocks), batch, origin),
             Record::Fill { chunk, blocks } => self.apply_fill(chunk, blocks, batch),
+            Record::Claim { blocks, .. } => self.check_blocks(blocks),
             Record::Unmap { node, first, count } => self.apply_unmap(node, first, count, batch),
             Record::Reap { node, upto_leaf } => self.apply_reap(node, upto_leaf, batch),
         }
@@ -411,6 +413,7 @@ impl State {
 
     fn record_freed(&mut self, freed: Freed, batch: u64) -> Result<(), String> {
         let chunk = freed.chunk;
+        self.log.unsettled.note_freed(chunk);
         if self.space.record_freed(freed, batch) {
             Ok(())
         } else {

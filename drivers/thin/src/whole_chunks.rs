@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use crate::PoolError;
 use crate::data_path::{Content, medium};
 use crate::handle::VersionHandle;
+use crate::partial::Blocks;
 use crate::pool::{Decision, Priority};
 use crate::record::Record;
 
@@ -52,6 +53,9 @@ impl VersionHandle {
                     let whole = 0..chunk_bytes as u64;
                     self.write_into_partial(chunk, &whole, Content::Data(&data[bytes]))?;
                 } else {
+                    self.pool
+                        .make_overwritable(chunk, Blocks::all(chunk_bytes as u64))
+                        .map_err(PoolError::into_io_error)?;
                     in_place.push(Piece { chunk, bytes });
                     epochs.push(located);
                 }
@@ -87,7 +91,7 @@ impl VersionHandle {
             })
             .collect();
         self.write_pieces(&pieces, data)?;
-        let maps: SmallVec<[Record; 2]> = chunks
+        let mut maps: SmallVec<[Record; 2]> = chunks
             .iter()
             .zip(to_map)
             .map(|(chunk, (index, _))| Record::Map {
@@ -96,6 +100,9 @@ impl VersionHandle {
                 chunk: *chunk,
             })
             .collect();
+        let all = Blocks::all(self.pool.geometry.chunk_bytes);
+        let claim = |piece: &Piece| self.pool.claim(piece.chunk, all, &data[piece.bytes.clone()]);
+        maps.extend(pieces.iter().filter_map(claim));
         self.pool
             .change(Priority::Normal, |_| Ok(Decision::Apply(maps.clone())))
             .map_err(PoolError::into_io_error)

@@ -181,7 +181,7 @@ fn a_write_that_goes_on_in_a_partial_chunk_is_planned_and_counts_once_it_is_fini
         };
         let data = Stamp(stamp).bytes(4096, 8192);
         fixture.device.write_at(at, &data).unwrap();
-        plan
+        (plan, data)
     };
     let zeros = |offset: u64, length: u64| {
         let mut bytes = vec![0xa5; length as usize];
@@ -190,7 +190,8 @@ fn a_write_that_goes_on_in_a_partial_chunk_is_planned_and_counts_once_it_is_fini
     };
     drop(planned(2));
     zeros(4096, CHUNK - 4096);
-    planned(3).guard.finish().unwrap();
+    let (plan, data) = planned(3);
+    plan.guard.finish(&data).unwrap();
     assert_holds(&fixture.handle, 4096, 8192, 3);
     zeros(3 * 4096, CHUNK - 3 * 4096);
     fixture.handle.flush().unwrap();

@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use crate::format::BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"QRYBATCH";
+/// The data that the records name was not flushed before the batch was written.
+pub(crate) const FLAG_VERIFY: u32 = 1;
 /// What precedes the records, in bytes.
 pub(crate) const BATCH_HEADER_BYTES: usize = size_of::<BatchHeader>();
 
@@ -22,7 +24,7 @@ pub(crate) struct BatchHeader {
     pub record_bytes: U32,
     pub record_count: U32,
     crc32c: U32,
-    reserved: U32,
+    pub flags: U32,
 }
 
 impl BatchHeader {
@@ -34,6 +36,7 @@ impl BatchHeader {
         settled_upto: u64,
         record_count: u32,
         records: &[u8],
+        flags: u32,
     ) -> Vec<u8> {
         let mut header = BatchHeader::new_zeroed();
         header.magic = MAGIC;
@@ -43,6 +46,7 @@ impl BatchHeader {
         header.settled_upto = settled_upto.into();
         header.record_bytes = (records.len() as u32).into();
         header.record_count = record_count.into();
+        header.flags = flags.into();
         header.crc32c = header.computed_crc32c(records).into();
         let mut blocks = Vec::with_capacity(Self::blocks_for(records.len()) as usize * BLOCK_BYTES);
         blocks.extend_from_slice(header.as_bytes());
@@ -83,7 +87,7 @@ mod tests {
         assert_eq!(BATCH_HEADER_BYTES, 64);
         let uuid = Uuid::from_u128(1);
         let records = vec![7u8; 5000];
-        let frame = BatchHeader::frame(uuid, 3, 9, 2, 11, &records);
+        let frame = BatchHeader::frame(uuid, 3, 9, 2, 11, &records, FLAG_VERIFY);
         assert_eq!(frame.len(), 2 * BLOCK_BYTES);
         let header = BatchHeader::read(uuid, &frame).unwrap();
         assert_eq!(

@@ -9,13 +9,13 @@ mod map_page;
 mod superblock;
 mod table;
 
-pub(crate) use batch::{BATCH_HEADER_BYTES, BatchHeader};
+pub(crate) use batch::{BATCH_HEADER_BYTES, BatchHeader, FLAG_VERIFY};
 pub(crate) use geometry::{BITS_PER_BLOCK, Geometry, SUPERBLOCK_COPIES};
 pub(crate) use map_page::{
     INNER_ENTRIES, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer, decode_inner, decode_leaf, encode_inner,
     encode_leaf,
 };
-pub(crate) use superblock::{INCOMPAT_PARTIAL_CHUNKS, Superblock, SuperblockFields};
+pub(crate) use superblock::{KNOWN_INCOMPAT, Superblock, SuperblockFields};
 pub(crate) use table::{DirectoryEntry, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row};
 
 /// The unit of metadata I/O, in bytes: a block of the log and a page of the map.

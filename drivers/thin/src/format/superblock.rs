@@ -12,7 +12,10 @@ const MAGIC: [u8; 8] = *b"QRYTHIN\0";
 const VERSION: u32 = 1;
 /// Chunks may be partial: the index stream lists them, and the log has records for them.
 pub(crate) const INCOMPAT_PARTIAL_CHUNKS: u64 = 1;
-const KNOWN_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS;
+/// A batch of the log may have been written before its data was flushed.
+pub(crate) const INCOMPAT_CLAIMS: u64 = 2;
+/// What a checkpoint sets.
+pub(crate) const KNOWN_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.
@@ -188,6 +191,11 @@ impl SuperblockFields {
         self.incompat & INCOMPAT_PARTIAL_CHUNKS != 0
     }
 
+    /// Tells whether batches may claim what their data is.
+    pub fn allows_claims(&self) -> bool {
+        self.incompat & INCOMPAT_CLAIMS != 0
+    }
+
     /// A checksum only proves that the block is what was written; arithmetic below relies on these.
     fn inconsistency(&self) -> Option<String> {
         let g = &self.geometry;
@@ -268,7 +276,7 @@ mod tests {
             generation: 3,
             compat: 0,
             ro_compat: 0,
-            incompat: INCOMPAT_PARTIAL_CHUNKS,
+            incompat: KNOWN_INCOMPAT,
             geometry: Geometry::new(1 << 30, &FormatOptions::default()).unwrap(),
             directory_crc32c: 5,
             directory_side: 1,

@@ -71,7 +71,7 @@ impl BlockMask {
         self.0[block / 64] >> (block % 64) & 1 == 1
     }
 
-    pub(super) fn set(&mut self, blocks: Blocks) {
+    pub fn set(&mut self, blocks: Blocks) {
         for block in blocks.indices() {
             self.0[block / 64] |= 1 << (block % 64);
         }

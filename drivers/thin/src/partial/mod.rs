@@ -13,8 +13,8 @@
 //!   owns; the record that ends its last loan frees it.
 //! - F4: what is freed is not handed out again while a read from a lender, or the filling of a chunk, that began
 //!   before is in progress: each holds the `users` of what it uses.
-//! - F5: blocks outside the mask are written only under the chunk's latch of [`FillLatches`]: shared by whoever writes
-//!   whole blocks of a request, exclusive for whoever completes blocks with what was there before.
+//! - F5: blocks outside the mask are written only under the chunk's latch of [`FillLatches`], which is held until the
+//!   record that adds them to the mask has been applied.
 //!
 //! Format: docs/formats/pool.md, "Partial chunks".
 
@@ -275,20 +275,19 @@ impl FillLatches {
         Self(LatchTable::new())
     }
 
-    /// Waits for the exclusive latch of a chunk. The caller holds no other one of these.
+    /// Waits for the latch of a chunk. The caller holds no other one of these.
     pub fn exclusive(&self, chunk: u64) -> ExclusiveLatches<'_> {
         self.0.exclusive(NO_VERSION, chunk, 1)
     }
 
-    /// Takes the shared latch of a chunk unless that needs waiting. Give it back with
-    /// [`release_shared`](Self::release_shared).
-    pub fn try_shared(&self, chunk: u64) -> bool {
-        self.0.try_shared(LatchTable::stripe(NO_VERSION, chunk))
+    /// Takes the latch of a chunk unless that needs waiting. Give it back with [`release`](Self::release).
+    pub fn try_exclusive(&self, chunk: u64) -> bool {
+        self.0.try_exclusive(LatchTable::stripe(NO_VERSION, chunk))
     }
 
-    /// Gives back what [`try_shared`](Self::try_shared) took.
-    pub fn release_shared(&self, chunk: u64) {
-        self.0.release_shared(LatchTable::stripe(NO_VERSION, chunk));
+    /// Gives back what [`try_exclusive`](Self::try_exclusive) took.
+    pub fn release(&self, chunk: u64) {
+        self.0.release_exclusive(LatchTable::stripe(NO_VERSION, chunk));
     }
 }
 

@@ -82,7 +82,9 @@ impl DirectIo {
         }
         let Some(ring) = &mut self.ring else {
             let done = at_once(file, direction, &plan, &mut buffer);
-            let result = done.map_err(to_io_error).and_then(|()| plan.guard.finish());
+            let result = done
+                .map_err(to_io_error)
+                .and_then(|()| plan.guard.finish(&buffer));
             return Some(Completion {
                 tag,
                 result,
@@ -141,12 +143,16 @@ impl DirectIo {
                 .take()
                 .expect("the ring reports an operation once");
             self.vacant.push(slot);
+            let memory = finished.memory;
+            let buffer = memory.map(|storage| IoBuffer::from_storage(storage, shape));
+            let request = buffer.as_deref().unwrap_or_default();
             completions.push(Completion {
                 tag,
-                result: finished.result.map_err(to_io_error).and_then(|()| guard.finish()),
-                buffer: finished
-                    .memory
-                    .map(|storage| IoBuffer::from_storage(storage, shape)),
+                result: finished
+                    .result
+                    .map_err(to_io_error)
+                    .and_then(|()| guard.finish(request)),
+                buffer,
             });
         }
     }

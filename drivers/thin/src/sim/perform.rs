@@ -354,7 +354,7 @@ impl World {
                         detail: error.to_string(),
                     }));
                 }
-                result.and_then(|()| plan.guard.finish())
+                result.and_then(|()| plan.guard.finish(&data))
             }
             Planned::NeedsSlowPath => handle.write(offset, &data, durability),
         };

@@ -85,7 +85,7 @@ fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) -> Resul
                 let part = &data[segment.buffer.clone()];
                 pool.device().write_at(at, part).map_err(medium)?;
             }
-            plan.guard.finish()
+            plan.guard.finish(data)
         }
     }
 }

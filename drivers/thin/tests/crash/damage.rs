@@ -301,7 +301,7 @@ fn foreign_truncated_newer_and_damaged_media_each_have_their_own_error() {
         "version"
     );
     let newer = device.fork(1);
-    rewrite_superblocks(&newer, 56, &3u64.to_le_bytes());
+    rewrite_superblocks(&newer, 56, &7u64.to_le_bytes());
     assert!(
         matches!(open(&newer), Err(PoolError::NewerFormat { .. })),
         "incompat"
@@ -368,6 +368,33 @@ fn a_second_format_and_a_bad_geometry_are_refused() {
         let refused = Pool::format(SimDevice::new(device_bytes, 1).as_ref(), &small());
         assert!(refused.is_err(), "a device of {device_bytes} bytes");
     }
+}
+
+/// A pool from before claims: no older Quarry may meet one in the log before the superblock tells it.
+#[test]
+fn a_pool_without_the_feature_commits_with_one_flush_after_its_first_checkpoint() {
+    let device = formatted();
+    let partial_chunks_only = 1u64;
+    rewrite_superblocks(&device, 56, &partial_chunks_only.to_le_bytes());
+    let pool = open(&device).expect("an older pool opens");
+    let id = VolumeId(uuid::Uuid::from_u128(1));
+    let spec = VolumeSpec {
+        id,
+        size_bytes: 1 << 20,
+        source: DataSource::Blank,
+    };
+    pool.create_volume(&spec).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
+        .unwrap();
+    let flushes_of_write = |offset| {
+        let before = device.counts().flushes;
+        handle.write(offset, &[7; 4096], Durability::Flushed).unwrap();
+        device.counts().flushes - before
+    };
+    assert_eq!(flushes_of_write(0), 2);
+    pool.checkpoint().unwrap();
+    assert_eq!(flushes_of_write(4096), 1);
 }
 
 /// A pool from before partial chunks: no older Quarry may meet one in the log before the superblock tells it.

@@ -170,7 +170,7 @@ fn f5_no_write_is_planned_into_blocks_that_are_being_filled() {
         let Planned::Direct(plan) = handle.plan_overwrite(4096, 4096) else {
             panic!("nothing stands in the way of a plan");
         };
-        plan.guard.finish().unwrap();
+        plan.guard.finish(&[0; 4096]).unwrap();
         assert_sound(&pool);
         Ok(())
     });

@@ -1,0 +1,179 @@
+//! How many flushes a FLUSH costs, and what may stand in the log until the next.
+
+use std::sync::Arc;
+
+use quarry_contract::{
+    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+};
+use quarry_thin::sim::{SimDevice, Stamp};
+use quarry_thin::{FormatOptions, OpenOptions, Planned, Pool, VersionHandle};
+use uuid::Uuid;
+
+const CHUNK: u64 = 64 << 10;
+const VOLUME: VolumeId = VolumeId(Uuid::from_u128(1));
+
+fn pool_with_volume() -> (Arc<SimDevice>, Arc<Pool>, Arc<VersionHandle>) {
+    let device = SimDevice::new(64 << 20, 1);
+    let format = FormatOptions {
+        chunk_bytes: CHUNK as u32,
+        log_bytes: 1 << 20,
+        ..FormatOptions::default()
+    };
+    Pool::format(device.as_ref(), &format).unwrap();
+    let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
+    let spec = VolumeSpec {
+        id: VOLUME,
+        size_bytes: 1 << 30,
+        source: DataSource::Blank,
+    };
+    pool.create_volume(&spec).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadWrite)
+        .unwrap();
+    (device, pool, handle)
+}
+
+fn write(handle: &VersionHandle, offset: u64, length: u64, stamp: u64) {
+    let data = Stamp(stamp).bytes(offset, length as usize);
+    handle.write(offset, &data, Durability::Cached).unwrap();
+}
+
+/// Returns how many flushes `call` costs.
+fn flushes_of(device: &SimDevice, call: impl FnOnce()) -> u64 {
+    let before = device.counts().flushes;
+    call();
+    device.counts().flushes - before
+}
+
+#[test]
+fn a_flush_is_one_flush_whether_or_not_mappings_changed() {
+    let (device, pool, handle) = pool_with_volume();
+    let flush = || handle.flush().unwrap();
+    write(&handle, 0, 4096, 1);
+    assert_eq!(flushes_of(&device, flush), 1, "a part of an unmapped chunk");
+    write(&handle, 4096, 4096, 2);
+    assert_eq!(flushes_of(&device, flush), 1, "another part of it");
+    write(&handle, 4 * CHUNK, 8 * CHUNK, 3);
+    assert_eq!(flushes_of(&device, flush), 1, "whole chunks");
+    handle.discard(4 * CHUNK, 2 * CHUNK).unwrap();
+    assert_eq!(flushes_of(&device, flush), 1, "a discard");
+    let id = SnapshotId(Uuid::from_u128(2));
+    pool.create_snapshots(&[SnapshotSpec { id, volume: VOLUME }])
+        .unwrap();
+    write(&handle, 8 * CHUNK, 4096, 4);
+    assert_eq!(flushes_of(&device, flush), 1, "over a snapshot");
+    while pool.maintain().unwrap().more {}
+    assert_eq!(flushes_of(&device, flush), 1, "what the background filled");
+    assert_eq!(flushes_of(&device, flush), 1, "nothing");
+}
+
+#[test]
+fn u2_a_block_is_overwritten_after_its_batch_is_settled_with_one_more_flush_once() {
+    let (device, _pool, handle) = pool_with_volume();
+    write(&handle, 0, CHUNK, 1);
+    handle.flush().unwrap();
+    assert!(matches!(
+        handle.plan_overwrite(4096, 4096),
+        Planned::NeedsSlowPath
+    ));
+    assert_eq!(flushes_of(&device, || write(&handle, 4096, 4096, 2)), 1);
+    assert!(matches!(handle.plan_overwrite(0, 4096), Planned::Direct(_)));
+    assert_eq!(flushes_of(&device, || write(&handle, 0, 4096, 3)), 0);
+    assert_eq!(flushes_of(&device, || handle.flush().unwrap()), 1);
+    // A later batch settles it too.
+    write(&handle, CHUNK, CHUNK, 4);
+    handle.flush().unwrap();
+    write(&handle, 2 * CHUNK, CHUNK, 5);
+    handle.flush().unwrap();
+    assert!(matches!(handle.plan_overwrite(CHUNK, 4096), Planned::Direct(_)));
+    assert!(matches!(
+        handle.plan_overwrite(2 * CHUNK, 4096),
+        Planned::NeedsSlowPath
+    ));
+}
+
+#[test]
+fn u2_what_is_overwritten_before_its_batch_is_written_is_flushed_first() {
+    let (device, _pool, handle) = pool_with_volume();
+    write(&handle, 0, CHUNK, 1);
+    write(&handle, 4096, 4096, 2);
+    assert_eq!(flushes_of(&device, || handle.flush().unwrap()), 2);
+    assert_eq!(flushes_of(&device, || write(&handle, 4096, 4096, 3)), 0);
+}
+
+#[test]
+fn u3_a_chunk_mapped_and_freed_by_one_batch_is_flushed_first() {
+    let (device, _pool, handle) = pool_with_volume();
+    write(&handle, 0, CHUNK, 1);
+    handle.discard(0, CHUNK).unwrap();
+    assert_eq!(flushes_of(&device, || handle.flush().unwrap()), 2);
+}
+
+/// Leaves a pool whose last batch claims data, and puts what `corrupt` says in place of a sector of the data.
+fn reopened_with(corrupt: bool) -> (Arc<SimDevice>, Arc<Pool>, u8) {
+    let (device, pool, handle) = pool_with_volume();
+    handle
+        .write(0, &[1; CHUNK as usize], Durability::Flushed)
+        .unwrap();
+    handle.write(CHUNK, &[2; 4096], Durability::Flushed).unwrap();
+    drop((handle, pool));
+    if corrupt {
+        let data = device.written_cells().into_iter();
+        let at = data.rev().find(|at| device.peek(*at, 4096) == [2; 4096]);
+        device.overwrite(at.expect("what was written"), &[0; 512]);
+    }
+    let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
+    let reader = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadOnly)
+        .unwrap();
+    let mut bytes = [0xa5; 4096];
+    reader.read(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [1; 4096], "what an earlier batch maps");
+    reader.read(CHUNK, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == bytes[0]), "C1: torn data");
+    (device, pool, bytes[0])
+}
+
+#[test]
+fn c1_the_last_batch_counts_only_with_all_of_its_data() {
+    let (_, _, byte) = reopened_with(false);
+    assert_eq!(byte, 2);
+    let (device, pool, byte) = reopened_with(true);
+    assert_eq!(byte, 0, "without a sector of its data the batch is dropped");
+    drop(pool);
+    // For good: not even when the data comes back does it count again.
+    let damaged = device
+        .written_cells()
+        .into_iter()
+        .find(|at| device.peek(*at + 512, 3584) == [2; 3584])
+        .expect("the rest of what was written");
+    device.overwrite(damaged, &[2; 512]);
+    let pool = Pool::open(device.power_cycle(), OpenOptions::default()).unwrap();
+    let reader = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadOnly)
+        .unwrap();
+    let mut bytes = [0xa5; 4096];
+    reader.read(CHUNK, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 4096]);
+}
+
+#[test]
+fn u2_after_an_open_every_batch_is_settled() {
+    let (device, pool, _) = reopened_with(false);
+    let handle = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadWrite)
+        .unwrap();
+    assert_eq!(flushes_of(&device, || write(&handle, CHUNK, 4096, 7)), 0);
+    handle.flush().unwrap();
+    drop((handle, pool));
+    let pool = Pool::open(device.power_cycle(), OpenOptions::default()).unwrap();
+    let reader = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadOnly)
+        .unwrap();
+    let mut bytes = vec![0xa5; 4096];
+    reader.read(CHUNK, &mut bytes).unwrap();
+    assert!(
+        bytes == Stamp(7).bytes(CHUNK, 4096),
+        "the batch was verified against what has been overwritten since"
+    );
+}
