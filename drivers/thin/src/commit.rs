@@ -1,8 +1,9 @@
 //! The commit protocol: what makes applied records, and the data they name, survive a power cut.
 //!
 //! Many callers share one round. A round: write the open batch to the log · flush. The flush makes the batch durable
-//! and all data written before. Without records it is the flush alone. Where recovery could not tell whether the
-//! data came along ([`unsettled`](crate::unsettled), U1), a flush precedes the batch.
+//! and all data written before. Where recovery could not tell whether the data came along
+//! ([`unsettled`](crate::unsettled), U1), a flush precedes the batch. Without records it is the flush alone, and the mark
+//! that settles the last batch (U2) if that is still to be made.
 //!
 //! Invariants
 //! - C1: a mapping that survives leads to its data: a batch is written after the data that its records map has been
@@ -12,6 +13,7 @@
 //! - C4: after a failed flush or log write nothing is retried: the pool stops.
 
 use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
 
 use crate::format::{BLOCK, BLOCK_BYTES, Geometry};
 use crate::locks::{lock, read, write};
@@ -50,7 +52,7 @@ impl Pool {
     /// Runs one round; `seal` closes the open batch once the round has begun.
     pub(crate) fn commit_round(
         &self,
-        _turn: &CommitTurn<'_>,
+        turn: &CommitTurn<'_>,
         seal: impl FnOnce() -> Option<SealedBatch>,
     ) -> Result<(), PoolError> {
         self.check_running()?;
@@ -59,52 +61,77 @@ impl Pool {
             rounds.started += 1;
             rounds.started
         };
-        let sealed = seal();
-        self.write_round(sealed.as_ref())
-            .map_err(|error| self.stop("a commit failed", error))?;
-        if let Some(sealed) = sealed {
-            let mut state = write(&self.state);
-            state.space.release(sealed.batch, self.options.discard_freed);
-            state.log.set_durable(sealed);
+        match seal() {
+            None => self.settle(turn)?,
+            Some(sealed) => {
+                self.write_batch(&sealed)
+                    .map_err(|error| self.stop("a commit failed", error))?;
+                let mut state = write(&self.state);
+                state.space.release(sealed.batch, self.options.discard_freed);
+                state.log.set_durable(sealed);
+            }
         }
         lock(&self.rounds).completed = round;
         Ok(())
     }
 
-    fn write_round(&self, sealed: Option<&SealedBatch>) -> Result<(), PoolError> {
-        if sealed.is_none_or(|sealed| sealed.flush_first) {
+    fn write_batch(&self, sealed: &SealedBatch) -> Result<(), PoolError> {
+        if sealed.flush_first {
             self.device
                 .flush()
                 .map_err(PoolError::device("flushing data before a commit"))?;
         }
-        let Some(sealed) = sealed else { return Ok(()) };
         let frame = sealed.frame(self.uuid);
         write_log(&*self.device, &self.geometry, sealed.block, &frame)?;
         self.device.flush().map_err(PoolError::device("flushing the log"))
+    }
+
+    /// Flushes; with it the last batch is settled, if it is not: its data has become durable when it did, and now its
+    /// header says so (U2).
+    fn settle(&self, _turn: &CommitTurn<'_>) -> Result<(), PoolError> {
+        let last = write(&self.state).log.take_unsettled();
+        let marked = last.as_ref().map_or(Ok(()), |last| {
+            let block = last.settled_block(self.uuid);
+            write_log(&*self.device, &self.geometry, last.block, &block)
+        });
+        marked
+            .and_then(|()| self.device.flush().map_err(PoolError::device("flushing data")))
+            .map_err(|error| self.stop("a flush failed", error))?;
+        if let Some(last) = last {
+            write(&self.state).log.unsettled.settle_upto(last.batch);
+        }
+        Ok(())
     }
 
     /// Waits until blocks of a chunk may be overwritten in place, and makes it so (U2). The caller holds the latch of the
     /// chunk's index.
     pub(crate) fn make_overwritable(&self, chunk: u64, blocks: Blocks) -> Result<(), PoolError> {
         while !read(&self.state).log.unsettled.may_overwrite(chunk, blocks) {
-            self.settle()?;
+            let turn = self.commit_turn();
+            self.check_running()?;
+            // Whoever had the turn before may have settled it.
+            if read(&self.state).log.unsettled_batch().is_some() {
+                self.settle(&turn)?;
+            }
         }
         Ok(())
     }
 
-    /// Settles the last batch: its data has become durable with it, and now its header says so.
-    fn settle(&self) -> Result<(), PoolError> {
-        let _turn = self.commit_turn();
+    /// Settles the last batch when nothing has been logged since the call before: whoever overwrites its blocks next
+    /// need not wait for it, and a block that the medium loses from then on is no batch lost (U2).
+    pub(crate) fn settle_if_idle(&self) -> Result<bool, PoolError> {
+        let last = read(&self.state).log.unsettled_batch();
+        let before = self.idle_batch.swap(last.unwrap_or(0), Ordering::Relaxed);
+        if last != Some(before) {
+            return Ok(false);
+        }
+        let turn = self.commit_turn();
         self.check_running()?;
-        let Some(last) = write(&self.state).log.take_unsettled() else {
-            return Ok(());
-        };
-        let block = last.settled_block(self.uuid);
-        write_log(&*self.device, &self.geometry, last.block, &block)
-            .and_then(|()| self.device.flush().map_err(PoolError::device("flushing the log")))
-            .map_err(|error| self.stop("settling a batch failed", error))?;
-        write(&self.state).log.unsettled.settle_upto(last.batch);
-        Ok(())
+        if read(&self.state).log.unsettled_batch() != last {
+            return Ok(false);
+        }
+        self.settle(&turn)?;
+        Ok(true)
     }
 }
 

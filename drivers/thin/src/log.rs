@@ -105,8 +105,8 @@ impl LogRing {
         (ring_blocks / 4).clamp(1, MAX_BATCH_BLOCKS)
     }
 
-    /// Reserves room for one record and its claim, so that appending them later needs no commit and no checkpoint. False when there is
-    /// none now. Give it back with [`end_reservation`](Self::end_reservation) after the record was appended, or instead.
+    /// Reserves room for one record and its claim, so that appending them later needs no commit and no checkpoint.
+    /// False when there is none now. Give it back with [`end_reservation`](Self::end_reservation) after the record was appended, or instead.
     pub fn try_reserve(&self) -> bool {
         let reserved = self.reserved.fetch_add(1, Ordering::Relaxed) + 1;
         let open = BatchHeader::blocks_for(self.open.len());
@@ -148,7 +148,12 @@ impl LogRing {
         self.last = (!sealed.flush_first).then_some(sealed);
     }
 
-    /// Returns the last durable batch if its claims may have to be verified. Its data is durable by now.
+    /// Returns the number of the last durable batch if its claims may have to be verified.
+    pub fn unsettled_batch(&self) -> Option<u64> {
+        self.last.as_ref().map(|last| last.batch)
+    }
+
+    /// Hands out the last durable batch if its claims may have to be verified. Its data is durable by now.
     pub fn take_unsettled(&mut self) -> Option<SealedBatch> {
         self.last.take()
     }

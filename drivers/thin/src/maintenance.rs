@@ -1,5 +1,5 @@
 //! Background work, in bounded steps: discards of freed chunks, checkpoints, filling of partial chunks, reclaim of
-//! deleted versions, eviction of map pages. Correctness needs none of it; space and memory do.
+//! deleted versions, eviction of map pages, settling of the log. Correctness needs none of it; space and memory do.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -38,7 +38,8 @@ impl Pool {
         let worked = self.discard_freed()?
             || self.checkpoint_if_due()?
             || self.reap_and_fill()?
-            || self.end_quarantine()?;
+            || self.end_quarantine()?
+            || self.settle_if_idle()?;
         Ok(Maintenance { more: worked })
     }
 

@@ -40,6 +40,8 @@ pub struct Pool {
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) committing: Mutex<()>,
     pub(crate) rounds: Mutex<Rounds>,
+    /// The batch that was unsettled when the background work last looked; 0 for none.
+    pub(crate) idle_batch: AtomicU64,
     pub(crate) openings: Mutex<HashMap<NodeId, Openings>>,
     stopped: OnceLock<String>,
     closed: AtomicBool,
@@ -88,6 +90,7 @@ impl Pool {
             checkpointing: Mutex::default(),
             committing: Mutex::default(),
             rounds: Mutex::default(),
+            idle_batch: AtomicU64::new(0),
             openings: Mutex::default(),
             stopped: OnceLock::new(),
             closed: AtomicBool::new(false),

@@ -93,6 +93,26 @@ fn u2_a_block_is_overwritten_after_its_batch_is_settled_with_one_more_flush_once
 }
 
 #[test]
+fn u2_a_flush_of_nothing_and_an_idle_pool_settle_the_last_batch() {
+    let (device, pool, handle) = pool_with_volume();
+    let overwritable = || matches!(handle.plan_overwrite(0, 4096), Planned::Direct(_));
+    let maintain = || while pool.maintain().unwrap().more {};
+    write(&handle, 0, CHUNK, 1);
+    handle.flush().unwrap();
+    assert!(!overwritable());
+    assert_eq!(flushes_of(&device, || handle.flush().unwrap()), 1);
+    assert!(overwritable());
+    handle.discard(0, CHUNK).unwrap();
+    write(&handle, 0, CHUNK, 2);
+    handle.flush().unwrap();
+    assert_eq!(flushes_of(&device, maintain), 0, "it may be going on");
+    assert!(!overwritable());
+    assert_eq!(flushes_of(&device, maintain), 1);
+    assert!(overwritable());
+    assert_eq!(flushes_of(&device, maintain), 0, "once is enough");
+}
+
+#[test]
 fn u2_what_is_overwritten_before_its_batch_is_written_is_flushed_first() {
     let (device, _pool, handle) = pool_with_volume();
     write(&handle, 0, CHUNK, 1);
