@@ -1,7 +1,7 @@
 //! The model's types, turned into messages.
 
 use prost_types::Timestamp;
-use quarry_contract::{IoLimits, PoolState, Rate, RateLimits, SessionInfo};
+use quarry_contract::{ChapCredentials, IoLimits, PoolState, Rate, RateLimits, SessionInfo};
 use quarry_proto::v1;
 use quarry_proto::v1::volume_source;
 use secrecy::ExposeSecret;
@@ -131,10 +131,8 @@ pub(super) fn connection_info(info: &ConnectionInfo) -> v1::ConnectionInfo {
         portals: info.portals.iter().map(ToString::to_string).collect(),
         target_name: info.target_name.clone(),
         lun: info.lun.into(),
-        chap: Some(v1::ChapCredentials {
-            username: info.chap.username.clone(),
-            secret: info.chap.secret.expose_secret().to_owned(),
-        }),
+        chap: Some(credentials(&info.chap)),
+        target_chap: info.target_chap.as_ref().map(credentials),
     };
     v1::ConnectionInfo {
         protocol: Some(v1::connection_info::Protocol::Iscsi(iscsi)),
@@ -143,6 +141,13 @@ pub(super) fn connection_info(info: &ConnectionInfo) -> v1::ConnectionInfo {
         discard: info.discard,
         logical_block_bytes: info.logical_block_bytes,
         physical_block_bytes: info.physical_block_bytes,
+    }
+}
+
+fn credentials(chap: &ChapCredentials) -> v1::ChapCredentials {
+    v1::ChapCredentials {
+        username: chap.username.clone(),
+        secret: chap.secret.expose_secret().to_owned(),
     }
 }
 

@@ -5,7 +5,8 @@
 //!   several paths, all of one length, because os-brick zips them;
 //! - `target_lun` is a number: as text it attaches and is never found again at detach;
 //! - portals are IP literals, because os-brick compares them with iscsiadm's output as text;
-//! - block sizes are text.
+//! - block sizes are text;
+//! - os-brick has no keys for a target that proves itself (mutual CHAP), so that those credentials are not here.
 //!
 //! Keys come out sorted, so the same attachment renders to the same bytes for ever.
 
@@ -72,6 +73,10 @@ mod tests {
                 username: "quarry-1".into(),
                 secret: "abcdefghijklmnop".to_owned().into(),
             },
+            target_chap: Some(ChapCredentials {
+                username: "quarry-target-1".into(),
+                secret: "ponmlkjihgfedcba".to_owned().into(),
+            }),
             mode: AccessMode::ReadWrite,
             multipath,
             enforce_multipath: false,

@@ -176,6 +176,9 @@ pub struct AttachmentRecord {
     pub mode: AccessMode,
     /// How the host proves itself.
     pub chap: ChapRecord,
+    /// How the target proves itself to a host that asks; attachments of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_chap: Option<ChapRecord>,
     /// The volume's unit of addressing, in bytes.
     pub logical_block_bytes: u32,
     /// The volume's smallest write without read-modify-write, in bytes.

@@ -1,7 +1,7 @@
 //! `quarry attachment`: the right of one host to reach one volume, and how it does.
 //!
-//! The CHAP secret is shown only by `create` and `show` and only with `-o json`, inside `connection_info`: a
-//! table ends up on screens and in tickets.
+//! CHAP secrets are shown only by `create` and `show` and only with `-o json`, inside `connection_info` and
+//! `target_chap`: a table ends up on screens and in tickets.
 
 use std::collections::BTreeMap;
 
@@ -207,6 +207,16 @@ struct Record<'a> {
     /// Only where one attachment is shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     connection_info: Option<serde_json::Value>,
+    /// How the target proves itself, for which os-brick's `connection_info` has no keys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target_chap: Option<CredentialsRecord<'a>>,
+}
+
+/// The target's side of mutual CHAP, as JSON.
+#[derive(Serialize)]
+struct CredentialsRecord<'a> {
+    username: &'a str,
+    secret: &'a str,
 }
 
 /// The host, as JSON.
@@ -259,6 +269,7 @@ impl<'a> From<&'a Attachment> for Record<'a> {
             generation: attachment.generation,
             create_time: attachment.create_time.as_ref().map(ToString::to_string),
             connection_info: None,
+            target_chap: None,
         }
     }
 }
@@ -327,6 +338,7 @@ fn shown(attachment: &Attachment, info: &ConnectionInfo) -> Result<Answer, Failu
     if let Some(connector) = &attachment.connector {
         properties.push(("host", show_text(&connector.host)));
     }
+    let mut target_chap = None;
     if let Some(connection_info::Protocol::Iscsi(iscsi)) = &info.protocol {
         properties.push(("portals", iscsi.portals.join(", ")));
         properties.push(("target", iscsi.target_name.clone()));
@@ -334,6 +346,14 @@ fn shown(attachment: &Attachment, info: &ConnectionInfo) -> Result<Answer, Failu
         if let Some(chap) = &iscsi.chap {
             properties.push(("chap user", chap.username.clone()));
             properties.push(("chap secret", "(only with -o json)".to_owned()));
+        }
+        if let Some(chap) = &iscsi.target_chap {
+            properties.push(("target chap user", chap.username.clone()));
+            properties.push(("target chap secret", "(only with -o json)".to_owned()));
+            target_chap = Some(CredentialsRecord {
+                username: &chap.username,
+                secret: &chap.secret,
+            });
         }
     }
     properties.extend([
@@ -343,6 +363,7 @@ fn shown(attachment: &Attachment, info: &ConnectionInfo) -> Result<Answer, Failu
     ]);
     let record = Record {
         connection_info: Some(cinder),
+        target_chap,
         ..Record::from(attachment)
     };
     Ok(Answer::show(properties, &record))
@@ -398,6 +419,7 @@ mod tests {
     use crate::cli::golden::assert_golden;
 
     const SECRET: &str = "abcdefghijklmnop";
+    const TARGET_SECRET: &str = "ponmlkjihgfedcba";
 
     fn attachment() -> Attachment {
         Attachment {
@@ -429,6 +451,10 @@ mod tests {
                     username: "host1".into(),
                     secret: SECRET.into(),
                 }),
+                target_chap: Some(ChapCredentials {
+                    username: "target1".into(),
+                    secret: TARGET_SECRET.into(),
+                }),
             })),
             cinder_json: format!(
                 r#"{{"driver_volume_type":"iscsi","data":{{"target_lun":1,"auth_password":"{SECRET}"}}}}"#
@@ -455,9 +481,11 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_is_in_the_json_of_one_attachment_and_nowhere_else() {
+    fn the_secrets_are_in_the_json_of_one_attachment_and_nowhere_else() {
         let one = shown(&attachment(), &info()).unwrap();
-        assert!(one.render(Format::Json).contains(SECRET));
-        assert!(!one.render(Format::Table).contains(SECRET));
+        for secret in [SECRET, TARGET_SECRET] {
+            assert!(one.render(Format::Json).contains(secret));
+            assert!(!one.render(Format::Table).contains(secret));
+        }
     }
 }

@@ -96,15 +96,20 @@ impl Resources {
         let of_host = others
             .iter()
             .find(|(_, r)| r.connector.initiator == new.connector.initiator);
-        let chap = match of_host {
-            Some((_, record)) => record.chap.clone(),
-            None => ChapRecord::from(&generate_chap(new.volume, &new.connector.initiator)?),
+        let (chap, target_chap) = match of_host {
+            Some((_, record)) => (record.chap.clone(), record.target_chap.clone()),
+            None => {
+                let generate = |side| generate_chap(side, new.volume, &new.connector.initiator);
+                let (host, target) = (generate(Side::Host)?, generate(Side::Target)?);
+                (ChapRecord::from(&host), Some(ChapRecord::from(&target)))
+            }
         };
         let mut record = AttachmentRecord {
             volume: new.volume,
             connector: new.connector,
             mode: new.mode,
             chap,
+            target_chap,
             // Known when the device is open, below.
             logical_block_bytes: 0,
             physical_block_bytes: 0,
@@ -275,6 +280,7 @@ impl Resources {
             target_name: address.target_name,
             lun: address.lun,
             chap: ChapCredentials::from(&record.chap),
+            target_chap: record.target_chap.as_ref().map(ChapCredentials::from),
             mode: record.mode,
             multipath: record.connector.multipath,
             enforce_multipath: record.connector.enforce_multipath,
@@ -388,16 +394,29 @@ fn compare(record: &AttachmentRecord, new: &NewAttachment) -> Result<(), Resourc
     differences.none_or(Object::attachment(new.id))
 }
 
-/// Makes credentials for one host on one volume: a user name derived from both, and a random secret of 16
+/// Who proves itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The host, to the target.
+    Host,
+    /// The target, to the host.
+    Target,
+}
+
+/// Makes one side's credentials for one host on one volume: a user name derived from both, and a random secret of 16
 /// letters and digits (95 bits; RFC 7143 9.2.1 asks for 96 bits of a secret or protection by IPsec, initiators
 /// take 12 to 16 characters).
-fn generate_chap(volume: VolumeId, initiator: &str) -> Result<ChapCredentials, ResourceError> {
+fn generate_chap(side: Side, volume: VolumeId, initiator: &str) -> Result<ChapCredentials, ResourceError> {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     const LENGTH: usize = 16;
     let mut hash = Sha256::new();
     hash.update(volume.0.as_bytes());
     hash.update(initiator.as_bytes());
-    let username = format!("quarry-{}", hex::encode(&hash.finalize()[..8]));
+    let prefix = match side {
+        Side::Host => "quarry",
+        Side::Target => "quarry-target",
+    };
+    let username = format!("{prefix}-{}", hex::encode(&hash.finalize()[..8]));
 
     let mut secret = String::with_capacity(LENGTH);
     while secret.len() < LENGTH {
@@ -430,7 +449,7 @@ mod tests {
         let volume = VolumeId(Uuid::from_u128(1));
         let secrets: BTreeSet<String> = (0..100)
             .map(|_| {
-                generate_chap(volume, "iqn.2026-11.io.x")
+                generate_chap(Side::Host, volume, "iqn.2026-11.io.x")
                     .unwrap()
                     .secret
                     .expose_secret()
@@ -443,7 +462,7 @@ mod tests {
                 .iter()
                 .all(|s| s.len() == 16 && s.bytes().all(|b| b.is_ascii_alphanumeric()))
         );
-        let name = |initiator| generate_chap(volume, initiator).unwrap().username;
+        let name = |initiator| generate_chap(Side::Host, volume, initiator).unwrap().username;
         assert_eq!(name("iqn.2026-11.io.x"), name("iqn.2026-11.io.x"));
         assert_ne!(name("iqn.2026-11.io.x"), name("iqn.2026-11.io.y"));
     }

@@ -17,7 +17,6 @@ use quarry_contract::{
     Access, ChapCredentials, DeviceLimits, DriverError, ExportSpec, Grant, InitiatorName, IoLimits, Keeper,
     OpenMode, Target, VersionId, VolumeId,
 };
-use secrecy::ExposeSecret;
 use tracing::{info, warn};
 
 use super::Resources;
@@ -94,6 +93,7 @@ pub(super) fn grants_of<'a>(
             initiator,
             access,
             chap: ChapCredentials::from(&record.chap),
+            target_chap: record.target_chap.as_ref().map(ChapCredentials::from),
         });
         if access == Access::ReadWrite {
             grant.access = access;
@@ -106,12 +106,6 @@ fn initiator_of(record: &AttachmentRecord) -> Result<InitiatorName, ResourceErro
     InitiatorName::parse(&record.connector.initiator).map_err(|problem| ResourceError::Internal {
         detail: format!("a stored initiator name cannot be parsed: {problem}"),
     })
-}
-
-fn is_same(one: &Grant, other: &Grant) -> bool {
-    one.access == other.access
-        && one.chap.username == other.chap.username
-        && one.chap.secret.expose_secret() == other.chap.secret.expose_secret()
 }
 
 impl Resources {
@@ -198,7 +192,7 @@ impl Resources {
         }
         for grant in wanted {
             let present = applied.get(&grant.initiator).and_then(Option::as_ref);
-            if present.is_some_and(|present| is_same(present, &grant)) {
+            if present == Some(&grant) {
                 continue;
             }
             let initiator = grant.initiator.clone();

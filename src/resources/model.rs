@@ -132,6 +132,8 @@ pub struct ConnectionInfo {
     pub lun: u16,
     /// How the host proves itself.
     pub chap: ChapCredentials,
+    /// How the target proves itself to a host that asks; attachments of older versions have none.
+    pub target_chap: Option<ChapCredentials>,
     /// What this attachment allows.
     pub mode: AccessMode,
     /// Whether the host uses several paths.

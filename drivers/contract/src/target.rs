@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{BlockDevice, DriverError, IoLimits, Outcome, VolumeId};
 
@@ -161,7 +161,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// One-way CHAP credentials (RFC 1994) with which an initiator proves itself.
+/// CHAP credentials (RFC 1994) with which one side proves itself to the other.
 #[derive(Debug, Clone)]
 pub struct ChapCredentials {
     /// The user name; not secret.
@@ -171,7 +171,7 @@ pub struct ChapCredentials {
 }
 
 /// One initiator's right to log in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// Who.
     pub initiator: InitiatorName,
@@ -179,7 +179,18 @@ pub struct Grant {
     pub access: Access,
     /// How it proves itself.
     pub chap: ChapCredentials,
+    /// How the target proves itself to it, if it asks; without them such a login fails. With the secret of `chap`
+    /// every login fails (RFC 7143 9.2.1).
+    pub target_chap: Option<ChapCredentials>,
 }
+
+impl PartialEq for ChapCredentials {
+    fn eq(&self, other: &Self) -> bool {
+        self.username == other.username && self.secret.expose_secret() == other.secret.expose_secret()
+    }
+}
+
+impl Eq for ChapCredentials {}
 
 /// A device to export.
 pub struct ExportSpec {

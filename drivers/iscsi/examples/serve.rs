@@ -137,6 +137,7 @@ fn main() {
             username: "bench".to_owned(),
             secret: "bench-secret-016".to_owned().into(),
         },
+        target_chap: None,
     };
     let names = std::env::var("INITIATORS").unwrap_or_else(|_| "iqn.2026-11.io.quarry:bench".to_owned());
     let spec = ExportSpec {

@@ -1,9 +1,11 @@
-//! CHAP: how an initiator proves that it knows its secret (RFC 1994; RFC 7143 12.1.3).
+//! CHAP: how an initiator and, if asked, the target prove that they know their secrets (RFC 1994; RFC 7143 12.1.3).
 //!
 //! Invariants
 //! - C1: a challenge is random and used for one response.
 //! - C2: a secret and a right response never reach a log or an error.
 //! - C3: the comparison takes the same time whatever differs.
+//! - C4: an initiator cannot have the target answer for it: a challenge of ours is not answered when it comes back, and
+//!   a response that the target would give proves nothing (RFC 7143 9.2.1).
 
 use base64::Engine as _;
 use md5::{Digest, Md5};
@@ -13,6 +15,11 @@ use sha1::Sha1;
 use sha2::Sha256;
 use sha3::Sha3_256;
 use subtle::ConstantTimeEq;
+
+use crate::text::number;
+
+/// The longest challenge an initiator may send, in bytes (RFC 7143 12.1.3).
+const CHALLENGE_BYTES: usize = 1024;
 
 /// A hash that CHAP can use, by its number in the IANA registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,19 +82,29 @@ impl Algorithm {
 pub struct Challenge {
     algorithm: Algorithm,
     identifier: u8,
-    bytes: [u8; 32],
+    bytes: Vec<u8>,
 }
 
 impl Challenge {
     /// Makes a challenge from 33 random bytes (C1).
     pub fn new(algorithm: Algorithm, random: [u8; 33]) -> Self {
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(&random[1..]);
         Self {
             algorithm,
             identifier: random[0],
-            bytes,
+            bytes: random[1..].to_vec(),
         }
+    }
+
+    /// Reads the challenge that came with the response to this one (`CHAP_I`, `CHAP_C`): the same algorithm holds in
+    /// both directions. `None` when it is malformed, or this one (C4).
+    pub fn counter(&self, identifier: &str, bytes: &str) -> Option<Self> {
+        let bytes = binary(bytes)?;
+        let fits = (1..=CHALLENGE_BYTES).contains(&bytes.len()) && bytes != self.bytes;
+        fits.then_some(Self {
+            algorithm: self.algorithm,
+            identifier: number(identifier)?.try_into().ok()?,
+            bytes,
+        })
     }
 
     /// Returns the values of `CHAP_A`, `CHAP_I` and `CHAP_C`.
@@ -95,22 +112,36 @@ impl Challenge {
         [
             ("CHAP_A", self.algorithm.number().to_string()),
             ("CHAP_I", self.identifier.to_string()),
-            ("CHAP_C", format!("0x{}", hex::encode(self.bytes))),
+            ("CHAP_C", format!("0x{}", hex::encode(&self.bytes))),
         ]
     }
 
     /// Computes the right response to it.
-    pub fn response(&self, secret: &[u8]) -> Vec<u8> {
+    pub fn response(&self, chap: &ChapCredentials) -> Vec<u8> {
+        let secret = chap.secret.expose_secret().as_bytes();
         self.algorithm.hash([&[self.identifier], secret, &self.bytes])
     }
 
-    /// Tells whether a user name and a response are those of the credentials (C3).
-    pub fn is_answered_by(&self, username: &str, response: &[u8], credentials: &ChapCredentials) -> bool {
-        let expected = self.response(credentials.secret.expose_secret().as_bytes());
-        let right_name = username.as_bytes().ct_eq(credentials.username.as_bytes());
-        let right_response = response.ct_eq(&expected);
-        (right_name & right_response).into()
+    /// Tells whether a user name and a response are the initiator's of the credentials, and the response is not what
+    /// the target would give (C3, C4).
+    pub fn is_answered_by(&self, username: &str, response: &[u8], credentials: &Credentials) -> bool {
+        let Credentials { initiator, target } = credentials;
+        let right_name = username.as_bytes().ct_eq(initiator.username.as_bytes());
+        let right_response = response.ct_eq(&self.response(initiator));
+        let ours = target
+            .as_ref()
+            .map(|target| response.ct_eq(&self.response(target)));
+        (right_name & right_response & !ours.unwrap_or(0.into())).into()
     }
+}
+
+/// How an initiator and its target prove themselves to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The initiator's, which it must show.
+    pub initiator: ChapCredentials,
+    /// The target's, for an initiator that asks.
+    pub target: Option<ChapCredentials>,
 }
 
 /// Decodes a binary value: `0x` and hexadecimal digits, or `0b` and base64 (RFC 7143 6.1: binary-value).
@@ -141,20 +172,68 @@ mod tests {
         ];
         for (algorithm, response) in known {
             let challenge = Challenge::new(algorithm, random);
-            assert_eq!(hex::encode(challenge.response(b"secret-secret-16")), response);
-            let right = ChapCredentials {
-                username: "user".into(),
-                secret: "secret-secret-16".to_owned().into(),
-            };
+            let right = chap("secret-secret-16");
+            assert_eq!(hex::encode(challenge.response(&right)), response);
             let response = hex::decode(response).unwrap();
-            assert!(challenge.is_answered_by("user", &response, &right));
-            assert!(!challenge.is_answered_by("User", &response, &right));
-            assert!(!challenge.is_answered_by("user", &response[1..], &right));
-            let wrong = ChapCredentials {
-                secret: "secret-secret-17".to_owned().into(),
-                ..right
+            let answered = |username, response: &[u8], initiator: &ChapCredentials| {
+                let credentials = Credentials {
+                    initiator: initiator.clone(),
+                    target: None,
+                };
+                challenge.is_answered_by(username, response, &credentials)
             };
-            assert!(!challenge.is_answered_by("user", &response, &wrong));
+            assert!(answered("user", &response, &right));
+            assert!(!answered("User", &response, &right));
+            assert!(!answered("user", &response[1..], &right));
+            assert!(!answered("user", &response, &chap("secret-secret-17")));
+        }
+    }
+
+    fn chap(secret: &str) -> ChapCredentials {
+        ChapCredentials {
+            username: "user".into(),
+            secret: secret.to_owned().into(),
+        }
+    }
+
+    #[test]
+    fn response_that_the_target_would_give_proves_nothing() {
+        let challenge = Challenge::new(Algorithm::Sha256, [3; 33]);
+        let answered = |target: &str, by: &str| {
+            let credentials = Credentials {
+                initiator: chap("secret-secret-16"),
+                target: Some(chap(target)),
+            };
+            challenge.is_answered_by("user", &challenge.response(&chap(by)), &credentials)
+        };
+        assert!(answered("target-secret-16", "secret-secret-16"));
+        assert!(!answered("target-secret-16", "target-secret-16"));
+        assert!(!answered("secret-secret-16", "secret-secret-16"));
+    }
+
+    #[test]
+    fn counter_challenge_is_another_one_of_up_to_1024_bytes() {
+        let ours = Challenge::new(Algorithm::Sha1, [7; 33]);
+        let longest = format!("0x{}", "ab".repeat(1024));
+        for (identifier, bytes) in [("0", "0x01"), ("255", "0b3q0B"), ("0xff", &longest)] {
+            let counter = ours.counter(identifier, bytes).unwrap();
+            assert_eq!(counter.algorithm, Algorithm::Sha1);
+        }
+        let reflected = format!("0x{}", "07".repeat(32));
+        let in_base64 = format!("0b{}", base64::engine::general_purpose::STANDARD.encode([7; 32]));
+        let too_long = format!("0x{}", "ab".repeat(1025));
+        for (identifier, bytes) in [
+            ("7", reflected.as_str()),
+            ("8", &reflected),
+            ("7", &in_base64),
+            ("7", &too_long),
+            ("7", "0x"),
+            ("7", "zz"),
+            ("256", "0x01"),
+            ("-1", "0x01"),
+            ("", "0x01"),
+        ] {
+            assert_eq!(ours.counter(identifier, bytes), None, "{identifier} {bytes}");
         }
     }
 

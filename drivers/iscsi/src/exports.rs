@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use quarry_contract::{
-    BlockDevice, ChapCredentials, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,
-    SessionInfo, VolumeId,
+    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal, SessionInfo,
+    VolumeId,
 };
-use secrecy::ExposeSecret;
 
+use crate::chap::Credentials;
 use crate::limiter::Limiter;
 use crate::login::{Admission, Authority, GrantId, LoginStatus};
 use crate::nexus::{AccessCell, Attention, Nexus};
@@ -72,7 +72,7 @@ struct GrantRecord {
     id: GrantId,
     initiator: InitiatorName,
     access: Arc<AccessCell>,
-    chap: ChapCredentials,
+    credentials: Credentials,
 }
 
 /// Returns an id that no grant has had in this process.
@@ -81,8 +81,11 @@ fn next_grant_id() -> GrantId {
     GrantId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn same_credentials(a: &ChapCredentials, b: &ChapCredentials) -> bool {
-    a.username == b.username && a.secret.expose_secret() == b.secret.expose_secret()
+fn credentials_of(grant: &Grant) -> Credentials {
+    Credentials {
+        initiator: grant.chap.clone(),
+        target: grant.target_chap.clone(),
+    }
 }
 
 /// One exported volume.
@@ -288,15 +291,16 @@ impl ExportState {
                 id: next_grant_id(),
                 initiator: grant.initiator.clone(),
                 access: Arc::new(AccessCell::new(grant.access)),
-                chap: grant.chap.clone(),
+                credentials: credentials_of(grant),
             });
             return true;
         };
         let other_access = record.access.get() != grant.access;
-        let other_credentials = !same_credentials(&record.chap, &grant.chap);
+        let credentials = credentials_of(grant);
+        let other_credentials = record.credentials != credentials;
         if other_credentials {
             record.id = next_grant_id();
-            record.chap = grant.chap.clone();
+            record.credentials = credentials;
         }
         if other_access {
             record.access.set(grant.access);
@@ -518,7 +522,8 @@ impl ExportTable {
     pub fn visible_to(&self, initiator: &InitiatorName, username: Option<&str>) -> Vec<String> {
         let visible = |export: &Arc<Export>| {
             export.lock().grants.iter().any(|record| {
-                record.initiator == *initiator && username.is_none_or(|name| name == record.chap.username)
+                record.initiator == *initiator
+                    && username.is_none_or(|name| name == record.credentials.initiator.username)
             })
         };
         let exports = self.all();
@@ -565,17 +570,17 @@ impl Authority for ExportTable {
         };
         let grants = &export.lock().grants;
         match grants.iter().find(|record| record.initiator == *initiator) {
-            Some(record) => Admission::Granted(record.chap.clone(), record.id),
+            Some(record) => Admission::Granted(record.credentials.clone(), record.id),
             None => Admission::NotGranted,
         }
     }
 
-    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<ChapCredentials> {
+    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<Credentials> {
         let mut credentials = Vec::new();
         for export in self.all() {
             let state = export.lock();
             let theirs = state.grants.iter().filter(|r| r.initiator == *initiator);
-            credentials.extend(theirs.map(|record| record.chap.clone()));
+            credentials.extend(theirs.map(|record| record.credentials.clone()));
         }
         credentials
     }

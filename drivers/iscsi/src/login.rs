@@ -10,11 +10,13 @@
 //! - L2: a discovery session that has answered a challenge sees the targets its credentials open; one that
 //!   offered only `AuthMethod=None` sees the names of the targets granted to the initiator name it declares.
 //!   Names are all it can get: the text phase has no way to data.
+//! - L4: the target proves itself to who asks for it (mutual CHAP) and has proved itself in the same request, and to
+//!   nobody else.
 //! - L3: a request that leaves the order of stages, misses a key or is malformed ends the login with a status.
 
-use quarry_contract::{ChapCredentials, InitiatorName};
+use quarry_contract::InitiatorName;
 
-use crate::chap::{Algorithm, Challenge, binary};
+use crate::chap::{Algorithm, Challenge, Credentials, binary};
 use crate::negotiation::{Answer, Parameters, RECEIVE_SEGMENT_BYTES};
 use crate::pdu::Login;
 use crate::text::{self, EXCHANGE_BYTES, TextWriter};
@@ -61,7 +63,7 @@ pub trait Authority {
     fn admission(&self, target: &str, initiator: &InitiatorName) -> Admission;
 
     /// Returns the credentials of every grant that an initiator has on any target.
-    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<ChapCredentials>;
+    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<Credentials>;
 }
 
 /// Tells a grant with its credentials from all others, those of the same initiator before and after it included.
@@ -71,7 +73,7 @@ pub struct GrantId(pub u64);
 /// What [`Authority::admission`] finds.
 pub enum Admission {
     /// The initiator is granted and must prove itself with these.
-    Granted(ChapCredentials, GrantId),
+    Granted(Credentials, GrantId),
     /// Granted to others.
     NotGranted,
     /// Was here and is gone.
@@ -151,7 +153,7 @@ enum Proof {
 struct Identity {
     initiator: InitiatorName,
     kind: SessionKind,
-    credentials: Vec<ChapCredentials>,
+    credentials: Vec<Credentials>,
 }
 
 /// One connection's login.
@@ -309,15 +311,21 @@ impl LoginMachine {
                 self.proof = Proof::Challenged(challenge);
             }
             Proof::Challenged(challenge) => {
-                // An initiator that wants us to prove ourselves too has a secret we were not given.
-                if value("CHAP_I").is_some() || value("CHAP_C").is_some() {
-                    return Err(failed);
-                }
                 let username = value("CHAP_N").ok_or(failed)?;
                 let response = value("CHAP_R").and_then(binary).ok_or(failed)?;
-                let answers = |c: &ChapCredentials| challenge.is_answered_by(username, &response, c);
-                if !identity.credentials.iter().any(answers) {
-                    return Err(failed);
+                let counter = match (value("CHAP_I"), value("CHAP_C")) {
+                    (None, None) => None,
+                    (Some(identifier), Some(bytes)) => {
+                        Some(challenge.counter(identifier, bytes).ok_or(failed)?)
+                    }
+                    _ => return Err(failed),
+                };
+                let answers = |c: &&Credentials| challenge.is_answered_by(username, &response, c);
+                let credentials = identity.credentials.iter().find(answers).ok_or(failed)?;
+                if let Some(counter) = counter {
+                    let own = credentials.target.as_ref().ok_or(failed)?;
+                    reply.pair("CHAP_N", &own.username);
+                    reply.pair("CHAP_R", format!("0x{}", hex::encode(counter.response(own))));
                 }
                 self.proof = Proof::Given(Some(username.to_owned()));
             }

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use quarry_contract::conformance::block_on;
-use quarry_contract::{Access, IoLimits, Rate, RateLimits, Target};
+use quarry_contract::{Access, Grant, IoLimits, Rate, RateLimits, Target};
 use rig::{Rig, grant};
 
 /// The names that libiscsi's programs and QEMU use when not told another.
@@ -195,6 +195,33 @@ fn libiscsi_lists_inquires_and_measures() {
         &["-i", "iqn.2026-11.io.quarry.test:no", &url],
     );
     assert!(!stranger.status.success());
+}
+
+#[test]
+fn target_proves_itself_to_libiscsi_and_one_that_cannot_is_left() {
+    let rig = rig(1 << 20);
+    let mutual = |user: &str, secret: &str| {
+        let url = format!("{}?target_user={user}&target_password={secret}", rig.url());
+        run("iscsi-inq", "libiscsi-bin", &["-i", TOOL, &url])
+    };
+    let right = mutual(rig::TARGET_USER, rig::TARGET_SECRET);
+    assert!(right.status.success(), "{}", text(&right));
+    for (user, secret) in [
+        (rig::TARGET_USER, "not-its-secret-16"),
+        (rig::USER, rig::TARGET_SECRET),
+    ] {
+        let wrong = mutual(user, secret);
+        assert!(!wrong.status.success(), "{}", text(&wrong));
+    }
+    rig.export(
+        rig.volume,
+        &[Grant {
+            target_chap: None,
+            ..grant(TOOL, Access::ReadWrite)
+        }],
+    );
+    let none = mutual(rig::TARGET_USER, rig::TARGET_SECRET);
+    assert!(!none.status.success(), "{}", text(&none));
 }
 
 /// Takes ten seconds for each limit.

@@ -285,10 +285,17 @@ async fn rights_are_counted_by_host_and_one_detach_never_cuts_another() {
     kit.attach(32, 1, HOST_B, ReadOnly).await.unwrap();
     let credentials =
         |made: &v1::CreateAttachmentResponse| match made.connection_info.clone().unwrap().protocol {
-            Some(v1::connection_info::Protocol::Iscsi(iscsi)) => iscsi.chap.unwrap(),
+            Some(v1::connection_info::Protocol::Iscsi(iscsi)) => {
+                (iscsi.chap.unwrap(), iscsi.target_chap.unwrap())
+            }
             None => panic!("iSCSI is expected"),
         };
     assert_eq!(credentials(&first), credentials(&second), "one host, one secret");
+    let (host, target) = credentials(&first);
+    assert_ne!(
+        host.secret, target.secret,
+        "each side has its own (RFC 7143 9.2.1)"
+    );
     assert!(second.attachment.unwrap().shared_on_host);
     assert!(kit.attachment(30).await.unwrap().shared_on_host);
     assert_eq!(

@@ -24,6 +24,7 @@ fn attachment(volume: u128, initiator: &str) -> AttachmentRecord {
             username: "user".into(),
             secret: "hush-hush-hush".to_owned().into(),
         }),
+        target_chap: None,
         logical_block_bytes: 512,
         physical_block_bytes: 4096,
         discard: true,

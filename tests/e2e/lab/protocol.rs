@@ -56,6 +56,36 @@ fn a_session_over_ipv6_with_digests_carries_data_and_hears_of_a_new_size() {
 }
 
 #[test]
+fn a_target_proves_itself_to_linux_with_each_hash_and_one_that_cannot_is_left() {
+    let Some(guest) = Guest::initiator() else { return };
+    let storage = StorageHost::new();
+    let agent = storage.start();
+    let volume = command::volume(&agent, "16MiB");
+    let attached = guest.attach(&agent, volume, "");
+    let portal = portal(&attached);
+    let own = &json(&agent, &format!("attachment show {}", attached.id))["target_chap"];
+    let set = |key: &str, value: &str| {
+        guest.run(&format!(
+            "iscsiadm -m node -o update -n node.session.auth.{key} -v {value}"
+        ));
+    };
+    set("username_in", own["username"].as_str().unwrap());
+    for hash in ["MD5", "SHA1", "SHA256", "SHA3-256"] {
+        set("chap_algs", hash);
+        set("password_in", own["secret"].as_str().unwrap());
+        let disk = guest.log_in(&attached, &portal);
+        guest.run(&format!(
+            "dd if={disk} of=/dev/null bs=4k count=1 iflag=direct status=none"
+        ));
+        guest.log_out(&attached);
+        // Whoever does not know the target's secret is not this target.
+        set("password_in", "not-its-secret-16");
+        let refused = guest.try_run("iscsiadm -m node --login 2>&1").unwrap_err();
+        assert!(refused.contains("initiator reported error"), "{hash}: {refused}");
+    }
+}
+
+#[test]
 fn reservations_of_one_host_hold_against_another_and_over_a_restart() {
     const SECOND: &str = "iqn.1993-08.org.debian:01:second";
     let Some(guest) = Guest::initiator() else { return };

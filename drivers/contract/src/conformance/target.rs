@@ -45,6 +45,7 @@ fn grant(host: &str, access: Access, secret: &str) -> Grant {
             username: format!("user-{host}"),
             secret: secret.to_owned().into(),
         },
+        target_chap: None,
     }
 }
 
@@ -125,6 +126,25 @@ fn repeated_calls_are_unchanged(fixture: &mut dyn TargetFixture) {
     assert!(
         changed(again(&secret), "other secret"),
         "T3: another secret is Changed"
+    );
+    let mutual = Grant {
+        target_chap: Some(ChapCredentials {
+            username: "target".to_owned(),
+            secret: "secret-of-target".to_owned().into(),
+        }),
+        ..secret.clone()
+    };
+    assert!(
+        changed(again(&mutual), "credentials of the target"),
+        "T3: credentials of the target are Changed"
+    );
+    assert!(
+        !changed(again(&mutual), "credentials of the target again"),
+        "T3: and then Unchanged"
+    );
+    assert!(
+        changed(again(&secret), "no credentials of the target"),
+        "T3: none are Changed again"
     );
     assert!(
         !changed(again(&secret), "other secret again"),

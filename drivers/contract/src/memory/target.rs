@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use secrecy::ExposeSecret;
 
 use super::lock;
 use crate::{
@@ -79,13 +78,6 @@ impl MemoryTarget {
     }
 }
 
-fn same_grant(one: &Grant, other: &Grant) -> bool {
-    one.initiator == other.initiator
-        && one.access == other.access
-        && one.chap.username == other.chap.username
-        && one.chap.secret.expose_secret() == other.chap.secret.expose_secret()
-}
-
 fn not_exported(volume: VolumeId) -> DriverError {
     DriverError::NotFound {
         object: format!("the export of volume {volume}"),
@@ -116,11 +108,7 @@ impl Target for MemoryTarget {
         let mut exports = lock(&self.exports);
         if let Some(export) = exports.get_mut(&spec.volume) {
             let same = export.grants.len() == grants.len()
-                && export
-                    .grants
-                    .values()
-                    .zip(grants.values())
-                    .all(|(a, b)| same_grant(a, b))
+                && export.grants.values().zip(grants.values()).all(|(a, b)| a == b)
                 && export.limits == spec.limits;
             export.grants = grants;
             export.limits = spec.limits;
@@ -149,7 +137,7 @@ impl Target for MemoryTarget {
         let mut exports = lock(&self.exports);
         let export = exports.get_mut(&volume).ok_or_else(|| not_exported(volume))?;
         let present = export.grants.get(&grant.initiator);
-        if present.is_some_and(|present| same_grant(present, &grant)) {
+        if present == Some(&grant) {
             return Ok(Outcome::Unchanged(()));
         }
         export.grants.insert(grant.initiator.clone(), grant);

@@ -1,11 +1,10 @@
 //! A login without I/O.
 
-use quarry_contract::{ChapCredentials, InitiatorName};
-use secrecy::ExposeSecret;
+use quarry_contract::InitiatorName;
 
 use super::pdu::check_agreed;
 use super::world::{self, INITIATOR, USER};
-use crate::chap::{Algorithm, Challenge, binary};
+use crate::chap::{Algorithm, Challenge, Credentials, binary};
 use crate::login::{Admission, Authority, GrantId, LoginMachine, SessionKind, Step};
 use crate::pdu::{BHS_BYTES, Bhs, Lengths, Request, padded};
 use crate::text;
@@ -27,7 +26,7 @@ impl Authority for Grants {
         }
     }
 
-    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<ChapCredentials> {
+    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<Credentials> {
         match initiator.as_str() {
             INITIATOR => vec![world::credentials()],
             _ => Vec::new(),
@@ -64,7 +63,10 @@ pub fn login(mut input: &[u8]) {
             request.current_stage
         };
         assert_eq!(reply.next_stage, next, "L3");
-        text::parse(&reply.text).expect("an answer obeys the grammar");
+        let answers = text::parse(&reply.text).expect("an answer obeys the grammar");
+        if answers.iter().any(|(key, _)| *key == "CHAP_R") {
+            assert!(has_proof(&told), "L4");
+        }
         stage = Some(next);
         if let Step::Complete(_, admitted) = step {
             check_agreed(&admitted.parameters);
@@ -101,15 +103,14 @@ fn take<'a>(input: &mut &'a [u8]) -> Option<(crate::pdu::Login, &'a [u8])> {
 
 /// Tells, without the machine's help, whether what an initiator has said holds the user and a right response.
 fn has_proof(told: &[u8]) -> bool {
-    let credentials = world::credentials();
-    let secret = credentials.secret.expose_secret().as_bytes();
+    let initiator = world::credentials().initiator;
     let right: Vec<Vec<u8>> = [
         Algorithm::Md5,
         Algorithm::Sha1,
         Algorithm::Sha256,
         Algorithm::Sha3_256,
     ]
-    .map(|algorithm| Challenge::new(algorithm, world::challenge()).response(secret))
+    .map(|algorithm| Challenge::new(algorithm, world::challenge()).response(&initiator))
     .to_vec();
     let values = |key: &str| {
         let prefix = format!("{key}=");
@@ -118,7 +119,7 @@ fn has_proof(told: &[u8]) -> bool {
         let values = parts.filter_map(|part| Some(part.strip_prefix(&prefix)?.to_owned()));
         values.collect::<Vec<String>>()
     };
-    values("CHAP_N").contains(&credentials.username)
+    values("CHAP_N").contains(&initiator.username)
         && values("CHAP_R")
             .iter()
             .filter_map(|value| binary(value))

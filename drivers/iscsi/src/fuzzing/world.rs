@@ -18,6 +18,7 @@ use socket2::SockRef;
 use uuid::Uuid;
 
 use crate::background::Jobs;
+use crate::chap::Credentials;
 use crate::pass::Pass;
 use crate::reactor::Reactor;
 use crate::{IscsiTarget, StartError, TargetConfig};
@@ -57,10 +58,14 @@ pub fn target_name(number: u128) -> String {
 }
 
 /// The credentials of [`INITIATOR`].
-pub fn credentials() -> ChapCredentials {
-    ChapCredentials {
-        username: USER.to_owned(),
-        secret: "secret-secret-16".to_owned().into(),
+pub fn credentials() -> Credentials {
+    let chap = |username: &str, secret: &str| ChapCredentials {
+        username: username.to_owned(),
+        secret: secret.to_owned().into(),
+    };
+    Credentials {
+        initiator: chap(USER, "secret-secret-16"),
+        target: Some(chap("target-1", "target-secret-16")),
     }
 }
 
@@ -74,7 +79,8 @@ pub fn grant(access: Access) -> Grant {
     Grant {
         initiator: initiator(),
         access,
-        chap: credentials(),
+        chap: credentials().initiator,
+        target_chap: credentials().target,
     }
 }
 
@@ -148,6 +154,7 @@ impl World {
                 username: "user-2".to_owned(),
                 secret: "nobody-knows-this".to_owned().into(),
             },
+            target_chap: None,
         };
         export(&target, 1, &device, vec![grant(Access::ReadWrite)]);
         export(&target, 2, &second, vec![stranger]);

@@ -1,3 +1,5 @@
+use quarry_contract::ChapCredentials;
+
 use super::*;
 
 const INITIATOR: &str = "iqn.2026-11.test:host";
@@ -5,10 +7,17 @@ const TARGET: &str = "iqn.2026-11.io.quarry:volume-1";
 
 struct OneExport;
 
-fn credentials() -> ChapCredentials {
+fn chap(username: &str, secret: &str) -> ChapCredentials {
     ChapCredentials {
-        username: "user".into(),
-        secret: "secret-secret-16".to_owned().into(),
+        username: username.to_owned(),
+        secret: secret.to_owned().into(),
+    }
+}
+
+fn credentials() -> Credentials {
+    Credentials {
+        initiator: chap("user", "secret-secret-16"),
+        target: Some(chap("target", "target-secret-16")),
     }
 }
 
@@ -22,7 +31,7 @@ impl Authority for OneExport {
         }
     }
 
-    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<ChapCredentials> {
+    fn credentials_of(&self, initiator: &InitiatorName) -> Vec<Credentials> {
         if initiator.as_str() == INITIATOR {
             vec![credentials()]
         } else {
@@ -65,9 +74,9 @@ fn hello(target: &str) -> [(&str, &str); 4] {
     ]
 }
 
-fn answer(secret: &[u8]) -> String {
+fn answer(secret: &str) -> String {
     let challenge = Challenge::new(Algorithm::Md5, [7; 33]);
-    format!("0x{}", hex::encode(challenge.response(secret)))
+    format!("0x{}", hex::encode(challenge.response(&chap("", secret))))
 }
 
 /// Text of a reply as pairs.
@@ -103,7 +112,7 @@ fn challenged() -> LoginMachine {
 #[test]
 fn initiator_with_the_right_secret_reaches_the_full_feature_phase() {
     let mut machine = challenged();
-    let proof = [("CHAP_N", "user"), ("CHAP_R", &answer(b"secret-secret-16"))];
+    let proof = [("CHAP_N", "user"), ("CHAP_R", &answer("secret-secret-16"))];
     let third = step(&mut machine, request(0, Some(1)), &proof);
     assert!(matches!(&third, Step::Continue(reply) if reply.transit && reply.next_stage == 1));
     let keys = [
@@ -133,26 +142,117 @@ fn initiator_with_the_right_secret_reaches_the_full_feature_phase() {
 
 #[test]
 fn wrong_secret_wrong_user_and_missing_answers_fail_authentication() {
-    let right = answer(b"secret-secret-16");
-    let wrong = answer(b"other");
-    let attempts: [&[(&str, &str)]; 6] = [
+    let right = answer("secret-secret-16");
+    let wrong = answer("other");
+    let attempts: [&[(&str, &str)]; 5] = [
         &[("CHAP_N", "user"), ("CHAP_R", &wrong)],
         &[("CHAP_N", "other"), ("CHAP_R", &right)],
         &[("CHAP_N", "user")],
         &[("CHAP_N", "user"), ("CHAP_R", "garbage")],
         &[],
-        &[
-            ("CHAP_N", "user"),
-            ("CHAP_R", &right),
-            ("CHAP_I", "1"),
-            ("CHAP_C", "0x01"),
-        ],
     ];
     for attempt in attempts {
         let mut machine = challenged();
         assert_eq!(
             step(&mut machine, request(0, Some(1)), attempt),
             Step::Fail(LoginStatus::AuthenticationFailed)
+        );
+    }
+}
+
+#[test]
+fn target_proves_itself_to_an_initiator_that_asks() {
+    // From Python's hashlib over b"\x01" + b"target-secret-16" + b"\xde\xad".
+    let known = [
+        ("5", MD5_RESPONSE),
+        ("6", SHA1_RESPONSE),
+        ("7", SHA256_RESPONSE),
+        ("8", SHA3_256_RESPONSE),
+    ];
+    for (algorithm, right) in known {
+        let mut machine = LoginMachine::new();
+        step(&mut machine, request(0, None), &hello(TARGET));
+        step(&mut machine, request(0, None), &[("CHAP_A", algorithm)]);
+        let challenge = Challenge::new(Algorithm::choose(algorithm).unwrap(), [7; 33]);
+        let response = hex::encode(challenge.response(&credentials().initiator));
+        let proof = [
+            ("CHAP_N", "user"),
+            ("CHAP_R", &format!("0x{response}")),
+            ("CHAP_I", "1"),
+            ("CHAP_C", "0xdead"),
+        ];
+        let third = step(&mut machine, request(0, None), &proof);
+        let own = [("CHAP_N", "target".to_owned()), ("CHAP_R", format!("0x{right}"))];
+        assert_eq!(pairs(&third), own.map(|(key, value)| (key.to_owned(), value)));
+        // It is up to the initiator to go on, or not.
+        let fourth = step(&mut machine, request(0, Some(1)), &[]);
+        assert!(matches!(&fourth, Step::Continue(reply) if reply.transit && reply.next_stage == 1));
+    }
+}
+
+const MD5_RESPONSE: &str = "390f5c8860fd01f5b2ebbac2f66962dd";
+const SHA1_RESPONSE: &str = "ffcb000a4ddcd0f943859ea406f63e9cd592fe49";
+const SHA256_RESPONSE: &str = "0285546a42737401c2deaddf82162ed3e0a832c115ff71e22e1220ffc30b14b9";
+const SHA3_256_RESPONSE: &str = "63804d8279667e3ec520d75c01b5dfd64135c3634831deb554434aedce959923";
+
+#[test]
+fn target_does_not_prove_itself_to_strangers_nor_answer_its_own_challenge() {
+    let right = answer("secret-secret-16");
+    let wrong = answer("target-secret-16");
+    let reflected = format!("0x{}", "07".repeat(32));
+    let attempts: [&[(&str, &str)]; 5] = [
+        &[("CHAP_R", &wrong), ("CHAP_I", "1"), ("CHAP_C", "0xdead")],
+        &[("CHAP_R", &right), ("CHAP_I", "7"), ("CHAP_C", &reflected)],
+        &[("CHAP_R", &right), ("CHAP_I", "1")],
+        &[("CHAP_R", &right), ("CHAP_C", "0xdead")],
+        &[("CHAP_R", &right), ("CHAP_I", "1"), ("CHAP_C", "")],
+    ];
+    for attempt in attempts {
+        let mut machine = challenged();
+        let attempt = [&[("CHAP_N", "user")], attempt].concat();
+        assert_eq!(
+            step(&mut machine, request(0, Some(1)), &attempt),
+            Step::Fail(LoginStatus::AuthenticationFailed),
+            "{attempt:?}"
+        );
+    }
+}
+
+#[test]
+fn grant_without_credentials_of_the_target_fails_an_initiator_that_asks_for_them() {
+    struct OneWay;
+    impl Authority for OneWay {
+        fn admission(&self, _: &str, _: &InitiatorName) -> Admission {
+            let credentials = Credentials {
+                target: None,
+                ..credentials()
+            };
+            Admission::Granted(credentials, GrantId(1))
+        }
+        fn credentials_of(&self, _: &InitiatorName) -> Vec<Credentials> {
+            Vec::new()
+        }
+    }
+    for (asks, fails) in [(true, true), (false, false)] {
+        let mut machine = LoginMachine::new();
+        let mut go = |pairs: &[(&str, &str)]| {
+            let mut text = TextWriter::default();
+            pairs.iter().for_each(|(key, value)| text.pair(key, value));
+            machine.step(&request(0, None), &text.into_bytes(), &OneWay, || [7; 33])
+        };
+        go(&hello(TARGET));
+        go(&[("CHAP_A", "5")]);
+        let response = answer("secret-secret-16");
+        let proof = [
+            ("CHAP_N", "user"),
+            ("CHAP_R", response.as_str()),
+            ("CHAP_I", "1"),
+            ("CHAP_C", "0xdead"),
+        ];
+        let last = go(&proof[..if asks { 4 } else { 2 }]);
+        assert_eq!(
+            matches!(last, Step::Fail(LoginStatus::AuthenticationFailed)),
+            fails
         );
     }
 }
@@ -288,7 +388,7 @@ fn discovery_may_go_without_chap_and_tells_whether_it_did() {
     let offer = [hello[0], hello[1], ("AuthMethod", "CHAP,None")];
     step(&mut chap, request(0, None), &offer);
     step(&mut chap, request(0, None), &[("CHAP_A", "5")]);
-    let proof = [("CHAP_N", "user"), ("CHAP_R", &answer(b"secret-secret-16"))];
+    let proof = [("CHAP_N", "user"), ("CHAP_R", &answer("secret-secret-16"))];
     let Step::Complete(_, admitted) = step(&mut chap, request(0, Some(3)), &proof) else {
         panic!("not complete")
     };

@@ -16,6 +16,8 @@ use uuid::Uuid;
 
 pub const USER: &str = "user-1";
 pub const SECRET: &str = "secret-secret-16";
+pub const TARGET_USER: &str = "target-1";
+pub const TARGET_SECRET: &str = "target-secret-16";
 pub const INITIATOR: &str = "iqn.2026-11.io.quarry.test:host";
 
 /// How long anything may take that is expected to happen.
@@ -51,6 +53,10 @@ pub fn grant(name: &str, access: Access) -> Grant {
             username: USER.to_owned(),
             secret: SECRET.to_owned().into(),
         },
+        target_chap: Some(ChapCredentials {
+            username: TARGET_USER.to_owned(),
+            secret: TARGET_SECRET.to_owned().into(),
+        }),
     }
 }
 
