@@ -16,6 +16,10 @@ pub const DEFAULT_SEGMENT_BYTES: u32 = 8192;
 const MAX_BURST_BYTES: u32 = 1 << 20;
 const FIRST_BURST_BYTES: u32 = 256 << 10;
 
+/// The most R2Ts of a command that we have outstanding. Two keep the wire busy while the next is on its way; more are
+/// for bursts that are short for the distance.
+const MAX_OUTSTANDING_R2T: u16 = 8;
+
 /// What a session has agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameters {
@@ -35,6 +39,8 @@ pub struct Parameters {
     pub initial_r2t: bool,
     /// A command's PDU may carry data.
     pub immediate_data: bool,
+    /// The most R2Ts of a command that may be outstanding.
+    pub max_outstanding_r2t: u16,
 }
 
 impl Default for Parameters {
@@ -49,6 +55,7 @@ impl Default for Parameters {
             first_burst_bytes: 64 << 10,
             initial_r2t: true,
             immediate_data: true,
+            max_outstanding_r2t: 1,
         }
     }
 }
@@ -107,7 +114,13 @@ impl Parameters {
                 None => Answer::Invalid,
             },
             "MaxConnections" => fixed(value, 1..=65535, 1, u64::min),
-            "MaxOutstandingR2T" => fixed(value, 1..=65535, 1, u64::min),
+            "MaxOutstandingR2T" => match number(value) {
+                Some(theirs @ 1..=65535) => {
+                    self.max_outstanding_r2t = MAX_OUTSTANDING_R2T.min(theirs as u16);
+                    Answer::of(self.max_outstanding_r2t)
+                }
+                _ => Answer::Invalid,
+            },
             "DefaultTime2Wait" => fixed(value, 0..=3600, 0, u64::max),
             "DefaultTime2Retain" => fixed(value, 0..=3600, 0, u64::min),
             "ErrorRecoveryLevel" => fixed(value, 0..=2, 0, u64::min),
@@ -197,6 +210,9 @@ mod tests {
             ("InitialR2T", "Yes", "Yes"),
             ("ImmediateData", "No", "No"),
             ("MaxConnections", "8", "1"),
+            ("MaxOutstandingR2T", "1", "1"),
+            ("MaxOutstandingR2T", "4", "4"),
+            ("MaxOutstandingR2T", "65535", "8"),
             ("DefaultTime2Wait", "2", "2"),
             ("DefaultTime2Retain", "20", "0"),
             ("ErrorRecoveryLevel", "2", "0"),
@@ -227,6 +243,8 @@ mod tests {
             ("MaxRecvDataSegmentLength", "16777216"),
             ("InitialR2T", "maybe"),
             ("MaxConnections", "0"),
+            ("MaxOutstandingR2T", "0"),
+            ("MaxOutstandingR2T", "65536"),
             ("ErrorRecoveryLevel", "3"),
             ("TargetPortalGroupTag", "1"),
         ] {

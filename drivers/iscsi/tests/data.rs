@@ -3,6 +3,7 @@
 mod client;
 mod rig;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use client::{Client, Login, Outcome, Pdu, cdb10};
@@ -17,17 +18,32 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
         .collect()
 }
 
-/// Sends a write's data as unsolicited Data-Out and as R2Ts ask for it, in PDUs of `segment` bytes.
-fn write_in_pieces(
-    client: &mut Client,
-    lba: u32,
-    data: &[u8],
+/// How a write's data travels, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    /// With the command.
     immediate: usize,
-    first_burst: usize,
+    /// With and after the command, unasked.
+    unsolicited: usize,
+    /// In each Data-Out.
     segment: usize,
-) -> Outcome {
+    /// Asked for by each R2T.
+    burst: usize,
+    /// R2Ts that may be outstanding.
+    outstanding: usize,
+}
+
+/// Sends a write's data as unsolicited Data-Out and as R2Ts ask for it, none before as many as may have come.
+fn write_in_pieces(client: &mut Client, lba: u32, data: &[u8], way: Way) -> Outcome {
+    let Way {
+        immediate,
+        unsolicited,
+        segment,
+        burst,
+        outstanding,
+    } = way;
     let blocks = (data.len() / 512) as u16;
-    let unsolicited = first_burst.min(data.len());
+    let (immediate, unsolicited) = (immediate.min(data.len()), unsolicited.min(data.len()));
     let last = unsolicited <= immediate;
     let flags = if last { 0xa1 } else { 0x21 };
     let command = client.command_pdu(
@@ -58,47 +74,145 @@ fn write_in_pieces(
     if !last {
         send_burst(client, 0xffff_ffff, immediate, unsolicited);
     }
-    let mut at = unsolicited.max(immediate);
-    while at < data.len() {
+    let mut asked = unsolicited.max(immediate);
+    let mut bursts = VecDeque::new();
+    for r2t_sn in 0.. {
+        while bursts.len() == outstanding || asked == data.len() {
+            let Some((ttt, at, end)) = bursts.pop_front() else {
+                return client.outcome(itt);
+            };
+            send_burst(client, ttt, at, end);
+        }
         let r2t = client.receive().expect("an R2T");
         assert_eq!((r2t.opcode(), r2t.be32(16)), (0x31, itt));
-        assert_eq!(r2t.be32(40) as usize, at);
-        let end = at + r2t.be32(44) as usize;
-        send_burst(client, r2t.be32(20), at, end);
-        at = end;
+        assert_eq!((r2t.be32(36), r2t.be32(40) as usize), (r2t_sn, asked));
+        assert_eq!(r2t.be32(44) as usize, burst.min(data.len() - asked));
+        let end = asked + r2t.be32(44) as usize;
+        bursts.push_back((r2t.be32(20), asked, end));
+        asked = end;
     }
-    client.outcome(itt)
+    unreachable!("R2Ts end with the data")
 }
 
 #[test]
 fn data_survives_every_way_of_sending_it() {
     let rig = Rig::new();
-    let mut isid = 0;
-    for (initial_r2t, immediate_data) in [("No", "Yes"), ("Yes", "Yes"), ("No", "No"), ("Yes", "No")] {
-        for (burst, segment) in [(65536, 65536), (4096, 1024), (1 << 20, 8192)] {
-            isid += 1;
-            let login = Login {
-                isid: [0x40, 0, 0, 0, 1, isid],
-                ..Login::to(&rig)
-            }
-            .key("InitialR2T", initial_r2t)
-            .key("ImmediateData", immediate_data)
-            .key("MaxBurstLength", &burst.to_string())
-            .key("FirstBurstLength", "4096")
-            .key("MaxRecvDataSegmentLength", &segment.to_string());
-            let mut client = Client::log_in(&rig, &login).unwrap();
-            let immediate = if immediate_data == "Yes" { 2048 } else { 0 };
-            let first_burst = if initial_r2t == "No" { 4096 } else { 0 };
-            // From within a segment of the target's over two of its boundaries.
-            let data = pattern(700 << 10, isid);
-            let outcome = write_in_pieces(&mut client, 333, &data, immediate, first_burst, segment);
-            assert_eq!((outcome.status, outcome.residual), (0, 0));
-            let read = client.read(333, (data.len() / 512) as u16);
-            assert!(
-                read.data == data,
-                "{initial_r2t} {immediate_data} {burst} {segment}"
-            );
+    let mut number = 0u16;
+    let mut try_way = |initial_r2t: &str,
+                       immediate_data: &str,
+                       (first, max): (usize, usize),
+                       segment,
+                       outstanding: usize| {
+        number += 1;
+        let [high, low] = number.to_be_bytes();
+        let login = Login {
+            isid: [0x40, 0, 0, 0, high, low],
+            ..Login::to(&rig)
         }
+        .key("InitialR2T", initial_r2t)
+        .key("ImmediateData", immediate_data)
+        .key("FirstBurstLength", &first.to_string())
+        .key("MaxBurstLength", &max.to_string())
+        .key("MaxOutstandingR2T", &outstanding.to_string())
+        .key("MaxRecvDataSegmentLength", "8192");
+        let mut client = Client::log_in(&rig, &login).unwrap();
+        // FirstBurstLength may not exceed MaxBurstLength, and covers immediate data.
+        let first = first.min(max);
+        let immediate = match immediate_data {
+            "Yes" => first.min(2048),
+            _ => 0,
+        };
+        let way = Way {
+            immediate,
+            unsolicited: if initial_r2t == "No" { first } else { immediate },
+            segment,
+            burst: max,
+            outstanding,
+        };
+        // From within a segment of the target's over two of its boundaries, and within a block of a burst.
+        for (lba, len) in [(333, 700 << 10), (509, 1024), (7, 66_048)] {
+            let data = pattern(len, low ^ high);
+            let outcome = write_in_pieces(&mut client, lba, &data, way);
+            assert_eq!((outcome.status, outcome.residual), (0, 0), "{login:?} {way:?}");
+            let read = client.read(lba, (data.len() / 512) as u16);
+            assert!(read.data == data, "{login:?} {way:?}");
+        }
+    };
+    for initial_r2t in ["No", "Yes"] {
+        for immediate_data in ["No", "Yes"] {
+            for bursts in [
+                (512, 512),
+                (4096, 65_536),
+                (65_536, 65_536),
+                (262_144, 1 << 20),
+                (65_536, 4096),
+            ] {
+                for segment in [1024, 65_536] {
+                    for outstanding in [1, 2, 8] {
+                        try_way(initial_r2t, immediate_data, bursts, segment, outstanding);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_more_data_is_asked_for_than_may_be_outstanding() {
+    let rig = Rig::new();
+    for (offered, outstanding) in [("1", 1), ("3", 3), ("100", 8)] {
+        let login = Login::to(&rig)
+            .key("MaxOutstandingR2T", offered)
+            .key("InitialR2T", "Yes")
+            .key("MaxBurstLength", "4096");
+        let mut client = Client::log_in(&rig, &login).unwrap();
+        let command = client.command_pdu(&cdb10(0x2a, 0, 128), 65_536, 0xa1, &[]);
+        client.send(&command);
+        let tags: Vec<u32> = (0..outstanding)
+            .map(|_| client.receive().unwrap().be32(20))
+            .collect();
+        client.expect_silence();
+        // A burst that has come makes room for one more.
+        let data = Pdu::new(0x05, 0x80)
+            .put32(16, command.be32(16))
+            .put32(20, tags[0])
+            .with_data(&[1; 4096]);
+        client.send(&data);
+        assert_eq!(client.receive().unwrap().opcode(), 0x31);
+        client.expect_silence();
+    }
+}
+
+#[test]
+fn command_whose_first_burst_is_wrong_is_answered_when_all_that_was_asked_for_has_come() {
+    let rig = Rig::new();
+    let login = Login::to(&rig)
+        .key("MaxOutstandingR2T", "2")
+        .key("InitialR2T", "Yes")
+        .key("MaxBurstLength", "4096");
+    for (tag, len) in [(0, 512), (1, 4096)] {
+        let mut client = Client::log_in(&rig, &login).unwrap();
+        let command = client.command_pdu(&cdb10(0x2a, 0, 24), 12_288, 0xa1, &[]);
+        client.send(&command);
+        let tags = [(); 2].map(|()| client.receive().unwrap().be32(20));
+        let send = |client: &mut Client, ttt, offset, len| {
+            let data = Pdu::new(0x05, 0x80)
+                .put32(16, command.be32(16))
+                .put32(20, ttt)
+                .put32(40, offset)
+                .with_data(&vec![9; len]);
+            client.send(&data);
+        };
+        // Too short, or the second before the first.
+        send(&mut client, tags[tag], 4096 * tag as u32, len);
+        client.expect_silence();
+        send(&mut client, tags[1 - tag], 4096 * (1 - tag) as u32, 4096);
+        let outcome = client.outcome(command.be32(16));
+        assert_eq!(outcome.status, 2, "{outcome:?}");
+        assert!(
+            client.read(0, 24).data.iter().all(|byte| *byte == 0),
+            "nothing is written"
+        );
     }
 }
 

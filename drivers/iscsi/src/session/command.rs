@@ -168,8 +168,8 @@ impl Session {
             return Advance::Done;
         };
         if !task.has_all_data() {
-            let idle = task.awaiting == Awaiting::Nothing;
-            if idle && !self.ask_for_data(slot, io) {
+            let may_ask = task.awaiting != Awaiting::Unsolicited;
+            if may_ask && !self.ask_for_data(slot, io) {
                 return Advance::Blocked;
             }
             return Advance::Done;

@@ -8,6 +8,7 @@
 //!   on its way: both always find the task they belong to.
 //! - K2: a task is answered once, or, when aborted, never.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -205,8 +206,17 @@ pub enum Awaiting {
     Nothing,
     /// Unsolicited Data-Out, until one says it is the last.
     Unsolicited,
-    /// The burst an R2T asked for, which ends at this offset.
-    Burst { end: u32 },
+    /// What R2Ts have asked for.
+    Bursts,
+}
+
+/// What an R2T has asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Burst {
+    /// Our tag.
+    pub ttt: u32,
+    /// Where it ends, in bytes of the task's data.
+    pub end: u32,
 }
 
 /// A task. The vectors keep their memory when the slot is used again.
@@ -231,10 +241,11 @@ pub struct Task {
     /// Data-Out bytes that have come, wanted or not.
     pub received: u32,
     pub awaiting: Awaiting,
+    /// The bursts that are awaited, in order. DataSequenceInOrder is Yes: the first comes first.
+    pub bursts: VecDeque<Burst>,
     /// The number the next Data-Out of the sequence must have.
     pub data_sn: u32,
     pub r2t_sn: u32,
-    pub ttt: u32,
 
     /// In the queue of tasks that want to go on.
     pub queued: bool,
@@ -280,9 +291,9 @@ impl Task {
             wanted: 0,
             received: 0,
             awaiting: Awaiting::Nothing,
+            bursts: VecDeque::new(),
             data_sn: 0,
             r2t_sn: 0,
-            ttt: 0,
             queued: false,
             started: false,
             submitted: 0,
@@ -303,15 +314,18 @@ impl Task {
 
     /// Makes the slot a new task's.
     fn reset(&mut self) {
-        let (mut segments, mut parameter) = (
+        let (mut segments, mut parameter, mut bursts) = (
             std::mem::take(&mut self.segments),
             std::mem::take(&mut self.parameter),
+            std::mem::take(&mut self.bursts),
         );
         segments.clear();
         parameter.clear();
+        bursts.clear();
         *self = Self {
             segments,
             parameter,
+            bursts,
             ..Self::new()
         };
     }
@@ -324,6 +338,11 @@ impl Task {
     /// Tells whether every byte of use has come.
     pub fn has_all_data(&self) -> bool {
         self.received >= self.wanted
+    }
+
+    /// Returns up to where data has come or has been asked for, in bytes of the task's data.
+    pub fn asked(&self) -> u32 {
+        self.bursts.back().map_or(self.received, |burst| burst.end)
     }
 
     /// Tells whether anything outside the session knows the task's slot (K1).

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::command::residual_of;
-use super::task::{Awaiting, Work};
+use super::task::{Awaiting, Burst, Work};
 use super::{BUDGET_BYTES, Io, Session, Sink, Violation};
 use crate::pdu::{DataIn, DataOut, NO_TAG, ReadyToTransfer};
 use crate::scsi::Sense;
@@ -23,12 +23,12 @@ impl Session {
             return Ok(Sink::Discard);
         }
         let end = u64::from(data.offset) + data_bytes as u64;
-        let in_sequence = match task.awaiting {
-            Awaiting::Unsolicited => {
+        let in_sequence = match (task.awaiting, task.bursts.front()) {
+            (Awaiting::Unsolicited, _) => {
                 data.ttt == NO_TAG && end <= u64::from(first_burst.min(task.expected_bytes))
             }
-            Awaiting::Burst { end: burst_end } => data.ttt == task.ttt && end <= u64::from(burst_end),
-            Awaiting::Nothing => false,
+            (Awaiting::Bursts, Some(burst)) => data.ttt == burst.ttt && end <= u64::from(burst.end),
+            _ => false,
         };
         // DataPDUInOrder and DataSequenceInOrder are Yes: a gap or a step back is an error of the initiator,
         // and at error recovery level 0 ends the command.
@@ -132,12 +132,15 @@ impl Session {
         if !data.last {
             return;
         }
-        if let Awaiting::Burst { end } = task.awaiting
-            && task.received != end
+        if let Some(burst) = task.bursts.pop_front()
+            && task.received != burst.end
         {
             task.fail(Sense::INCORRECT_AMOUNT_OF_DATA);
         }
-        task.awaiting = Awaiting::Nothing;
+        // A command that has failed is answered when all that was asked for has come (RFC 7143 11.4.2).
+        if task.bursts.is_empty() {
+            task.awaiting = Awaiting::Nothing;
+        }
         task.data_sn = 0;
         if task.failure.is_some() {
             self.settle(slot, io);
@@ -147,38 +150,48 @@ impl Session {
         }
     }
 
-    /// Asks for the next burst of a task's data. False when the budget does not allow it now.
+    /// Asks for the next bursts of a task's data, as many as may be on their way. False when none is and the budget
+    /// does not allow one now.
     pub(super) fn ask_for_data(&mut self, slot: u16, io: &mut Io<'_>) -> bool {
-        let max_burst = self.parameters.max_burst_bytes;
+        loop {
+            let Some(task) = self.tasks.get(slot) else {
+                return true;
+            };
+            let offset = task.asked();
+            let bytes = self.parameters.max_burst_bytes.min(task.wanted - offset);
+            let outstanding = task.bursts.len();
+            if bytes == 0 || outstanding == usize::from(self.parameters.max_outstanding_r2t) {
+                return true;
+            }
+            if self.exceeds(BUDGET_BYTES, bytes as usize, io) {
+                return outstanding > 0;
+            }
+            self.send_r2t(slot, offset, bytes, io);
+        }
+    }
+
+    fn send_r2t(&mut self, slot: u16, offset: u32, bytes: u32, io: &mut Io<'_>) {
         let ttt = self.next_transfer_tag();
         let Some(task) = self.tasks.get(slot) else {
-            return true;
+            return;
         };
-        let burst = max_burst.min(task.wanted - task.received);
-        if self.exceeds(BUDGET_BYTES, burst as usize, io) {
-            return false;
-        }
-        let Some(task) = self.tasks.get(slot) else {
-            return true;
-        };
-        self.charged += burst as usize;
-        task.charged += burst as usize;
-        task.ttt = ttt;
-        task.awaiting = Awaiting::Burst {
-            end: task.received + burst,
-        };
-        task.data_sn = 0;
+        self.charged += bytes as usize;
+        task.charged += bytes as usize;
+        task.awaiting = Awaiting::Bursts;
+        task.bursts.push_back(Burst {
+            ttt,
+            end: offset + bytes,
+        });
         let r2t = ReadyToTransfer {
             lun: task.lun,
             itt: task.itt,
             ttt,
             r2t_sn: task.r2t_sn,
-            offset: task.received,
-            desired_bytes: burst,
+            offset,
+            desired_bytes: bytes,
         };
         task.r2t_sn += 1;
         io.outbox.header(&r2t.encode(self.numbers.peek()));
-        true
     }
 
     /// Sends the segments of a read that are there, in order; the last goes with the status.
