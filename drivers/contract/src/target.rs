@@ -73,7 +73,8 @@ pub trait Target: Send + Sync + 'static {
     /// Returns the live sessions of one volume, or of all.
     async fn sessions(&self, volume: Option<VolumeId>) -> Result<Vec<SessionInfo>, DriverError>;
 
-    /// Stops taking logins, closes all sessions after the commands in flight, and joins the threads.
+    /// Stops taking logins, lets initiators log out for a short time, closes the other sessions after the commands in
+    /// flight, and joins the threads.
     async fn shutdown(&self);
 }
 

@@ -24,6 +24,10 @@ pub struct TargetConfig {
     pub login_timeout: Duration,
     /// How long a connection may be silent before it is pinged, and then before it is given up.
     pub ping_interval: Duration,
+    /// How long initiators are given to log out when the target is shut down, in seconds; 0 asks none to. Those that
+    /// do not are cut off when what they have under way is answered; those that are silent and have nothing under
+    /// way, after a quarter of the time.
+    pub logout_seconds: u16,
     /// How fast a sanitize operation may go, in bytes a second, so that it does not slow its neighbours down.
     pub sanitize_bytes_per_second: u64,
 }
@@ -40,6 +44,7 @@ impl TargetConfig {
             max_pending_logins: 256,
             login_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(30),
+            logout_seconds: 2,
             sanitize_bytes_per_second: 64 << 20,
         }
     }

@@ -25,7 +25,7 @@ use crate::limiter::Turn;
 use crate::nexus::Attention;
 use crate::pass::Pass;
 use crate::range_locks::Ticket;
-use crate::reactor::{Inbox, Mailbox, Message, Reactor};
+use crate::reactor::{Farewell, Inbox, Mailbox, Message, Reactor};
 use crate::sanitizer::Sanitizer;
 
 /// Connections that wait to be accepted.
@@ -301,10 +301,10 @@ impl IscsiTarget {
     }
 
     /// Tells all reactors to stop. The pass is dropped when they have.
-    pub(crate) fn stop(&self, pass: &Pass) {
+    pub(crate) fn stop(&self, pass: &Pass, farewell: Farewell) {
         self.shared.stopping.store(true, Ordering::Release);
         for mailbox in &self.shared.mailboxes {
-            mailbox.send(Message::Stop(pass.clone()));
+            mailbox.send(Message::Stop(pass.clone(), farewell));
         }
     }
 
@@ -465,7 +465,7 @@ impl Target for IscsiTarget {
 
     async fn shutdown(&self) {
         let (pass, end) = Pass::with_end();
-        self.stop(&pass);
+        self.stop(&pass, Farewell::Asked);
         drop(pass);
         end.await;
         self.shared.background.stop();
@@ -476,7 +476,7 @@ impl Target for IscsiTarget {
 
 impl Drop for IscsiTarget {
     fn drop(&mut self) {
-        self.stop(&Pass::then(|| {}));
+        self.stop(&Pass::then(|| {}), Farewell::Drained);
         self.shared.background.stop();
         self.join();
         self.drop_devices();

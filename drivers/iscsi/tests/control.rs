@@ -5,7 +5,7 @@ mod rig;
 
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Client, Login, Pdu, SILENCE, cdb10};
 use quarry_contract::conformance::{block_on, target};
@@ -425,9 +425,93 @@ fn snack_and_unknown_task_functions_are_refused_politely() {
     }
 }
 
+/// Takes the request to log out that comes before a stop.
+fn expect_logout_request(client: &mut Client, seconds: u8) {
+    let asked = client.receive().unwrap();
+    assert_eq!((asked.opcode(), asked.be32(16)), (0x32, 0xffff_ffff));
+    assert_eq!(asked.header[36..44], [1, 0, 0, 0, 0, 0, 0, seconds]);
+}
+
+/// Takes what is said before a session is dropped.
+fn expect_drop_notice(client: &mut Client) {
+    let told = client.receive().unwrap();
+    assert_eq!(told.opcode(), 0x32);
+    assert_eq!(told.header[36..44], [3, 0, 0, 0, 0, 1, 0, 0]);
+    client.expect_close();
+}
+
+#[test]
+fn shutdown_asks_for_logouts_and_goes_on_until_they_come() {
+    // Longer than a test may take: it does not end for the time having passed.
+    let rig = Rig::with(
+        1 << 20,
+        |config| config.logout_seconds = 200,
+        &[grant(INITIATOR, Access::ReadWrite)],
+    );
+    let mut clients = [1, 2, 3].map(|last| {
+        let isid = [0x40, 0, 0, 0, 0, last];
+        let login = Login {
+            isid,
+            ..Login::to(&rig)
+        };
+        Client::log_in(&rig, &login).unwrap()
+    });
+    let mut discovery = Client::connect(rig.address());
+    let hello = [("InitiatorName", INITIATOR), ("SessionType", "Discovery")];
+    discovery.login_step(&Login::to(&rig), 0x87, &hello).unwrap();
+    let target = Arc::clone(&rig.target);
+    let stopped = in_background(move || block_on(target.shutdown()));
+    for client in &mut clients {
+        expect_logout_request(client, 200);
+    }
+    discovery.expect_close();
+    assert!(std::net::TcpStream::connect(rig.address()).is_err());
+    for client in &mut clients {
+        assert!(stopped.recv_timeout(SILENCE).is_err(), "a session is left");
+        // What is under way, and even what is new, is still carried out.
+        assert_eq!(client.write(0, &[7; 512]).status, 0);
+        let logout = Pdu::new(0x06, 0x80).put32(16, 99).put32(24, client.cmd_sn);
+        client.send(&logout);
+        let answer = client.receive().unwrap();
+        assert_eq!((answer.opcode(), answer.header[2]), (0x26, 0));
+        client.expect_close();
+    }
+    stopped.recv_timeout(DEADLINE).unwrap();
+}
+
+#[test]
+fn initiators_that_do_not_log_out_are_told_that_they_are_dropped() {
+    for (seconds, busy) in [(1, true), (3, false)] {
+        let rig = Rig::with(
+            1 << 20,
+            |config| config.logout_seconds = seconds.into(),
+            &[grant(INITIATOR, Access::ReadWrite)],
+        );
+        let mut client = Client::login(&rig);
+        if busy {
+            rig.device.hold();
+            held_write(&rig, &mut client, 0);
+        }
+        let target = Arc::clone(&rig.target);
+        let begin = Instant::now();
+        let stopped = in_background(move || block_on(target.shutdown()));
+        expect_logout_request(&mut client, seconds);
+        expect_drop_notice(&mut client);
+        // A silent one with nothing under way before the time is over, another one not.
+        let time = Duration::from_secs(seconds.into());
+        assert_eq!(begin.elapsed() >= time, busy, "{:?}", begin.elapsed());
+        rig.device.release();
+        stopped.recv_timeout(DEADLINE).unwrap();
+    }
+}
+
 #[test]
 fn shutdown_answers_what_the_device_finishes_in_time() {
-    let rig = Rig::new();
+    let rig = Rig::with(
+        64 << 20,
+        |config| config.logout_seconds = 0,
+        &[grant(INITIATOR, Access::ReadWrite)],
+    );
     let mut client = Client::login(&rig);
     rig.device.hold();
     let tag = held_write(&rig, &mut client, 0);
@@ -438,6 +522,7 @@ fn shutdown_answers_what_the_device_finishes_in_time() {
         std::net::TcpStream::connect(rig.address()).is_err()
     });
     rig.device.release();
+    assert_eq!(client.receive().unwrap().opcode(), 0x32);
     assert_eq!(client.outcome(tag).status, 0);
     client.expect_close();
     stopped.recv_timeout(DEADLINE).unwrap();

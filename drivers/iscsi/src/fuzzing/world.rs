@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::background::Jobs;
 use crate::chap::Credentials;
 use crate::pass::Pass;
-use crate::reactor::Reactor;
+use crate::reactor::{Farewell, Reactor};
 use crate::{IscsiTarget, StartError, TargetConfig};
 
 /// The initiator that is granted volumes: 1 for reading and writing, 3 for reading only.
@@ -232,7 +232,7 @@ impl World {
             other => panic!("{other:?}"),
         }
         drop(sessions);
-        self.target.stop(&Pass::then(|| {}));
+        self.target.stop(&Pass::then(|| {}), Farewell::Drained);
         let mut reactor = self.reactor.take().expect("there until the end");
         while let Some(events) = reactor.turn(EpollTimeout::ZERO) {
             assert!(events > 0, "a connection outlives its socket");

@@ -10,8 +10,8 @@ pub use request::{
     DataOut, Login, Logout, Malformed, NopOut, Request, ScsiCommand, TaskFunction, TaskManagement, Text,
 };
 pub use response::{
-    DataIn, LoginResponse, LogoutResponse, NopIn, ReadyToTransfer, Reject, RejectReason, ScsiResponse,
-    Sequence, TaskManagementResponse, TextResponse,
+    AsyncEvent, AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, ReadyToTransfer, Reject,
+    RejectReason, ScsiResponse, Sequence, TaskManagementResponse, TextResponse,
 };
 
 /// The length of a basic header segment.

@@ -276,6 +276,46 @@ impl LogoutResponse {
     }
 }
 
+/// What a target has to say unasked (RFC 7143 11.9.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AsyncEvent {
+    /// The initiator is to log out within so many seconds.
+    LogoutRequest {
+        /// How long.
+        seconds: u16,
+    },
+    /// All connections of the session are about to be dropped.
+    DropsSession {
+        /// How long the initiator should wait before it comes back, in seconds.
+        wait_seconds: u16,
+    },
+}
+
+/// An asynchronous message.
+#[derive(Debug, Clone, Copy)]
+pub struct AsyncMessage {
+    /// What it says.
+    pub event: AsyncEvent,
+}
+
+impl AsyncMessage {
+    /// Encodes the header: the event's code and its three parameters.
+    pub fn encode(&self, sequence: Sequence) -> Bhs {
+        let (code, parameters) = match self.event {
+            AsyncEvent::LogoutRequest { seconds } => (1, [0, 0, seconds]),
+            AsyncEvent::DropsSession { wait_seconds } => (3, [0, wait_seconds, 0]),
+        };
+        let mut bhs = header(0x32, 0x80, 0);
+        put32(&mut bhs, 16, NO_TAG);
+        put_sequence(&mut bhs, sequence);
+        bhs[36] = code;
+        for (at, parameter) in (38..).step_by(2).zip(parameters) {
+            bhs[at..at + 2].copy_from_slice(&parameter.to_be_bytes());
+        }
+        bhs
+    }
+}
+
 /// Why a PDU was rejected (RFC 7143 11.17.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -342,6 +382,22 @@ mod tests {
         let bhs = middle.encode(SEQUENCE);
         assert_eq!(bhs[1], 0);
         assert_eq!(&bhs[24..28], &[0; 4]);
+    }
+
+    #[test]
+    fn asynchronous_messages_carry_code_and_parameters() {
+        let ask = AsyncMessage {
+            event: AsyncEvent::LogoutRequest { seconds: 2 },
+        };
+        let bhs = ask.encode(SEQUENCE);
+        assert_eq!((bhs[0], bhs[1]), (0x32, 0x80));
+        assert_eq!(&bhs[16..20], &[0xff; 4]);
+        assert_eq!(&bhs[24..28], &[0x0a, 0x0b, 0x0c, 0x0d]);
+        assert_eq!(&bhs[36..44], &[1, 0, 0, 0, 0, 0, 0, 2]);
+        let drop = AsyncMessage {
+            event: AsyncEvent::DropsSession { wait_seconds: 1 },
+        };
+        assert_eq!(&drop.encode(SEQUENCE)[36..44], &[3, 0, 0, 0, 0, 1, 0, 0]);
     }
 
     #[test]

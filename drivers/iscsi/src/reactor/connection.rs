@@ -9,7 +9,7 @@ use std::io::{self, IoSliceMut, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quarry_contract::{Completion, Portal};
 
@@ -20,7 +20,7 @@ use crate::limiter::Place;
 use crate::login::{Admitted, LoginMachine, LoginStatus, Reply};
 use crate::negotiation::DEFAULT_SEGMENT_BYTES;
 use crate::pass::Pass;
-use crate::pdu::{BHS_BYTES, Bhs, Lengths, Login, Malformed, RejectReason, Request, padded};
+use crate::pdu::{AsyncEvent, BHS_BYTES, Bhs, Lengths, Login, Malformed, RejectReason, Request, padded};
 use crate::range_locks::Ticket;
 use crate::session::{Flow, Io, Medium, Session, Sink, Violation};
 use crate::target::Shared;
@@ -493,8 +493,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Stops reading; the connection ends when what is under way is answered.
-    pub fn drain(&mut self) {
+    /// Asks the initiator of a normal session to log out within so many seconds, and goes on until it does. False
+    /// when there is no such session.
+    pub fn request_logout(&mut self, seconds: u16, around: &mut Surroundings<'_>) -> bool {
+        match &mut self.phase {
+            Phase::Session(session) if !session.is_discovery() => {
+                session.announce(AsyncEvent::LogoutRequest { seconds }, io!(self, around));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells whether nothing is under way, and nothing has been heard for some time.
+    pub fn is_quiet(&self, now: Instant, time: Duration) -> bool {
+        self.is_drained() && self.outbox.is_empty() && now.saturating_duration_since(self.heard) >= time
+    }
+
+    /// Stops reading; the connection ends when what is under way is answered. A session's initiator is told.
+    pub fn drain(&mut self, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            session.announce(AsyncEvent::DropsSession { wait_seconds: 1 }, io!(self, around));
+        }
         self.draining = true;
     }
 

@@ -105,7 +105,16 @@ pub enum Message {
         serial: u64,
     },
     /// Close everything and end the thread.
-    Stop(Pass),
+    Stop(Pass, Farewell),
+}
+
+/// How sessions end when the target stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// Their initiators are asked to log out, and have some time to do so.
+    Asked,
+    /// What is under way is answered.
+    Drained,
 }
 
 /// Where a reactor's messages come out.

@@ -25,7 +25,7 @@ use quarry_contract::{Completion, Portal};
 pub use buffers::BufferPool;
 use connection::{Closed, Connection, Surroundings};
 pub use device_queue::DeviceQueues;
-pub use mailbox::{Inbox, Mailbox, Message};
+pub use mailbox::{Farewell, Inbox, Mailbox, Message};
 pub use outbox::Outbox;
 
 use crate::exports::{ConnectionAddress, Export};
@@ -42,8 +42,12 @@ const READS_PER_TURN: usize = 8;
 
 const EVENTS: usize = 256;
 
-/// How long a session may go on after a stop, to be answered what is under way.
+/// How long a session may go on after the last call, to be answered what is under way.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
+
+/// The part of the time for logouts after which a session that has said nothing, and has nothing under way, is taken
+/// not to log out: its initiator loses nothing by being dropped.
+const QUIET_PART: u32 = 4;
 
 /// How long no connection is accepted after accepting has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -65,6 +69,27 @@ struct Slot {
     interest: EpollFlags,
     /// Cut, and waiting for the device.
     cut: bool,
+}
+
+/// The end of a reactor that is being stopped, step by step.
+struct Stop {
+    /// Dropped when it is reached.
+    _pass: Pass,
+    step: StopStep,
+    /// When the next look at the sessions is due.
+    due: Instant,
+    /// When the next step is.
+    until: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StopStep {
+    /// Initiators have been asked to log out.
+    Asked,
+    /// Nothing more is read; what is under way is answered.
+    Drained,
+    /// Sessions are cut, and wait for the device.
+    Cut,
 }
 
 /// See the module.
@@ -91,8 +116,7 @@ pub struct Reactor {
     next_tick: Instant,
     /// The limiters to wake, each with its moment.
     paces: Vec<(Instant, Arc<Export>)>,
-    /// Being stopped: the pass to drop at the end, and when sessions are cut.
-    stop: Option<(Pass, Instant)>,
+    stop: Option<Stop>,
     /// Accepting has failed; the listeners are not watched until the next tick.
     deaf: bool,
 }
@@ -200,15 +224,7 @@ impl Reactor {
             self.tick();
         }
         self.pace();
-        if self
-            .stop
-            .as_ref()
-            .is_some_and(|(_, deadline)| self.now >= *deadline)
-        {
-            for index in 0..self.connections.len() {
-                self.cut(index, &Closed::ByTarget);
-            }
-        }
+        self.go_on_stopping();
         self.settle();
         (self.stop.is_none() || self.live > 0).then_some(count)
     }
@@ -221,10 +237,10 @@ impl Reactor {
             return EpollTimeout::NONE;
         };
         // Sessions that are cut wait for the device, which wakes us.
-        if let Some((_, deadline)) = &self.stop
-            && self.now < *deadline
+        if let Some(stop) = &self.stop
+            && stop.step != StopStep::Cut
         {
-            next = next.min(*deadline);
+            next = next.min(stop.due);
         }
         let left = next.saturating_duration_since(Instant::now());
         let millis = (left.as_millis() + 1).min(60_000) as u16;
@@ -376,22 +392,73 @@ impl Reactor {
                         tracing::error!(%error, "the listeners cannot be watched: no logins");
                     }
                 }
-                Message::Stop(pass) => self.stop(pass),
+                Message::Stop(pass, farewell) => self.stop(pass, farewell),
             }
         }
     }
 
-    /// Begins to stop: nobody is let in, and sessions end when what is under way is answered, or in a while.
-    fn stop(&mut self, pass: Pass) {
-        self.stop = Some((pass, self.now + DRAIN_TIME));
+    /// Begins to stop: nobody is let in, and sessions end when their initiators log out, or what is under way is
+    /// answered, or in a while.
+    fn stop(&mut self, pass: Pass, farewell: Farewell) {
         for (listener, _) in self.listeners.drain(..) {
             // It goes with the listener's descriptor anyway.
             let _ = self.epoll.delete(&listener);
         }
+        let seconds = self.shared.config.logout_seconds;
+        let mut asked = false;
         for index in 0..self.connections.len() {
-            if let Some(slot) = &mut self.connections[index] {
-                slot.connection.drain();
-                self.touch(index);
+            let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut) else {
+                continue;
+            };
+            let asks = farewell == Farewell::Asked && seconds > 0;
+            if asks && slot.connection.request_logout(seconds, around!(self)) {
+                asked = true;
+            } else {
+                slot.connection.drain(around!(self));
+            }
+            self.touch(index);
+        }
+        let time = Duration::from_secs(seconds.into());
+        let (step, look, time) = match asked {
+            true => (StopStep::Asked, time / QUIET_PART, time),
+            false => (StopStep::Drained, DRAIN_TIME, DRAIN_TIME),
+        };
+        self.stop = Some(Stop {
+            _pass: pass,
+            step,
+            due: self.now + look,
+            until: self.now + time,
+        });
+    }
+
+    /// Takes the next step of a stop that is due.
+    fn go_on_stopping(&mut self) {
+        let Some(stop) = self.stop.as_mut().filter(|stop| self.now >= stop.due) else {
+            return;
+        };
+        match stop.step {
+            StopStep::Asked => {
+                let quiet = Duration::from_secs(self.shared.config.logout_seconds.into()) / QUIET_PART;
+                let last_call = self.now >= stop.until;
+                stop.due = self.now + quiet;
+                if last_call {
+                    stop.step = StopStep::Drained;
+                    stop.due = self.now + DRAIN_TIME;
+                }
+                for index in 0..self.connections.len() {
+                    if let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut)
+                        && (last_call || slot.connection.is_quiet(self.now, quiet))
+                    {
+                        slot.connection.drain(around!(self));
+                        self.touch(index);
+                    }
+                }
+            }
+            StopStep::Drained | StopStep::Cut => {
+                stop.step = StopStep::Cut;
+                for index in 0..self.connections.len() {
+                    self.cut(index, &Closed::ByTarget);
+                }
             }
         }
     }

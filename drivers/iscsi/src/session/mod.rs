@@ -41,7 +41,9 @@ use task::TaskTable;
 
 use crate::negotiation::Parameters;
 use crate::pass::Pass;
-use crate::pdu::{Bhs, Malformed, NO_TAG, NopIn, NopOut, Reject, RejectReason, Request};
+use crate::pdu::{
+    AsyncEvent, AsyncMessage, Bhs, Malformed, NO_TAG, NopIn, NopOut, Reject, RejectReason, Request,
+};
 use crate::reactor::{BufferPool, DeviceQueues, Outbox};
 use crate::target::Shared;
 
@@ -314,6 +316,14 @@ impl Session {
         };
         io.outbox.header(&nop.encode(self.numbers.peek()));
         false
+    }
+
+    /// Tells the initiator something that it has not asked for. A discovery session has nothing to be told.
+    pub fn announce(&mut self, event: AsyncEvent, io: &mut Io<'_>) {
+        if !self.is_discovery() {
+            let message = AsyncMessage { event };
+            io.outbox.header(&message.encode(self.numbers.respond()));
+        }
     }
 
     /// Says that the initiator is alive.
