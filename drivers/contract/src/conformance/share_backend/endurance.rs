@@ -21,9 +21,9 @@ pub(super) fn run(fixture: &mut dyn ShareBackendFixture) {
     let mounted = subject.mount(share(1));
     let shares = block_on(subject.backend.shares()).expect("shares");
     let snapshots = block_on(subject.backend.snapshots()).expect("snapshots");
-    if !subject.restart() {
+    let Some(mut subject) = subject.restart() else {
         return;
-    }
+    };
     assert_eq!(subject.status().uuid, uuid, "S2: the same pool");
     assert_eq!(
         block_on(subject.backend.shares()).expect("shares"),

@@ -8,8 +8,9 @@ mod mounts;
 mod objects;
 mod versions;
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::block_on;
 use crate::{
@@ -22,7 +23,8 @@ pub trait ShareBackendFixture {
     /// Makes an empty pool that takes five shares of the least size and the contents of one.
     fn fresh(&mut self) -> Arc<dyn ShareBackend>;
 
-    /// Kills the process that uses the pool and opens it anew; `None` for a driver that keeps nothing.
+    /// Kills the process that uses the pool, of which this is the last handle, and opens it anew; `None` for a driver
+    /// that keeps nothing.
     fn restart(&mut self, backend: Arc<dyn ShareBackend>) -> Option<Arc<dyn ShareBackend>>;
 
     /// Returns a way to the files of what is mounted.
@@ -67,12 +69,23 @@ struct Subject<'a> {
     fixture: &'a mut dyn ShareBackendFixture,
 }
 
+/// Where the ids of this process begin: a machine may know no two file systems of one identity, and another process
+/// may run the suite beside this one.
+fn first_id() -> u128 {
+    static FIRST: OnceLock<u128> = OnceLock::new();
+    *FIRST.get_or_init(|| u128::from(RandomState::new().hash_one(std::process::id())) << 64)
+}
+
 fn share_id(number: u64) -> ShareId {
-    ShareId(uuid::Uuid::from_u128(0x7000_0000 + u128::from(number)))
+    ShareId(uuid::Uuid::from_u128(
+        first_id() + 0x7000_0000 + u128::from(number),
+    ))
 }
 
 fn snapshot_id(number: u64) -> ShareSnapshotId {
-    ShareSnapshotId(uuid::Uuid::from_u128(0x5000_0000 + u128::from(number)))
+    ShareSnapshotId(uuid::Uuid::from_u128(
+        first_id() + 0x5000_0000 + u128::from(number),
+    ))
 }
 
 fn share(number: u64) -> ShareVersion {
@@ -99,15 +112,11 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Kills the process and opens the pool anew; false when the driver keeps nothing.
-    fn restart(&mut self) -> bool {
-        match self.fixture.restart(Arc::clone(&self.backend)) {
-            Some(backend) => {
-                self.backend = backend;
-                true
-            }
-            None => false,
-        }
+    /// Kills the process and opens the pool anew; `None` when the driver keeps nothing.
+    fn restart(self) -> Option<Self> {
+        let Self { backend, fixture } = self;
+        let backend = fixture.restart(backend)?;
+        Some(Self { backend, fixture })
     }
 
     /// Returns the least size, which most shares here have.

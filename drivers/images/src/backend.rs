@@ -1,0 +1,171 @@
+//! The store as a driver of the control plane.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use quarry_contract::{
+    DriverError, MountedShare, Outcome, ShareBackend, ShareCapabilities, ShareId, ShareInfo, SharePoolStatus,
+    ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSpec, ShareUsage, ShareVersion,
+};
+use uuid::Uuid;
+
+use crate::error::StoreError;
+use crate::image::BLANK_BYTES;
+use crate::store::{ImageStore, StoreOptions};
+
+/// A pool of shares, each an image of its own. Its calls run on threads of tokio's for what blocks.
+pub struct ImageBackend {
+    /// `None` once it is closed.
+    store: Mutex<Option<Arc<ImageStore>>>,
+    uuid: Uuid,
+    name: String,
+}
+
+impl ImageBackend {
+    /// Opens a pool and settles what the process before has left. Blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` when it is not there, in use, or not on a file system that shares blocks; `Corrupt`.
+    pub fn open(options: &StoreOptions) -> Result<Self, DriverError> {
+        let store = ImageStore::open(options)
+            .map_err(|error| error.at_pool(options.name.as_str(), BLANK_BYTES, 0))?;
+        Ok(Self {
+            uuid: store.uuid(),
+            name: store.name().to_string(),
+            store: Mutex::new(Some(Arc::new(store))),
+        })
+    }
+
+    /// Returns the identity of the pool on disk.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Unmounts everything and gives the pool up. Calls that come later are `Unavailable`. Blocks, also for the calls
+    /// that run.
+    ///
+    /// # Errors
+    /// `Busy` when something is open on a share; it stays mounted, and the pool with it.
+    pub fn shutdown(&self) -> Result<(), DriverError> {
+        let Some(mut store) = self.slot().take() else {
+            return Ok(());
+        };
+        let store = loop {
+            match Arc::try_unwrap(store) {
+                Ok(store) => break store,
+                Err(shared) => {
+                    store = shared;
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
+        };
+        store.close().map_err(|error| error.at_pool(&self.name, 0, 0))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<ImageStore>>> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&ImageStore) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let store = self.slot().clone();
+        let Some(store) = store else {
+            return Err(DriverError::Unavailable {
+                object: format!("pool {}", self.name),
+                problem: "it is closed".into(),
+                source: None,
+            });
+        };
+        let name = self.name.clone();
+        let ran = tokio::task::spawn_blocking(move || {
+            call(&store).map_err(|error| {
+                let free_bytes = store.space().map_or(0, |(_, free_bytes)| free_bytes);
+                error.at_pool(&name, BLANK_BYTES, free_bytes)
+            })
+        });
+        ran.await.unwrap_or_else(|panic| {
+            Err(DriverError::Internal {
+                detail: format!("a call on pool {} has panicked: {panic}", self.name),
+            })
+        })
+    }
+}
+
+#[async_trait]
+impl ShareBackend for ImageBackend {
+    fn capabilities(&self) -> ShareCapabilities {
+        ImageStore::capabilities()
+    }
+
+    async fn pool_status(&self) -> Result<SharePoolStatus, DriverError> {
+        self.run(|store| store.pool_status()).await
+    }
+
+    async fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, DriverError> {
+        let spec = *spec;
+        self.run(move |store| store.create_share(&spec)).await
+    }
+
+    async fn share(&self, id: ShareId) -> Result<ShareInfo, DriverError> {
+        self.run(move |store| store.share(id)).await
+    }
+
+    async fn shares(&self) -> Result<Vec<ShareInfo>, DriverError> {
+        self.run(|store| store.shares()).await
+    }
+
+    async fn resize_share(&self, id: ShareId, size_bytes: u64) -> Result<Outcome<ShareInfo>, DriverError> {
+        self.run(move |store| store.resize_share(id, size_bytes)).await
+    }
+
+    async fn revert_share(
+        &self,
+        id: ShareId,
+        snapshot: ShareSnapshotId,
+    ) -> Result<Outcome<ShareInfo>, DriverError> {
+        self.run(move |store| store.revert_share(id, snapshot)).await
+    }
+
+    async fn delete_share(&self, id: ShareId) -> Result<Outcome<()>, DriverError> {
+        self.run(move |store| store.delete(ShareVersion::Share(id))).await
+    }
+
+    async fn create_snapshots(
+        &self,
+        group: &[ShareSnapshotSpec],
+    ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, DriverError> {
+        let group = group.to_vec();
+        self.run(move |store| store.create_snapshots(&group)).await
+    }
+
+    async fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, DriverError> {
+        self.run(move |store| store.snapshot(id)).await
+    }
+
+    async fn snapshots(&self) -> Result<Vec<ShareSnapshotInfo>, DriverError> {
+        self.run(|store| store.snapshots()).await
+    }
+
+    async fn delete_snapshot(&self, id: ShareSnapshotId) -> Result<Outcome<()>, DriverError> {
+        self.run(move |store| store.delete(ShareVersion::Snapshot(id)))
+            .await
+    }
+
+    async fn usage(&self, of: ShareVersion) -> Result<ShareUsage, DriverError> {
+        self.run(move |store| store.usage(of)).await
+    }
+
+    async fn mount(&self, of: ShareVersion) -> Result<Outcome<MountedShare>, DriverError> {
+        self.run(move |store| store.mount(of)).await
+    }
+
+    async fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, DriverError> {
+        self.run(move |store| store.unmount(of)).await
+    }
+
+    async fn mounted(&self) -> Result<Vec<MountedShare>, DriverError> {
+        self.run(|store| Ok(store.mounted())).await
+    }
+}

@@ -1,0 +1,265 @@
+//! What lies where in a pool, and how it gets there (docs/formats/share-pool.md).
+//!
+//! ```text
+//! pool.json                     the pool's format and identity
+//! lock                          held by who uses it, when the pool is a folder
+//! new/NAME/...                  what is being made; nothing once nobody is at work
+//! commit/NAME/KIND-ID/          made, and on its way to its place
+//! shares/ID/{record.json,image}
+//! snapshots/ID/{record.json,image}
+//! views/ID/image                an exported snapshot's copy with its own identity; can be made anew
+//! trash/NAME/                   deleted; its space is on its way back
+//! ```
+//!
+//! Invariants
+//! - L1: an object is there exactly when its folder is in `shares`, `snapshots` or under `commit`; it gets there by one
+//!   rename of something that is whole and durable, and leaves by one.
+//! - L2: what is in `new` or `views` when nobody is at work is not needed.
+//! - L3: what belongs together (a group of snapshots) gets under `commit` by one rename; from there each member goes
+//!   to its place, and recovery goes on with that.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use quarry_contract::{ShareId, ShareSnapshotId, ShareSource, ShareVersion};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The one version of the format there is.
+pub(crate) const FORMAT: u32 = 1;
+
+/// `pool.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PoolRecord {
+    /// The version of the format.
+    pub format: u32,
+    /// The pool's identity.
+    pub uuid: Uuid,
+}
+
+/// `record.json`: what an object was made of. Never changes; the size is the image's length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ObjectRecord {
+    /// A share.
+    Share {
+        /// What it was created from.
+        source: ShareSource,
+    },
+    /// A snapshot.
+    Snapshot {
+        /// The share it is of.
+        share: ShareId,
+    },
+}
+
+/// The paths of a pool.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    root: PathBuf,
+}
+
+const FOLDERS: [&str; 6] = ["new", "commit", "shares", "snapshots", "views", "trash"];
+
+impl Layout {
+    pub(crate) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn pool_record(&self) -> PathBuf {
+        self.root.join("pool.json")
+    }
+
+    pub(crate) fn new_folder(&self, name: &str) -> PathBuf {
+        self.root.join("new").join(name)
+    }
+
+    pub(crate) fn commit_folder(&self, name: &str) -> PathBuf {
+        self.root.join("commit").join(name)
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    pub(crate) fn object(&self, version: ShareVersion) -> PathBuf {
+        match version {
+            ShareVersion::Share(id) => self.root.join("shares").join(id.to_string()),
+            ShareVersion::Snapshot(id) => self.root.join("snapshots").join(id.to_string()),
+        }
+    }
+
+    pub(crate) fn image(&self, version: ShareVersion) -> PathBuf {
+        self.object(version).join("image")
+    }
+
+    pub(crate) fn view(&self, id: ShareSnapshotId) -> PathBuf {
+        self.root.join("views").join(id.to_string())
+    }
+
+    /// Reads `pool.json`; `None` when there is none.
+    pub(crate) fn read_pool_record(&self) -> io::Result<Option<PoolRecord>> {
+        match fs::read(self.pool_record()) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the folders and, as the last thing, `pool.json`, durably. Repeated, it goes on where it was cut short.
+    pub(crate) fn format(&self) -> io::Result<PoolRecord> {
+        self.make_folders()?;
+        let record = PoolRecord {
+            format: FORMAT,
+            uuid: Uuid::new_v4(),
+        };
+        let unfinished = self.root.join("pool.json.new");
+        write_durably(&unfinished, &serde_json::to_vec(&record)?)?;
+        fs::rename(&unfinished, self.pool_record())?;
+        sync_folder(&self.root)?;
+        Ok(record)
+    }
+
+    /// Makes the folders that are missing.
+    pub(crate) fn make_folders(&self) -> io::Result<()> {
+        for folder in FOLDERS {
+            make_folder(&self.root.join(folder))?;
+        }
+        sync_folder(&self.root)
+    }
+
+    /// Tells whether there is nothing but what an unfinished [`Layout::format`] leaves.
+    pub(crate) fn is_blank(&self) -> io::Result<bool> {
+        for entry in fs::read_dir(&self.root)? {
+            let name = entry?.file_name();
+            let name = name.to_string_lossy();
+            let is_ours =
+                FOLDERS.contains(&&*name) || ["lock", "pool.json.new", "lost+found"].contains(&&*name);
+            if !is_ours {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Moves everything under `commit` to its place (L3).
+    pub(crate) fn settle_commits(&self) -> io::Result<()> {
+        for group in folder_names(&self.root.join("commit"))? {
+            self.settle_commit(&group)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the members of one commit to their places.
+    pub(crate) fn settle_commit(&self, name: &str) -> io::Result<()> {
+        let folder = self.commit_folder(name);
+        for member in folder_names(&folder)? {
+            let version = parse_member(&member)
+                .ok_or_else(|| io::Error::other(format!("commit/{name}/{member} is no object")))?;
+            fs::rename(folder.join(&member), self.object(version))?;
+        }
+        sync_folder(&self.root.join("shares"))?;
+        sync_folder(&self.root.join("snapshots"))?;
+        fs::remove_dir(&folder)?;
+        sync_folder(&self.root.join("commit"))
+    }
+
+    /// Makes what is in `new/NAME` an object, or several, by one rename (L1, L3).
+    pub(crate) fn commit(&self, name: &str) -> io::Result<()> {
+        let new = self.new_folder(name);
+        sync_folder(&new)?;
+        fs::rename(&new, self.commit_folder(name))?;
+        sync_folder(&self.root.join("commit"))?;
+        sync_folder(&self.root.join("new"))
+    }
+
+    /// Takes an object out of its place; what it holds is deleted later.
+    pub(crate) fn discard(&self, version: ShareVersion) -> io::Result<()> {
+        let name = format!("{}-{}", member_name(version), Uuid::now_v7());
+        fs::rename(self.object(version), self.trash().join(name))?;
+        let folder = match version {
+            ShareVersion::Share(_) => "shares",
+            ShareVersion::Snapshot(_) => "snapshots",
+        };
+        sync_folder(&self.root.join(folder))
+    }
+
+    /// Returns the objects that are in their places, with their records and the lengths of their images.
+    pub(crate) fn objects(&self) -> io::Result<Vec<(ShareVersion, ObjectRecord, u64)>> {
+        let mut objects = Vec::new();
+        for name in folder_names(&self.root.join("shares"))? {
+            if let Ok(id) = name.parse() {
+                objects.push(self.read_object(ShareVersion::Share(id))?);
+            }
+        }
+        for name in folder_names(&self.root.join("snapshots"))? {
+            if let Ok(id) = name.parse() {
+                objects.push(self.read_object(ShareVersion::Snapshot(id))?);
+            }
+        }
+        Ok(objects)
+    }
+
+    fn read_object(&self, version: ShareVersion) -> io::Result<(ShareVersion, ObjectRecord, u64)> {
+        let record = serde_json::from_slice(&fs::read(self.object(version).join("record.json"))?)?;
+        let length = fs::metadata(self.image(version))?.len();
+        Ok((version, record, length))
+    }
+}
+
+/// Writes the record of an object that is being made, and makes its folder durable.
+pub(crate) fn finish_object(folder: &Path, record: &ObjectRecord) -> io::Result<()> {
+    write_durably(&folder.join("record.json"), &serde_json::to_vec(record)?)?;
+    sync_folder(folder)
+}
+
+/// The name of an object's folder where shares and snapshots lie side by side.
+pub(crate) fn member_name(version: ShareVersion) -> String {
+    match version {
+        ShareVersion::Share(id) => format!("share-{id}"),
+        ShareVersion::Snapshot(id) => format!("snapshot-{id}"),
+    }
+}
+
+/// The opposite of [`member_name`].
+pub(crate) fn parse_member(name: &str) -> Option<ShareVersion> {
+    let (kind, id) = name.split_once('-')?;
+    match kind {
+        "share" => id.parse().ok().map(ShareVersion::Share),
+        "snapshot" => id.parse().ok().map(ShareVersion::Snapshot),
+        _ => None,
+    }
+}
+
+/// Makes a folder that only its owner may look into; one that is there is fine.
+pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        result => result,
+    }
+}
+
+/// Returns the names in a folder, ordered.
+pub(crate) fn folder_names(path: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}

@@ -1,0 +1,55 @@
+//! One lock for each object, for calls that block.
+//!
+//! K1: a call takes all its locks at once, in their order: no two calls wait for each other in a circle.
+
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use quarry_contract::ShareVersion;
+
+/// Locks a mutex, also after another thread has panicked: every critical section leaves its data whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The locks of all objects.
+#[derive(Default)]
+pub(crate) struct Locks {
+    held: Mutex<BTreeSet<ShareVersion>>,
+    released: Condvar,
+}
+
+/// Held locks; dropping releases them.
+pub(crate) struct Held<'a> {
+    locks: &'a Locks,
+    versions: Vec<ShareVersion>,
+}
+
+impl Locks {
+    /// Takes all of these, waiting for who has them (K1).
+    pub(crate) fn take(&self, versions: impl IntoIterator<Item = ShareVersion>) -> Held<'_> {
+        let mut versions: Vec<ShareVersion> = versions.into_iter().collect();
+        versions.sort_unstable();
+        versions.dedup();
+        let mut held = lock(&self.held);
+        // All at once: who waits holds nothing.
+        while versions.iter().any(|version| held.contains(version)) {
+            held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
+        }
+        held.extend(versions.iter().copied());
+        Held {
+            locks: self,
+            versions,
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = lock(&self.locks.held);
+        for version in &self.versions {
+            held.remove(version);
+        }
+        self.locks.released.notify_all();
+    }
+}

@@ -1,0 +1,811 @@
+//! What the driver does, with calls that block.
+//!
+//! Every object is made in `new`, becomes one by a rename, and is known from then on ([`crate::layout`], L1 to L3). What
+//! a process leaves in the middle, [`ImageStore::open`] finishes or throws away:
+//!
+//! | killed | then it is |
+//! |---|---|
+//! | while making a share or snapshots | not there; what was begun is deleted |
+//! | after the rename to `commit` | there, all of a group |
+//! | while file systems were frozen | as before; they are thawed |
+//! | while growing | as large as its image; the file system follows at once, or at the next mount |
+//! | while reverting | the old or the new image, whole |
+//! | while deleting | there or not; its space comes back |
+//! | while mounting | mounted, or not; what was needed for it is deleted |
+//!
+//! - D1: nothing is made without a reserve left, so that what is there can go on and be deleted.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::statvfs::statvfs;
+use quarry_contract::{
+    DriverError, FieldDifference, MountedShare, Outcome, PoolName, PoolState, ShareCapabilities,
+    ShareCapability, ShareId, ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo,
+    ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
+};
+use uuid::Uuid;
+
+use crate::error::{During, StoreError, corrupt, not_found};
+use crate::image::{
+    BLANK_BYTES, Copy, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, copy, copy_frozen,
+    image_bytes, make, set_identity, size_bytes,
+};
+use crate::layout::{
+    FORMAT, Layout, ObjectRecord, PoolRecord, finish_object, make_folder, member_name, sync_folder,
+};
+use crate::locks::{Held, Locks, lock};
+use crate::mounts::Mounts;
+use crate::place::{PoolPlace, Taken};
+use crate::superblock::Superblock;
+use crate::trash::Trash;
+
+/// What a copy of an image takes of the pool at once, about: its map, and what its log and superblocks diverge by.
+const COPY_BYTES: u64 = 4 << 20;
+/// The reserve (D1): a twentieth of the pool, at most this, in bytes.
+const RESERVE_MAX_BYTES: u64 = 1 << 30;
+/// File systems count what was deleted as free a moment later: full is what stays so.
+const FULL_TRIES: u32 = 10;
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+
+/// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
+/// end it there.
+pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// The pool's name.
+    pub name: PoolName,
+    /// Where it is.
+    pub place: PoolPlace,
+    /// A folder for mounts; on a file system that forgets with the machine's restart at best.
+    pub mounts: PathBuf,
+    /// For tests.
+    pub on_step: Option<StepHook>,
+}
+
+/// A store of shares.
+pub(crate) struct ImageStore {
+    name: PoolName,
+    uuid: Uuid,
+    layout: Layout,
+    objects: Mutex<Objects>,
+    locks: Locks,
+    mounts: Mounts,
+    on_step: Option<StepHook>,
+    trash: Trash,
+    // Last: the pool is another process's when everything else has ended.
+    place: Taken,
+}
+
+#[derive(Default)]
+struct Objects {
+    shares: BTreeMap<ShareId, Share>,
+    snapshots: BTreeMap<ShareSnapshotId, Snapshot>,
+}
+
+#[derive(Clone, Copy)]
+struct Share {
+    source: ShareSource,
+    size_bytes: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Snapshot {
+    share: ShareId,
+    size_bytes: u64,
+}
+
+impl Objects {
+    fn share(&self, id: ShareId) -> Result<ShareInfo, DriverError> {
+        let share = self
+            .shares
+            .get(&id)
+            .ok_or_else(|| not_found(ShareVersion::Share(id)))?;
+        Ok(ShareInfo {
+            id,
+            size_bytes: share.size_bytes,
+            source: share.source,
+        })
+    }
+
+    fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, DriverError> {
+        let snapshot = self
+            .snapshots
+            .get(&id)
+            .ok_or_else(|| not_found(ShareVersion::Snapshot(id)))?;
+        Ok(ShareSnapshotInfo {
+            id,
+            share: snapshot.share,
+            size_bytes: snapshot.size_bytes,
+        })
+    }
+
+    fn check(&self, version: ShareVersion) -> Result<(), DriverError> {
+        match version {
+            ShareVersion::Share(id) => self.share(id).map(drop),
+            ShareVersion::Snapshot(id) => self.snapshot(id).map(drop),
+        }
+    }
+
+    fn insert(
+        &mut self,
+        version: ShareVersion,
+        record: ObjectRecord,
+        size_bytes: u64,
+    ) -> Result<(), DriverError> {
+        match (version, record) {
+            (ShareVersion::Share(id), ObjectRecord::Share { source }) => {
+                self.shares.insert(id, Share { source, size_bytes });
+                Ok(())
+            }
+            (ShareVersion::Snapshot(id), ObjectRecord::Snapshot { share }) => {
+                self.snapshots.insert(id, Snapshot { share, size_bytes });
+                Ok(())
+            }
+            _ => Err(corrupt(version, "its record is of another kind")),
+        }
+    }
+}
+
+/// Returns the identity of an object's file system (S9).
+fn identity_of(version: ShareVersion) -> Uuid {
+    match version {
+        ShareVersion::Share(id) => id.0,
+        // Not the id itself: a caller may have a share of the same id.
+        ShareVersion::Snapshot(id) => Uuid::new_v5(&id.0, b"share snapshot"),
+    }
+}
+
+impl ImageStore {
+    /// Opens a pool, and settles what the process before has left.
+    pub(crate) fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let pool = options.name.as_str();
+        let place = options.place.take(pool, &options.mounts)?;
+        let layout = Layout::at(place.root.clone());
+        let record = open_layout(&layout, &options.place, place.may_format, pool)?;
+        let what = || format!("settling what is in {}", layout.root().display());
+        layout.make_folders().during(what)?;
+        let mounts = Mounts::at(&options.mounts)?;
+        mounts.take_up(|version| match version {
+            ShareVersion::Share(_) => layout.image(version),
+            ShareVersion::Snapshot(id) => layout.view(id).join("image"),
+        })?;
+        layout.settle_commits().during(what)?;
+        clear(&layout.new_folder(""), |_| false).during(what)?;
+        let views: Vec<String> = mounts
+            .all()
+            .iter()
+            .filter_map(|mounted| match mounted.version {
+                ShareVersion::Snapshot(id) => Some(id.to_string()),
+                ShareVersion::Share(_) => None,
+            })
+            .collect();
+        let views_folder = layout.root().join("views");
+        clear(&views_folder, |name| views.iter().any(|view| view == name)).during(what)?;
+        let mut objects = Objects::default();
+        for (version, record, length) in layout.objects().during(what)? {
+            objects.insert(version, record, size_bytes(length))?;
+        }
+        let trash = Trash::start(layout.trash()).during(what)?;
+        let store = Self {
+            name: options.name.clone(),
+            uuid: record.uuid,
+            layout,
+            objects: Mutex::new(objects),
+            locks: Locks::default(),
+            mounts,
+            on_step: options.on_step.clone(),
+            trash,
+            place,
+        };
+        store.check_shares_blocks()?;
+        for mounted in store.mounts.all() {
+            // A growth may have been cut short.
+            if let ShareVersion::Share(id) = mounted.version {
+                let size = lock(&store.objects).share(id)?.size_bytes;
+                store.mounts.fit(&mounted, image_bytes(size))?;
+            }
+        }
+        Ok(store)
+    }
+
+    /// Fails now rather than at the first snapshot where files cannot share blocks.
+    fn check_shares_blocks(&self) -> Result<(), StoreError> {
+        let folder = self.layout.new_folder("probe");
+        let what = || format!("trying {}", folder.display());
+        make_folder(&folder).during(what)?;
+        let (one, other) = (folder.join("one"), folder.join("other"));
+        fs::write(&one, [0x51; 4096]).during(what)?;
+        let tried = copy(&one, &other);
+        fs::remove_dir_all(&folder).during(what)?;
+        tried.map(drop).map_err(|error| {
+            StoreError::Driver(DriverError::Unavailable {
+                object: format!("pool {}", self.name),
+                problem: format!(
+                    "the file system at {} does not share blocks between files; use XFS made with reflink=1, or btrfs",
+                    self.layout.root().display()
+                ),
+                source: match error {
+                    StoreError::System { source, .. } => Some(source),
+                    StoreError::Driver(_) => None,
+                },
+            })
+        })
+    }
+
+    fn step(&self, name: &'static str) {
+        if let Some(hook) = &self.on_step {
+            hook(name);
+        }
+    }
+
+    pub(crate) fn name(&self) -> &PoolName {
+        &self.name
+    }
+
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    pub(crate) fn capabilities() -> ShareCapabilities {
+        ShareCapabilities {
+            driver: "images",
+            features: vec![
+                ShareCapability::ThinProvisioning,
+                ShareCapability::Snapshots,
+                ShareCapability::Clones,
+                ShareCapability::RevertToAny,
+                ShareCapability::Grow,
+                ShareCapability::GroupSnapshots,
+                ShareCapability::MountSnapshots,
+            ],
+            min_share_bytes: MIN_SHARE_BYTES,
+            max_share_bytes: MAX_SHARE_BYTES,
+            size_granularity_bytes: SIZE_GRANULARITY_BYTES,
+        }
+    }
+
+    /// Returns the size and the free space of the pool, in bytes.
+    pub(crate) fn space(&self) -> Result<(u64, u64), StoreError> {
+        let told = statvfs(self.layout.root())
+            .map_err(std::io::Error::from)
+            .during(|| format!("asking for the space at {}", self.layout.root().display()))?;
+        let unit = told.fragment_size();
+        Ok((told.blocks() * unit, told.blocks_available() * unit))
+    }
+
+    /// Checks that the reserve stays when something takes this much (D1).
+    fn check_space(&self, needed_bytes: u64) -> Result<(), StoreError> {
+        for tries_left in (0..FULL_TRIES).rev() {
+            let (total, free_bytes) = self.space()?;
+            let reserve = (total / 20).min(RESERVE_MAX_BYTES);
+            let needed_bytes = needed_bytes + reserve;
+            if free_bytes >= needed_bytes {
+                break;
+            }
+            if tries_left == 0 {
+                let pool = format!("pool {}", self.name);
+                return Err(DriverError::Full {
+                    pool,
+                    needed_bytes,
+                    free_bytes,
+                }
+                .into());
+            }
+            std::thread::sleep(FULL_PAUSE);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn pool_status(&self) -> Result<SharePoolStatus, StoreError> {
+        let (total_bytes, free_bytes) = self.space()?;
+        let objects = lock(&self.objects);
+        Ok(SharePoolStatus {
+            name: self.name.clone(),
+            uuid: self.uuid,
+            state: PoolState::Up,
+            total_bytes,
+            free_bytes,
+            reclaimable_bytes: self.trash.bytes(),
+            provisioned_bytes: objects.shares.values().map(|share| share.size_bytes).sum(),
+            share_count: objects.shares.len() as u64,
+            snapshot_count: objects.snapshots.len() as u64,
+        })
+    }
+
+    pub(crate) fn share(&self, id: ShareId) -> Result<ShareInfo, StoreError> {
+        Ok(lock(&self.objects).share(id)?)
+    }
+
+    pub(crate) fn shares(&self) -> Result<Vec<ShareInfo>, StoreError> {
+        let objects = lock(&self.objects);
+        Ok(objects
+            .shares
+            .keys()
+            .filter_map(|id| objects.share(*id).ok())
+            .collect())
+    }
+
+    pub(crate) fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, StoreError> {
+        Ok(lock(&self.objects).snapshot(id)?)
+    }
+
+    pub(crate) fn snapshots(&self) -> Result<Vec<ShareSnapshotInfo>, StoreError> {
+        let objects = lock(&self.objects);
+        Ok(objects
+            .snapshots
+            .keys()
+            .filter_map(|id| objects.snapshot(*id).ok())
+            .collect())
+    }
+
+    pub(crate) fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(spec.id);
+        let source = match spec.source {
+            ShareSource::Blank => None,
+            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
+            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
+        };
+        let _held = self.locks.take([version].into_iter().chain(source));
+        if let Ok(existing) = self.share(spec.id) {
+            return same_or_differs(existing, spec);
+        }
+        Self::capabilities().check_size(spec.size_bytes)?;
+        if let Some(source) = source {
+            let least = self.size_of(source)?;
+            if spec.size_bytes < least {
+                return Err(DriverError::InvalidArgument {
+                    field: "size_bytes".into(),
+                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
+                }
+                .into());
+            }
+        }
+        self.check_space(if source.is_some() { COPY_BYTES } else { BLANK_BYTES })?;
+        let record = ObjectRecord::Share { source: spec.source };
+        self.make_objects(&[version], |folders| {
+            let image = folders[0].join("image");
+            match source {
+                None => make(&image, spec.size_bytes, identity_of(version))?,
+                Some(source) => {
+                    let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.step(name))?;
+                    set_identity(
+                        version,
+                        &image,
+                        identity_of(version),
+                        &self.mounts.scratch(version),
+                    )?;
+                    self.step("identified");
+                    for copied in copies {
+                        copied
+                            .set_len(image_bytes(spec.size_bytes))
+                            .and_then(|()| copied.sync_all())
+                            .during(|| format!("flushing {}", image.display()))?;
+                    }
+                }
+            }
+            Ok(vec![(record, spec.size_bytes)])
+        })?;
+        Ok(Outcome::Changed(self.share(spec.id)?))
+    }
+
+    /// Describes the copy to make of a version, which may be mounted.
+    fn copy_of(&self, version: ShareVersion, to: &Path) -> Copy {
+        Copy {
+            from: self.layout.image(version),
+            // A mounted snapshot is a copy itself.
+            root: match version {
+                ShareVersion::Share(_) => self.mounts.find(version).map(|mounted| mounted.path),
+                ShareVersion::Snapshot(_) => None,
+            },
+            to: to.to_owned(),
+        }
+    }
+
+    fn size_of(&self, version: ShareVersion) -> Result<u64, StoreError> {
+        Ok(match version {
+            ShareVersion::Share(id) => self.share(id)?.size_bytes,
+            ShareVersion::Snapshot(id) => self.snapshot(id)?.size_bytes,
+        })
+    }
+
+    /// Makes objects, all or none: `fill` puts an image into each folder and says what the records are.
+    fn make_objects(
+        &self,
+        versions: &[ShareVersion],
+        fill: impl FnOnce(&[PathBuf]) -> Result<Vec<(ObjectRecord, u64)>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let name = Uuid::now_v7().to_string();
+        let new = self.layout.new_folder(&name);
+        let filled = self.fill_folders(&new, versions, fill);
+        let records = match filled {
+            Ok(records) => records,
+            Err(error) => {
+                // What stays is deleted at the next start.
+                drop(fs::remove_dir_all(&new));
+                return Err(error);
+            }
+        };
+        let what = || format!("putting {name} into its place");
+        self.step("made");
+        self.layout.commit(&name).during(what)?;
+        self.step("committed");
+        self.layout.settle_commit(&name).during(what)?;
+        self.step("settled");
+        let mut objects = lock(&self.objects);
+        for (version, (record, size_bytes)) in versions.iter().zip(records) {
+            objects.insert(*version, record, size_bytes)?;
+        }
+        Ok(())
+    }
+
+    fn fill_folders(
+        &self,
+        new: &Path,
+        versions: &[ShareVersion],
+        fill: impl FnOnce(&[PathBuf]) -> Result<Vec<(ObjectRecord, u64)>, StoreError>,
+    ) -> Result<Vec<(ObjectRecord, u64)>, StoreError> {
+        let what = || format!("filling {}", new.display());
+        make_folder(new).during(what)?;
+        let folders: Vec<PathBuf> = versions
+            .iter()
+            .map(|version| new.join(member_name(*version)))
+            .collect();
+        for folder in &folders {
+            make_folder(folder).during(what)?;
+        }
+        self.step("begun");
+        let records = fill(&folders)?;
+        self.step("filled");
+        for (folder, (record, _)) in folders.iter().zip(&records) {
+            finish_object(folder, record).during(what)?;
+        }
+        Ok(records)
+    }
+
+    pub(crate) fn resize_share(
+        &self,
+        id: ShareId,
+        size_bytes: u64,
+    ) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _held = self.locks.take([version]);
+        let info = self.share(id)?;
+        let mounted = self.mounts.find(version);
+        if size_bytes == info.size_bytes {
+            if let Some(mounted) = &mounted {
+                self.mounts.fit(mounted, image_bytes(size_bytes))?;
+            }
+            return Ok(Outcome::Unchanged(info));
+        }
+        Self::capabilities().check_size(size_bytes)?;
+        if size_bytes < info.size_bytes {
+            return Err(DriverError::Unsupported {
+                object: format!("pool {}", self.name),
+                capability: ShareCapability::Shrink.as_str().into(),
+            }
+            .into());
+        }
+        self.check_space(COPY_BYTES)?;
+        self.step("begun");
+        self.set_image_length(version, image_bytes(size_bytes))?;
+        self.step("longer");
+        if let Some(mounted) = mounted
+            && let Err(error) = self.mounts.fit(&mounted, image_bytes(size_bytes))
+        {
+            // The file system is as it was: growing it is one transaction.
+            self.set_image_length(version, image_bytes(info.size_bytes))?;
+            return Err(error);
+        }
+        if let Some(share) = lock(&self.objects).shares.get_mut(&id) {
+            share.size_bytes = size_bytes;
+        }
+        Ok(Outcome::Changed(self.share(id)?))
+    }
+
+    fn set_image_length(&self, version: ShareVersion, length: u64) -> Result<(), StoreError> {
+        let image = self.layout.image(version);
+        File::options()
+            .write(true)
+            .open(&image)
+            .and_then(|file| {
+                file.set_len(length)?;
+                file.sync_all()
+            })
+            .during(|| format!("setting the length of {}", image.display()))
+    }
+
+    fn check_unmounted(&self, version: ShareVersion) -> Result<(), StoreError> {
+        match self.mounts.find(version) {
+            None => Ok(()),
+            Some(mounted) => Err(DriverError::Busy {
+                object: version.to_string(),
+                blockers: vec![format!("its mount at {}", mounted.path.display())],
+            }
+            .into()),
+        }
+    }
+
+    pub(crate) fn revert_share(
+        &self,
+        id: ShareId,
+        snapshot: ShareSnapshotId,
+    ) -> Result<Outcome<ShareInfo>, StoreError> {
+        let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
+        let _held = self.locks.take([version, origin]);
+        let info = self.share(id)?;
+        let of = self.snapshot(snapshot)?.share;
+        if of != id {
+            return Err(DriverError::InvalidArgument {
+                field: "snapshot".into(),
+                problem: format!("{snapshot} is a snapshot of share {of}"),
+            }
+            .into());
+        }
+        self.check_unmounted(version)?;
+        self.check_space(COPY_BYTES)?;
+        let new = self.layout.new_folder(&Uuid::now_v7().to_string());
+        let what = || format!("reverting {version}");
+        make_folder(&new).during(what)?;
+        self.step("begun");
+        let image = new.join("image");
+        let copied = copy(&self.layout.image(origin), &image).and_then(|copied| {
+            copied.set_len(image_bytes(info.size_bytes)).during(what)?;
+            copied.sync_all().during(what)
+        });
+        if let Err(error) = copied {
+            drop(fs::remove_dir_all(&new));
+            return Err(error);
+        }
+        self.step("copied");
+        fs::rename(&image, self.layout.image(version)).during(what)?;
+        sync_folder(&self.layout.object(version)).during(what)?;
+        self.step("replaced");
+        fs::remove_dir(&new).during(what)?;
+        Ok(Outcome::Changed(info))
+    }
+
+    pub(crate) fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
+        let _held = self.locks.take([version]);
+        if lock(&self.objects).check(version).is_err() {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.check_unmounted(version)?;
+        self.step("begun");
+        self.layout
+            .discard(version)
+            .during(|| format!("deleting {version}"))?;
+        self.step("discarded");
+        let mut objects = lock(&self.objects);
+        match version {
+            ShareVersion::Share(id) => drop(objects.shares.remove(&id)),
+            ShareVersion::Snapshot(id) => drop(objects.snapshots.remove(&id)),
+        }
+        drop(objects);
+        self.trash.wake();
+        Ok(Outcome::Changed(()))
+    }
+
+    pub(crate) fn create_snapshots(
+        &self,
+        group: &[ShareSnapshotSpec],
+    ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError> {
+        ShareSnapshotSpec::check_group(group)?;
+        let _held = self.lock_group(group);
+        let existing: Vec<ShareSnapshotInfo> = group
+            .iter()
+            .filter_map(|spec| self.snapshot(spec.id).ok())
+            .collect();
+        if ShareSnapshotSpec::group_exists(group, &existing)? {
+            return Ok(Outcome::Unchanged(existing));
+        }
+        let sizes = group
+            .iter()
+            .map(|spec| Ok(self.share(spec.share)?.size_bytes))
+            .collect::<Result<Vec<u64>, StoreError>>()?;
+        self.check_space(COPY_BYTES * group.len() as u64)?;
+        let versions: Vec<ShareVersion> = group.iter().map(|spec| ShareVersion::Snapshot(spec.id)).collect();
+        self.make_objects(&versions, |folders| {
+            let copies: Vec<Copy> = group
+                .iter()
+                .zip(folders)
+                .map(|(spec, folder)| self.copy_of(ShareVersion::Share(spec.share), &folder.join("image")))
+                .collect();
+            for copied in copy_frozen(&copies, &|name| self.step(name))? {
+                copied.sync_all().during(|| "flushing a snapshot".to_owned())?;
+            }
+            let record = |spec: &ShareSnapshotSpec| ObjectRecord::Snapshot { share: spec.share };
+            Ok(group.iter().map(record).zip(sizes).collect())
+        })?;
+        let infos = group.iter().map(|spec| self.snapshot(spec.id));
+        Ok(Outcome::Changed(infos.collect::<Result<_, _>>()?))
+    }
+
+    fn lock_group(&self, group: &[ShareSnapshotSpec]) -> Held<'_> {
+        let members = group
+            .iter()
+            .flat_map(|spec| [ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id)]);
+        self.locks.take(members)
+    }
+
+    pub(crate) fn usage(&self, of: ShareVersion) -> Result<ShareUsage, StoreError> {
+        lock(&self.objects).check(of)?;
+        let image = self.layout.image(of);
+        let what = || format!("asking for the usage of {of}");
+        let file = File::open(&image).during(what)?;
+        let allocated_bytes = file.metadata().during(what)?.blocks() * 512;
+        let used_bytes = match self.mounts.find(of) {
+            Some(mounted) => {
+                let told = statvfs(&mounted.path)
+                    .map_err(std::io::Error::from)
+                    .during(what)?;
+                (told.blocks() - told.blocks_free()) * told.fragment_size()
+            }
+            None => Superblock::read(&file)
+                .during(what)?
+                .ok_or_else(|| corrupt(of, "there is no XFS in its image"))?
+                .used_bytes(),
+        };
+        Ok(ShareUsage {
+            used_bytes,
+            allocated_bytes,
+        })
+    }
+
+    pub(crate) fn mount(&self, of: ShareVersion) -> Result<Outcome<MountedShare>, StoreError> {
+        let _held = self.locks.take([of]);
+        lock(&self.objects).check(of)?;
+        if let Some(mounted) = self.mounts.find(of) {
+            return Ok(Outcome::Unchanged(mounted));
+        }
+        let image = match of {
+            ShareVersion::Share(_) => self.layout.image(of),
+            ShareVersion::Snapshot(id) => self.make_view(id)?,
+        };
+        self.step("prepared");
+        let mounted = self.mounts.mount(of, &image, identity_of(of))?;
+        self.step("mounted");
+        if matches!(of, ShareVersion::Share(_)) {
+            // A growth or a revert while it was not mounted is made up for now.
+            self.mounts.fit(&mounted, image_bytes(self.size_of(of)?))?;
+        }
+        Ok(Outcome::Changed(mounted))
+    }
+
+    /// Makes what is mounted for a snapshot: a copy with its own identity and an empty log.
+    fn make_view(&self, id: ShareSnapshotId) -> Result<PathBuf, StoreError> {
+        let version = ShareVersion::Snapshot(id);
+        self.check_space(COPY_BYTES)?;
+        self.remove_view(id)?;
+        let folder = self.layout.view(id);
+        make_folder(&folder).during(|| format!("making {}", folder.display()))?;
+        let image = folder.join("image");
+        copy(&self.layout.image(version), &image)?;
+        self.step("viewed");
+        set_identity(
+            version,
+            &image,
+            identity_of(version),
+            &self.mounts.scratch(version),
+        )?;
+        Ok(image)
+    }
+
+    fn remove_view(&self, id: ShareSnapshotId) -> Result<(), StoreError> {
+        let folder = self.layout.view(id);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).during(|| format!("deleting {}", folder.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
+        let _held = self.locks.take([of]);
+        self.step("begun");
+        if !self.mounts.unmount(of)? {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.step("unmounted");
+        if let ShareVersion::Snapshot(id) = of {
+            self.remove_view(id)?;
+        }
+        Ok(Outcome::Changed(()))
+    }
+
+    pub(crate) fn mounted(&self) -> Vec<MountedShare> {
+        self.mounts.all()
+    }
+
+    /// Unmounts everything and gives the pool up.
+    pub(crate) fn close(self) -> Result<(), StoreError> {
+        for mounted in self.mounts.all() {
+            self.unmount(mounted.version)?;
+        }
+        self.mounts.close();
+        drop(self.trash);
+        self.place
+            .close()
+            .during(|| format!("closing pool {}", self.name))
+    }
+}
+
+fn same_or_differs(existing: ShareInfo, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
+    let mut differences = Vec::new();
+    let mut compare = |field: &str, existing: String, requested: String| {
+        if existing != requested {
+            differences.push(FieldDifference {
+                field: field.into(),
+                existing,
+                requested,
+            });
+        }
+    };
+    compare(
+        "size_bytes",
+        existing.size_bytes.to_string(),
+        spec.size_bytes.to_string(),
+    );
+    compare("source", existing.source.to_string(), spec.source.to_string());
+    if differences.is_empty() {
+        return Ok(Outcome::Unchanged(existing));
+    }
+    Err(DriverError::AlreadyExists {
+        object: ShareVersion::Share(spec.id).to_string(),
+        differences,
+    }
+    .into())
+}
+
+/// Reads what pool is in a place, or makes an empty one where that is wanted and nothing else is there.
+fn open_layout(
+    layout: &Layout,
+    place: &PoolPlace,
+    may_format: bool,
+    pool: &str,
+) -> Result<PoolRecord, StoreError> {
+    let path = place.path().display();
+    let unusable = |problem: String| {
+        StoreError::from(DriverError::Unavailable {
+            object: format!("pool {pool}"),
+            problem,
+            source: None,
+        })
+    };
+    let found = layout
+        .read_pool_record()
+        .during(|| format!("reading the record of the pool in {path}"))?;
+    match found {
+        Some(record) if record.format == FORMAT => Ok(record),
+        Some(record) => Err(unusable(format!(
+            "{path} has format {}; this version knows {FORMAT}",
+            record.format
+        ))),
+        None if !may_format => Err(unusable(format!("there is no pool of shares in {path}"))),
+        None => {
+            if !layout.is_blank().during(|| format!("looking into {path}"))? {
+                return Err(unusable(format!(
+                    "{path} is not empty and holds no pool of shares; choose an empty place"
+                )));
+            }
+            layout.format().during(|| format!("making a pool in {path}"))
+        }
+    }
+}
+
+/// Deletes what is in a folder, but for the names that are kept.
+fn clear(folder: &Path, is_kept: impl Fn(&str) -> bool) -> std::io::Result<()> {
+    for name in crate::layout::folder_names(folder)? {
+        if !is_kept(&name) {
+            fs::remove_dir_all(folder.join(name))?;
+        }
+    }
+    Ok(())
+}

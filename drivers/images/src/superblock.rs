@@ -1,0 +1,61 @@
+//! The primary superblock of an XFS, read from its image (xfs/libxfs/xfs_format.h, `struct xfs_dsb`; big-endian).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use uuid::Uuid;
+
+const MAGIC: &[u8] = b"XFSB";
+
+/// What the superblock says. The counters are right after a clean unmount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    /// The identity of the file system.
+    pub uuid: Uuid,
+    /// The size of a block, in bytes.
+    pub block_bytes: u32,
+    /// The size of all of it, in blocks.
+    pub data_blocks: u64,
+    /// The size of the log in it, in blocks.
+    pub log_blocks: u32,
+    /// What is free, in blocks.
+    pub free_blocks: u64,
+}
+
+impl Superblock {
+    /// Reads the superblock of an image; `None` when there is no XFS in it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn read(image: &File) -> io::Result<Option<Self>> {
+        let mut bytes = [0; 256];
+        match image.read_exact_at(&mut bytes, 0) {
+            Ok(()) => Ok(Self::parse(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn parse(bytes: &[u8; 256]) -> Option<Self> {
+        if &bytes[..4] != MAGIC {
+            return None;
+        }
+        Some(Self {
+            uuid: Uuid::from_slice(&bytes[32..48]).ok()?,
+            block_bytes: u32::from_be_bytes(bytes[4..8].try_into().ok()?),
+            data_blocks: u64::from_be_bytes(bytes[8..16].try_into().ok()?),
+            log_blocks: u32::from_be_bytes(bytes[96..100].try_into().ok()?),
+            free_blocks: u64::from_be_bytes(bytes[144..152].try_into().ok()?),
+        })
+    }
+
+    /// Returns what a client sees as used, in bytes.
+    pub fn used_bytes(&self) -> u64 {
+        let blocks = self
+            .data_blocks
+            .saturating_sub(u64::from(self.log_blocks))
+            .saturating_sub(self.free_blocks);
+        blocks * u64::from(self.block_bytes)
+    }
+}

@@ -1,0 +1,259 @@
+//! What may be wrong around a store: each is a typed error that says what to do, and leaves the rest working.
+
+use std::fs;
+
+use quarry_contract::conformance::block_on;
+use quarry_contract::{DriverError, ErrorKind, ShareBackend, ShareSource};
+use quarry_images::{IfAbsent, ImageBackend, PoolPlace, StoreOptions};
+use quarry_sys::filesystem::unmount;
+
+use crate::kit::{Folder, SHARE_BYTES, can_run, runtime, share, snapshot, snapshot_id};
+
+fn refused(options: &StoreOptions) -> DriverError {
+    match ImageBackend::open(options) {
+        Ok(_) => panic!("opened"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn a_place_that_is_no_pool_is_refused_and_left_alone() {
+    if !can_run("a_place_that_is_no_pool_is_refused_and_left_alone") {
+        return;
+    }
+    let folder = Folder::new();
+    let options = |place| StoreOptions {
+        place,
+        ..folder.options(None)
+    };
+    let path = folder.path().join("nothing");
+    for place in [
+        PoolPlace::Folder {
+            path: path.clone(),
+            if_absent: IfAbsent::Fail,
+        },
+        PoolPlace::File {
+            path: path.clone(),
+            if_absent: IfAbsent::Fail,
+        },
+    ] {
+        let error = refused(&options(place));
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(!path.exists());
+    }
+    let used = folder.path().join("used");
+    fs::create_dir(&used).unwrap();
+    fs::write(used.join("letter.txt"), "dear").unwrap();
+    let create = IfAbsent::Create { size_bytes: 0 };
+    let error = refused(&options(PoolPlace::Folder {
+        path: used.clone(),
+        if_absent: create,
+    }));
+    assert!(
+        error.to_string().contains("is not empty and holds no pool"),
+        "{error}"
+    );
+    assert!(!used.join("shares").exists());
+
+    let garbage = folder.path().join("garbage");
+    fs::write(&garbage, vec![7; 8 << 20]).unwrap();
+    let error = refused(&options(PoolPlace::File {
+        path: garbage.clone(),
+        if_absent: create,
+    }));
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(fs::read(&garbage).unwrap(), vec![7; 8 << 20]);
+}
+
+#[test]
+fn a_folder_whose_files_cannot_share_blocks_is_refused_at_once() {
+    if !can_run("a_folder_whose_files_cannot_share_blocks_is_refused_at_once") {
+        return;
+    }
+    let folder = Folder::new();
+    let memory = folder.path().join("memory");
+    fs::create_dir(&memory).unwrap();
+    quarry_sys::filesystem::mount_tmpfs(&memory, 1 << 20).unwrap();
+    let error = refused(&StoreOptions {
+        place: PoolPlace::Folder {
+            path: memory,
+            if_absent: IfAbsent::Create { size_bytes: 0 },
+        },
+        ..folder.options(None)
+    });
+    assert!(error.to_string().contains("reflink=1"), "{error}");
+}
+
+#[test]
+fn a_second_user_is_told_who_has_the_pool() {
+    if !can_run("a_second_user_is_told_who_has_the_pool") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let pool = folder.open();
+    let error = refused(&folder.options(None)).to_string();
+    let holder = format!("held by process {}", std::process::id());
+    assert!(error.contains(&holder), "S10: {error}");
+    pool.0.shutdown().unwrap();
+    assert_eq!(
+        block_on(pool.0.pool_status()).unwrap_err().kind(),
+        ErrorKind::Unavailable,
+        "after the shutdown"
+    );
+    folder.open();
+}
+
+#[test]
+fn a_pool_in_a_folder_is_as_good_as_one_in_a_file() {
+    if !can_run("a_pool_in_a_folder_is_as_good_as_one_in_a_file") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    // The file system of a pool in a file serves as the folder.
+    let outer = folder.open();
+    let options = StoreOptions {
+        place: PoolPlace::Folder {
+            path: folder.root().join("shared"),
+            if_absent: IfAbsent::Create { size_bytes: 0 },
+        },
+        mounts: folder.path().join("inner"),
+        ..folder.options(None)
+    };
+    let open = || crate::kit::Pool(std::sync::Arc::new(ImageBackend::open(&options).unwrap()));
+    let inner = open();
+    inner.create(1, ShareSource::Blank).unwrap();
+    inner.write(share(1), "file", b"contents");
+    inner.snapshots(&[(1, 1)]).unwrap();
+    let uuid = inner.0.uuid();
+    assert!(refused(&options).to_string().contains("two agents"));
+    drop(inner);
+    let inner = open();
+    assert_eq!(inner.0.uuid(), uuid);
+    assert_eq!(inner.read(snapshot(1), "file").unwrap(), b"contents");
+    inner.0.shutdown().unwrap();
+    outer.0.shutdown().unwrap();
+}
+
+#[test]
+fn a_share_that_somebody_has_unmounted_or_replaced_is_not_handed_out() {
+    if !can_run("a_share_that_somebody_has_unmounted_or_replaced_is_not_handed_out") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let pool = folder.open();
+    pool.create(1, ShareSource::Blank).unwrap();
+    pool.write(share(1), "file", b"contents");
+    let mounted = pool.mount(share(1)).unwrap();
+    unmount(&mounted.path).unwrap();
+    assert!(!pool.is_mounted(share(1)), "S8: unmounted behind its back");
+    let again = pool.mount(share(1)).unwrap();
+    assert_eq!(fs::read(again.path.join("file")).unwrap(), b"contents");
+    unmount(&again.path).unwrap();
+    fs::remove_dir(&again.path).unwrap();
+    let elsewhere = folder.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &again.path).unwrap();
+    assert!(!pool.is_mounted(share(1)), "S8: a link elsewhere");
+    let refused = pool.mount(share(1));
+    assert!(refused.is_err(), "S8: {refused:?}");
+    fs::remove_dir(&elsewhere).expect("S8: nothing is mounted where the link leads");
+    fs::remove_file(&again.path).unwrap();
+    pool.mount(share(1)).unwrap();
+}
+
+#[test]
+fn a_busy_share_names_who_uses_it() {
+    if !can_run("a_busy_share_names_who_uses_it") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let pool = folder.open();
+    pool.create(1, ShareSource::Blank).unwrap();
+    pool.write(share(1), "file", b"contents");
+    let mounted = pool.mount(share(1)).unwrap();
+    let open = fs::File::open(mounted.path.join("file")).unwrap();
+    let error = pool.unmount(share(1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    let holder = format!("process {}", std::process::id());
+    assert!(error.to_string().contains(&holder), "{error}");
+    drop(open);
+    pool.unmount(share(1)).unwrap();
+}
+
+#[test]
+fn an_image_without_a_file_system_is_damage_and_no_more() {
+    if !can_run("an_image_without_a_file_system_is_damage_and_no_more") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let pool = folder.open();
+    for number in [1, 2] {
+        pool.create(number, ShareSource::Blank).unwrap();
+    }
+    pool.snapshots(&[(1, 1)]).unwrap();
+    for (kind, id) in [("shares", share(1)), ("snapshots", snapshot(1))] {
+        let uuid = id.to_string();
+        let uuid = uuid.rsplit(' ').next().unwrap();
+        let image = folder.root().join(kind).join(uuid).join("image");
+        fs::write(&image, b"").unwrap();
+        fs::File::options()
+            .write(true)
+            .open(&image)
+            .unwrap()
+            .set_len(SHARE_BYTES + (64 << 20))
+            .unwrap();
+        let error = pool.mount(id).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    }
+    let clone = pool.create(3, ShareSource::Snapshot(snapshot_id(1)));
+    assert_eq!(clone.unwrap_err().kind(), ErrorKind::Corrupt);
+    pool.mount(share(2)).unwrap();
+    for version in [share(1), snapshot(1)] {
+        pool.delete(version).unwrap();
+    }
+}
+
+#[test]
+fn a_full_pool_refuses_what_takes_space_and_goes_on() {
+    if !can_run("a_full_pool_refuses_what_takes_space_and_goes_on") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let pool = folder.open();
+    pool.create(1, ShareSource::Blank).unwrap();
+    pool.write(share(1), "file", b"contents");
+    // Something else on the pool's file system takes all but less than the reserve.
+    let filler = folder.root().join("filler");
+    let status = block_on(pool.0.pool_status()).unwrap();
+    let file = fs::File::create(&filler).unwrap();
+    let length = i64::try_from(status.free_bytes - (80 << 20)).unwrap();
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length).unwrap();
+    drop(file);
+    for error in [
+        pool.create(2, ShareSource::Blank).unwrap_err(),
+        pool.snapshots(&[(1, 1)]).unwrap_err(),
+        pool.resize(1, SHARE_BYTES * 2).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    }
+    folder.assert_tidy(&pool);
+    pool.write(share(1), "file", b"written in the reserve");
+    pool.unmount(share(1)).unwrap();
+    pool.mount(share(1)).unwrap();
+    fs::remove_file(&filler).unwrap();
+    pool.create(2, ShareSource::Blank).unwrap();
+    pool.unmount(share(1)).unwrap();
+    pool.delete(share(1)).unwrap();
+}
