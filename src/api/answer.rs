@@ -188,6 +188,7 @@ pub(super) fn pool(pool: Pool) -> v1::Pool {
             answer.free_bytes = status.free_bytes;
             answer.allocated_bytes = status.allocated_bytes;
             answer.reclaimable_bytes = status.reclaimable_bytes;
+            answer.reclaim_debt_bytes = status.reclaim_debt_bytes;
             answer.provisioned_bytes = status.provisioned_bytes;
             answer.chunk_bytes = status.chunk_bytes;
             answer.volume_count = status.volume_count;

@@ -257,6 +257,9 @@ pub struct PoolStatus {
     pub allocated_bytes: u64,
     /// Freed by deletes and on its way back, still counted in `allocated_bytes`.
     pub reclaimable_bytes: u64,
+    /// Owned by deleted versions and to be gone through by reclaim: it comes back, or passes to what descends from
+    /// them. 0 when reclaim has caught up.
+    pub reclaim_debt_bytes: u64,
     /// The sum of the sizes of all volumes.
     pub provisioned_bytes: u64,
     /// The unit of allocation.

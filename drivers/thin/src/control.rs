@@ -31,11 +31,17 @@ impl Pool {
         let state = read(&self.state);
         let chunk_bytes = self.geometry.chunk_bytes;
         let free = state.space.free() + state.space.waiting_for_discard();
-        let childless = state
+        // A version with more children keeps its space until one is left: nothing is due (N2).
+        let due = state
             .versions
             .dead()
-            .filter(|version| version.children.is_empty());
-        let reclaimable: i64 = childless.map(|version| version.own_chunks.max(0)).sum();
+            .filter(|version| version.children.len() <= 1);
+        let (mut reclaimable, mut debt) = (0, 0);
+        for version in due {
+            let own = version.own_chunks.max(0) as u64;
+            debt += own;
+            reclaimable += if version.children.is_empty() { own } else { 0 };
+        }
         PoolStatus {
             name: self.options.name.clone(),
             uuid: self.uuid,
@@ -48,7 +54,8 @@ impl Pool {
             total_bytes: self.geometry.chunk_count * chunk_bytes,
             free_bytes: free * chunk_bytes,
             allocated_bytes: (self.geometry.chunk_count - free) * chunk_bytes,
-            reclaimable_bytes: (reclaimable as u64 + state.space.quarantined()) * chunk_bytes,
+            reclaimable_bytes: (reclaimable + state.space.quarantined()) * chunk_bytes,
+            reclaim_debt_bytes: debt * chunk_bytes,
             provisioned_bytes: state.versions.provisioned_bytes(),
             chunk_bytes,
             volume_count: state.versions.volume_count(),

@@ -1,4 +1,4 @@
-//! The thread that does a pool's background work.
+//! The thread that does a pool's background work, and the pace of it.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::locks::lock;
+use crate::maintenance::Reclaim;
 use crate::{Pool, PoolError};
 
 /// How long the thread sleeps when there was nothing to do. Work announces itself through
@@ -74,13 +75,13 @@ impl Drop for Maintainer {
 }
 
 impl Signal {
-    /// Waits for a nudge or the idle time; false when the thread has to end.
-    fn wait(&self, more: bool) -> bool {
+    /// Waits for a nudge or for some time; false when the thread has to end.
+    fn wait(&self, at_most: Duration) -> bool {
         let mut state = lock(&self.state);
-        if !more && !state.nudged && !state.stop {
+        if !at_most.is_zero() && !state.nudged && !state.stop {
             let (woken, _) = self
                 .changed
-                .wait_timeout(state, IDLE)
+                .wait_timeout(state, at_most)
                 .expect("no thread panicked while it held the signal");
             state = woken;
         }
@@ -89,20 +90,52 @@ impl Signal {
     }
 }
 
+/// Gives reclaim its turns, so that it goes through so many leaves in a second and no more.
+struct Pace {
+    leaves_per_second: f64,
+    /// Leaves that may be gone through at once; below 0 after a step that went through more.
+    credit: f64,
+    since: Instant,
+}
+
+impl Pace {
+    fn new(leaves_per_second: u32, now: Instant) -> Self {
+        Self {
+            leaves_per_second: f64::from(leaves_per_second.max(1)),
+            credit: 0.0,
+            since: now,
+        }
+    }
+
+    /// Returns how long the next step has to wait.
+    fn until_next(&mut self, now: Instant) -> Duration {
+        let grown = (now - self.since).as_secs_f64() * self.leaves_per_second;
+        self.since = now;
+        // What was not used in a quiet time does not become a burst.
+        self.credit = (self.credit + grown).min(0.0);
+        Duration::from_secs_f64(-self.credit / self.leaves_per_second)
+    }
+
+    fn went_through(&mut self, leaves: u64) {
+        self.credit -= leaves as f64;
+    }
+}
+
 fn run(pool: &Pool, signal: &Signal) {
-    let mut more = true;
+    let mut wait = Duration::ZERO;
     let mut last_checkpoint = Instant::now();
-    while signal.wait(more) {
+    let mut pace = Pace::new(pool.options.reclaim_leaves_per_second, last_checkpoint);
+    while signal.wait(wait) {
         let checkpoint_due = last_checkpoint.elapsed() >= CHECKPOINT_EVERY;
         let step = match checkpoint_due {
             true => pool.checkpoint().map(|()| {
                 last_checkpoint = Instant::now();
-                true
+                Duration::ZERO
             }),
-            false => pool.maintain().map(|step| step.more),
+            false => step(pool, &mut pace),
         };
-        more = match step {
-            Ok(more) => more,
+        wait = match step {
+            Ok(wait) => wait,
             // Reported when it happened; only a reopen helps.
             Err(PoolError::Stopped { .. }) => return,
             Err(error) => {
@@ -111,8 +144,45 @@ fn run(pool: &Pool, signal: &Signal) {
                     "background work failed; trying again later"
                 );
                 last_checkpoint = Instant::now();
-                false
+                IDLE
             }
         };
+    }
+}
+
+/// Does one step; returns when the next one is due.
+fn step(pool: &Pool, pace: &mut Pace) -> Result<Duration, PoolError> {
+    let until_reclaim = pace.until_next(Instant::now());
+    let reclaim = match until_reclaim.is_zero() || pool.is_short_of_space() {
+        true => Reclaim::Now,
+        false => Reclaim::Later,
+    };
+    let step = pool.maintain_and(reclaim)?;
+    pace.went_through(step.reclaimed_leaves);
+    Ok(match (step.more, reclaim) {
+        (true, _) => Duration::ZERO,
+        (false, Reclaim::Later) => until_reclaim.min(IDLE),
+        (false, Reclaim::Now) => IDLE,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reclaim_waits_as_long_as_what_it_went_through_takes_and_saves_nothing_up() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(1000, begin);
+        assert_eq!(pace.until_next(begin), Duration::ZERO);
+        pace.went_through(64);
+        assert_eq!(pace.until_next(begin), Duration::from_millis(64));
+        let later = begin + Duration::from_millis(60);
+        let left = pace.until_next(later).as_secs_f64();
+        assert!((left - 0.004).abs() < 1e-6, "{left} s");
+        let much_later = begin + Duration::from_secs(60);
+        assert_eq!(pace.until_next(much_later), Duration::ZERO);
+        pace.went_through(1000);
+        assert_eq!(pace.until_next(much_later), Duration::from_secs(1));
     }
 }

@@ -17,30 +17,60 @@ use crate::version::NodeId;
 
 /// Differing leaves that a reclaim step goes past.
 const REAP_LEAVES: usize = 64;
+/// Freed chunks that wait for a commit until one is made for them.
+const QUARANTINED_CHUNKS: u64 = 4096;
+/// Reclaim goes as fast as it can when less than this part of the pool is left to data.
+const SHORT_OF_SPACE: u64 = 16;
 /// Freed chunks that a step discards on the medium.
 const DISCARD_CHUNKS: usize = 256;
 
-/// What a maintenance step left to do.
+/// What a maintenance step did, and what it left to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Maintenance {
     /// Another step would find work now.
     pub more: bool,
+    /// Leaves of deleted versions' maps that this one has gone through.
+    pub reclaimed_leaves: u64,
+}
+
+/// Whether a step may reclaim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reclaim {
+    Now,
+    Later,
 }
 
 impl Pool {
-    /// Does one bounded step of background work.
+    /// Does one bounded step of background work, as fast as it can.
     ///
     /// # Errors
     /// What a commit, checkpoint or page load hit.
     pub fn maintain(&self) -> Result<Maintenance, PoolError> {
+        self.maintain_and(Reclaim::Now)
+    }
+
+    /// As [`maintain`](Self::maintain), with reclaim only where it is its turn.
+    pub(crate) fn maintain_and(&self, reclaim: Reclaim) -> Result<Maintenance, PoolError> {
         self.check_running()?;
         self.evict_if_over_budget();
-        let worked = self.discard_freed()?
+        let mut reclaimed_leaves = 0;
+        let more = self.discard_freed()?
             || self.checkpoint_if_due()?
-            || self.reap_and_fill()?
+            || self.commit_if_much_is_quarantined()?
+            || self.reap_and_fill(reclaim, &mut reclaimed_leaves)?
             || self.end_quarantine()?
             || self.settle_if_idle()?;
-        Ok(Maintenance { more: worked })
+        Ok(Maintenance {
+            more,
+            reclaimed_leaves,
+        })
+    }
+
+    /// Tells whether the space that reclaim gives back is needed more than the I/O that it takes.
+    pub(crate) fn is_short_of_space(&self) -> bool {
+        let state = read(&self.state);
+        let spare = self.geometry.chunk_count / SHORT_OF_SPACE;
+        state.space.free() + state.space.waiting_for_discard() < state.reserve_chunks() + spare
     }
 
     /// Discards some freed chunks on the medium and only then frees them (A2).
@@ -73,22 +103,34 @@ impl Pool {
         Ok(due)
     }
 
+    /// Keeps a long reclaim from piling up what it frees, in memory and in the log.
+    fn commit_if_much_is_quarantined(&self) -> Result<bool, PoolError> {
+        let due = {
+            let state = read(&self.state);
+            state.space.awaits_commit() && state.space.quarantined() >= QUARANTINED_CHUNKS
+        };
+        if due {
+            self.commit()?;
+        }
+        Ok(due)
+    }
+
     /// Does a step of both, so that neither keeps the other from getting on.
-    fn reap_and_fill(&self) -> Result<bool, PoolError> {
-        let reaped = self.reap_step()?;
+    fn reap_and_fill(&self, reclaim: Reclaim, leaves: &mut u64) -> Result<bool, PoolError> {
+        let reaped = reclaim == Reclaim::Now && self.reap_step(leaves)?;
         let filled = self.fill_some()?;
         Ok(reaped || filled)
     }
 
-    /// Reclaims a part of one deleted version.
-    fn reap_step(&self) -> Result<bool, PoolError> {
+    /// Reclaims a part of one deleted version; says how many leaves it went through.
+    fn reap_step(&self, leaves: &mut u64) -> Result<bool, PoolError> {
         let mut found = false;
         self.change(Priority::Reclaim, |state| {
             let Some(node) = state.versions.reapable() else {
                 return Ok::<_, PoolError>(Decision::Apply(SmallVec::new()));
             };
             found = true;
-            Ok(match self.next_reap(state, node) {
+            Ok(match self.next_reap(state, node, leaves) {
                 Ok(upto_leaf) => Decision::Apply(smallvec![Record::Reap { node, upto_leaf }]),
                 Err(wanted) => Decision::Load(wanted),
             })
@@ -96,10 +138,16 @@ impl Pool {
         Ok(found)
     }
 
-    fn next_reap(&self, state: &crate::state::State, node: NodeId) -> Result<u64, crate::state::Wanted> {
+    fn next_reap(
+        &self,
+        state: &crate::state::State,
+        node: NodeId,
+        leaves: &mut u64,
+    ) -> Result<u64, crate::state::Wanted> {
         let Some(scan) = state.scan_reap(node, MAX_LEAVES, REAP_LEAVES) else {
             return Ok(MAX_LEAVES);
         };
+        *leaves = scan.leaves as u64;
         let from = state.versions.find(node).map_or(0, |version| version.reap_cursor);
         match scan.blocked {
             Some((side, missing)) if scan.reached == from => Err(state.wanted_by_reap(node, side, missing)),

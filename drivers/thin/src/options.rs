@@ -58,6 +58,9 @@ pub struct OpenOptions {
     /// Whether freed chunks are discarded on the medium (by [`Pool::maintain`](crate::Pool::maintain)), so that
     /// a sparse file gives its space back.
     pub discard_freed: bool,
+    /// How many leaves of deleted versions' maps the [`Maintainer`](crate::Maintainer) goes through in a second, each
+    /// 512 chunks and at most two pages to read, unless the pool is short of space: there is no limit then.
+    pub reclaim_leaves_per_second: u32,
     /// What may be done with the medium.
     pub access: Access,
     /// Where the chunk bitmap comes from.
@@ -73,6 +76,7 @@ impl OpenOptions {
             checkpoint_dirty_pages: 16_384,
             max_partial_chunks: 16_384,
             discard_freed: true,
+            reclaim_leaves_per_second: 4096,
             access: Access::ReadWrite,
             bitmap: BitmapSource::Stored,
         }

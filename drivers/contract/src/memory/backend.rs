@@ -267,6 +267,7 @@ impl VolumeBackend for MemoryBackend {
             free_bytes: self.space.total_bytes() - self.space.allocated_bytes(),
             allocated_bytes: self.space.allocated_bytes(),
             reclaimable_bytes: 0,
+            reclaim_debt_bytes: 0,
             provisioned_bytes: sizes.sum(),
             chunk_bytes: CHUNK_BYTES,
             volume_count: objects.volumes.len() as u64,

@@ -29,6 +29,8 @@ pub(crate) enum ReapSide {
 pub(crate) struct ReapScan {
     /// The leaf up to which everything needed is in memory; [`MAX_LEAVES`] at the end.
     pub reached: u64,
+    /// How many leaves that differ it went past.
+    pub leaves: usize,
     /// The page that stopped the scan, if one did.
     pub blocked: Option<(ReapSide, Missing)>,
 }
@@ -54,6 +56,7 @@ pub(crate) fn scan_reap(
     let finished = scan.visit(dead, heir, INNER_LEVELS, 0);
     ReapScan {
         reached: if finished { MAX_LEAVES } else { scan.reached },
+        leaves: leaf_budget - scan.budget,
         blocked: scan.blocked,
     }
 }
