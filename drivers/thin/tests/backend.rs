@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quarry_contract::conformance::volume_backend::{self, BackendFixture};
 use quarry_contract::{DriverError, ErrorKind, PoolName, VolumeBackend};
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{FormatOptions, OpenOptions, Pool, PoolFile, ThinBackend};
+use quarry_thin::{FormatOptions, IoMode, OpenOptions, Pool, PoolFile, ThinBackend};
 
 const POOL_BYTES: u64 = 64 << 20;
 
@@ -47,6 +47,60 @@ impl BackendFixture for Simulated {
 #[test]
 fn the_thin_backend_keeps_the_contract() {
     volume_backend::run(&mut Simulated::default());
+}
+
+/// Pools in files, opened each time with the next of some ways of doing I/O.
+struct Files {
+    directory: tempfile::TempDir,
+    ways: &'static [IoMode],
+    openings: usize,
+    files: u32,
+}
+
+impl Files {
+    fn file(&mut self) -> PoolFile {
+        self.openings += 1;
+        PoolFile {
+            path: self.directory.path().join(format!("pool-{}", self.files)),
+            options: self.ways[self.openings % self.ways.len()].into(),
+        }
+    }
+}
+
+impl BackendFixture for Files {
+    fn fresh(&mut self) -> Arc<dyn VolumeBackend> {
+        self.files += 1;
+        let made = ThinBackend::create_file(&self.file(), POOL_BYTES, &format(), OpenOptions::default());
+        Arc::new(made.expect("making a pool"))
+    }
+
+    /// What the kernel holds survives, so this loses only the engine's own memory, as a kill does.
+    fn power_cut(&mut self, backend: Arc<dyn VolumeBackend>) -> Option<Arc<dyn VolumeBackend>> {
+        drop(backend);
+        let opened = ThinBackend::open_file(&self.file(), OpenOptions::default());
+        Some(Arc::new(opened.expect("recovery")))
+    }
+}
+
+#[test]
+fn the_thin_backend_keeps_the_contract_on_files_with_io_uring_without_and_by_turns() {
+    let all: [&'static [IoMode]; 2] = [&[IoMode::Threads], &[IoMode::Uring, IoMode::Threads]];
+    for ways in all {
+        if ways.contains(&IoMode::Uring)
+            && let Err(refused) = quarry_sys::ring::probe()
+        {
+            println!("SKIPPED: {ways:?}, because io_uring is not allowed here: {refused}");
+            continue;
+        }
+        println!("{ways:?}");
+        let mut files = Files {
+            directory: tempfile::tempdir().expect("a temporary directory"),
+            ways,
+            openings: 0,
+            files: 0,
+        };
+        volume_backend::run(&mut files);
+    }
 }
 
 #[test]
