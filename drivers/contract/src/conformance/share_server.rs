@@ -63,6 +63,7 @@ fn table(rules: &[(&str, AccessLevel)]) -> AccessTable {
         kinds: vec![ClientKind::Ip],
         ipv4: true,
         ipv6: true,
+        refused_ipv6_prefixes: None,
     };
     resolve_access(&rules, &can).0
 }

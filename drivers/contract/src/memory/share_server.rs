@@ -79,6 +79,7 @@ impl ShareServer for MemoryShareServer {
             kinds: vec![ClientKind::Ip],
             ipv4: true,
             ipv6: true,
+            refused_ipv6_prefixes: None,
         }
     }
 

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use super::network::{Network, Share};
 use crate::AccessRuleId;
@@ -79,6 +80,8 @@ pub struct EnforceableAccess {
     pub ipv4: bool,
     /// Whether clients can come over IPv6.
     pub ipv6: bool,
+    /// Prefixes that an IPv6 network must not have.
+    pub refused_ipv6_prefixes: Option<RangeInclusive<u8>>,
 }
 
 /// Why a rule is not enforced. It grants nothing.
@@ -95,6 +98,14 @@ pub enum RefusedRule {
     UnsupportedFamily {
         /// The family.
         family: &'static str,
+    },
+    /// The server cannot tell networks of this size apart.
+    #[error("the server knows no IPv6 network with a prefix from {} to {}, not /{prefix}", .refused.start(), .refused.end())]
+    UnsupportedPrefix {
+        /// The network's.
+        prefix: u8,
+        /// Those it does not know.
+        refused: RangeInclusive<u8>,
     },
     /// It does not name a client.
     #[error("{problem}")]
@@ -226,7 +237,14 @@ fn enforceable(rule: &AccessRule, can: &EnforceableAccess) -> Result<Network, Re
     match network.is_ipv6() {
         true if !can.ipv6 => Err(RefusedRule::UnsupportedFamily { family: "IPv6" }),
         false if !can.ipv4 => Err(RefusedRule::UnsupportedFamily { family: "IPv4" }),
-        _ => Ok(network),
+        true => match &can.refused_ipv6_prefixes {
+            Some(refused) if refused.contains(&network.prefix()) => Err(RefusedRule::UnsupportedPrefix {
+                prefix: network.prefix(),
+                refused: refused.clone(),
+            }),
+            _ => Ok(network),
+        },
+        false => Ok(network),
     }
 }
 

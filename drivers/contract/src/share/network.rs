@@ -99,15 +99,6 @@ impl Network {
         Some((half(self.address), half(upper)))
     }
 
-    /// Tells whether its IPv6 addresses hold those that stand for IPv4.
-    pub fn holds_mapped_addresses(&self) -> bool {
-        let mapped = Network {
-            address: IpAddr::V6(std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()),
-            prefix: MAPPED_PREFIX,
-        };
-        self.is_ipv6() && self.prefix <= MAPPED_PREFIX && masked(mapped.address, self.prefix) == self.address
-    }
-
     /// Returns how large a part of a family's addresses it is, in units of 2^-128.
     pub(super) fn share_of_family(&self) -> Share {
         match self.prefix {
@@ -266,9 +257,6 @@ mod tests {
         assert!(!contains("0.0.0.0/0", "fd00::1"));
         assert!(contains("::/0", "fd00::1"));
         assert!(!contains("10.0.0.0/30", "10.0.0.4"));
-        assert!(Network::parse("::/1").unwrap().holds_mapped_addresses());
-        assert!(!Network::parse("8000::/1").unwrap().holds_mapped_addresses());
-        assert!(!Network::parse("0.0.0.0/0").unwrap().holds_mapped_addresses());
     }
 
     #[test]

@@ -6,6 +6,7 @@ const ALL: EnforceableAccess = EnforceableAccess {
     kinds: Vec::new(),
     ipv4: true,
     ipv6: true,
+    refused_ipv6_prefixes: None,
 };
 
 fn by_ip() -> EnforceableAccess {
@@ -257,6 +258,25 @@ fn rules_that_cannot_be_enforced_are_refused_each_for_its_reason_and_grant_nothi
     assert_eq!(table.decide("10.0.0.2".parse().unwrap()), None);
     let ids: Vec<AccessRuleId> = statuses.iter().map(|status| status.id).collect();
     assert_eq!(ids, [id(1), id(2), id(3), id(9)]);
+}
+
+#[test]
+fn networks_that_a_server_cannot_tell_apart_are_refused() {
+    let can = EnforceableAccess {
+        refused_ipv6_prefixes: Some(100..=119),
+        ..by_ip()
+    };
+    let list = rules(&[
+        ("fd00::/99", ReadWrite),
+        ("fd00::/100", ReadWrite),
+        ("fd00::/119", ReadWrite),
+        ("fd00::/120", ReadWrite),
+    ]);
+    let (table, statuses) = resolve_access(&list, &can);
+    let is_refused = |status: &RuleStatus| matches!(status.state, RuleState::Refused(_));
+    let refused: Vec<bool> = statuses.iter().map(is_refused).collect();
+    assert_eq!(refused, [false, true, true, false]);
+    assert_eq!(table.entries().len(), 2);
 }
 
 #[test]

@@ -1,0 +1,24 @@
+//! The NFS server: a Ganesha of our own, started, watched and told what to export.
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`server`] | the driver: [`GaneshaServer`] |
+//! | [`export_file`] | what Ganesha is told of an export, and how access rules are written for it |
+//! | [`bus`] | the private D-Bus over which it is told, and asked |
+//! | [`process`] | the processes: started, taken up again, watched |
+//! | [`export_ids`] | the number of each export, which is in every file handle and never changes |
+//!
+//! Ganesha and its bus outlive the agent that started them, so that clients do not notice a new agent; the next one takes
+//! them up. What is exported is in a file for each export, from which Ganesha starts again after a crash. NFSv4 only: no
+//! portmapper and no other port is needed. Needs root, nfs-ganesha-vfs and dbus-daemon.
+
+mod bus;
+mod config;
+mod export_file;
+mod export_ids;
+mod files;
+mod process;
+mod server;
+
+pub use config::{GaneshaConfig, Programs};
+pub use server::{GaneshaServer, StartError};
