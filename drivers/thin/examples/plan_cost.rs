@@ -72,7 +72,7 @@ fn measure(handle: &VersionHandle, what: &str) {
             started.elapsed().as_nanos() as f64 / plans as f64
         };
         let read = each(&|offset| handle.plan_read(offset, length));
-        let write = each(&|offset| handle.plan_overwrite(offset, length));
+        let write = each(&|offset| handle.plan_write(offset, length));
         println!("{what}, {length} bytes: read {read:.0} ns, overwrite {write:.0} ns");
     }
 }

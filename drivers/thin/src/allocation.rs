@@ -36,6 +36,11 @@ impl Pool {
         Err(self.full(count))
     }
 
+    /// As [`take_chunks`](Self::take_chunks), without waiting for anything: `None` when that does not give them.
+    pub(crate) fn try_take_chunks(&self, state: &mut State, count: u64) -> Option<Vec<u64>> {
+        self.stopped().is_none().then(|| state.take_data_chunks(count))?
+    }
+
     /// Takes back chunks whose mapping failed.
     pub(crate) fn give_back_chunks(&self, chunks: &[u64]) {
         let mut state = write(&self.state);

@@ -97,7 +97,7 @@ impl VersionHandle {
     /// `OutOfRange`, `Misaligned`, `ReadOnly`, `NoSpace`, `Medium`, `Stopped`, `Closed`.
     pub fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), IoError> {
         self.check_write(offset, data.len() as u64)?;
-        match self.plan_overwrite(offset, data.len()) {
+        match self.plan_write(offset, data.len()) {
             Planned::Direct(plan) => {
                 for segment in &plan.segments {
                     if let Place::Device(at) = segment.place {
@@ -108,7 +108,7 @@ impl VersionHandle {
                             .map_err(medium("writing", at))?;
                     }
                 }
-                plan.guard.finish(data)?;
+                plan.guard.finish_blocking(data)?;
             }
             Planned::NeedsSlowPath => {
                 self.write_mapping(offset, data)?;
@@ -240,7 +240,9 @@ impl VersionHandle {
             }
             (None, _) if matches!(content, Content::Zeros) => return Ok(()),
             // A lender has to be whole (F2).
-            (lender, None) if !self.is_whole_chunk(&within) && self.pool.may_begin_partial() => {
+            (lender, None)
+                if !self.is_whole_chunk(&within) && self.pool.may_begin_partial(&read(&self.pool.state)) =>
+            {
                 return self.map_part(index, &within, content, lender);
             }
             _ => {}

@@ -17,12 +17,13 @@ use crate::pool::Pool;
 const FILL_CHUNKS: usize = 32;
 
 impl Pool {
-    /// Fills some partial chunks; tells whether it got any further.
-    pub(crate) fn fill_some(&self) -> Result<bool, PoolError> {
+    /// Fills some partial chunks, and says how many it has gone to; tells whether it got any further.
+    pub(crate) fn fill_some(&self, gone_to: &mut u64) -> Result<bool, PoolError> {
         let from = self.fill_cursor.load(Ordering::Relaxed);
         let chunks = read(&self.state).partials.some_from(from, FILL_CHUNKS);
         let mut filled = false;
         for chunk in chunks {
+            *gone_to += 1;
             self.fill_cursor.store(chunk + 1, Ordering::Relaxed);
             match self.fill(chunk)? {
                 Ok(()) => filled = true,

@@ -48,6 +48,7 @@ mod page_space;
 mod part_write;
 mod partial;
 mod plan;
+mod plan_map;
 mod pool;
 mod queue;
 mod read_log;
@@ -73,7 +74,7 @@ pub use inspect::{LogBatch, MapRun, PartialChunk, PoolStat, SuperblockCopy, Vers
 pub use maintainer::Maintainer;
 pub use maintenance::Maintenance;
 pub use options::{Access, BitmapSource, FormatOptions, OpenOptions};
-pub use plan::{Place, Plan, PlanGuard, Planned, Segment};
+pub use plan::{Finished, Place, Plan, PlanGuard, Planned, Segment};
 pub use pool::Pool;
 pub use queue::{VolumeDevice, VolumeQueue, Workers};
 pub use recovery::identify;

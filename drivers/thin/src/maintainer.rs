@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::locks::lock;
-use crate::maintenance::Reclaim;
+use crate::maintenance::{Turn, Turns};
 use crate::{Pool, PoolError};
 
 /// How long the thread sleeps when there was nothing to do. Work announces itself through
@@ -90,18 +90,26 @@ impl Signal {
     }
 }
 
-/// Gives reclaim its turns, so that it goes through so many leaves in a second and no more.
+/// Gives a kind of work its turns, so that it goes through so many things in a second and no more.
 struct Pace {
-    leaves_per_second: f64,
-    /// Leaves that may be gone through at once; below 0 after a step that went through more.
+    per_second: f64,
+    /// Things that may be gone through at once; below 0 after a step that went through more.
     credit: f64,
     since: Instant,
 }
 
+/// What is paced.
+struct Paces {
+    /// In leaves.
+    reclaim: Pace,
+    /// In chunks.
+    fill: Pace,
+}
+
 impl Pace {
-    fn new(leaves_per_second: u32, now: Instant) -> Self {
+    fn new(per_second: u32, now: Instant) -> Self {
         Self {
-            leaves_per_second: f64::from(leaves_per_second.max(1)),
+            per_second: f64::from(per_second.max(1)),
             credit: 0.0,
             since: now,
         }
@@ -109,22 +117,34 @@ impl Pace {
 
     /// Returns how long the next step has to wait.
     fn until_next(&mut self, now: Instant) -> Duration {
-        let grown = (now - self.since).as_secs_f64() * self.leaves_per_second;
+        let grown = (now - self.since).as_secs_f64() * self.per_second;
         self.since = now;
         // What was not used in a quiet time does not become a burst.
         self.credit = (self.credit + grown).min(0.0);
-        Duration::from_secs_f64(-self.credit / self.leaves_per_second)
+        Duration::from_secs_f64(-self.credit / self.per_second)
     }
 
-    fn went_through(&mut self, leaves: u64) {
-        self.credit -= leaves as f64;
+    fn went_through(&mut self, things: u64) {
+        self.credit -= things as f64;
+    }
+
+    /// Tells whether it is its turn, and if not, how long until then. What is `urgent` need not wait.
+    fn turn(&mut self, now: Instant, urgent: impl FnOnce() -> bool) -> (Turn, Duration) {
+        let wait = self.until_next(now);
+        match wait.is_zero() || urgent() {
+            true => (Turn::Now, IDLE),
+            false => (Turn::Later, wait),
+        }
     }
 }
 
 fn run(pool: &Pool, signal: &Signal) {
     let mut wait = Duration::ZERO;
     let mut last_checkpoint = Instant::now();
-    let mut pace = Pace::new(pool.options.reclaim_leaves_per_second, last_checkpoint);
+    let mut paces = Paces {
+        reclaim: Pace::new(pool.options.reclaim_leaves_per_second, last_checkpoint),
+        fill: Pace::new(pool.options.fill_chunks_per_second, last_checkpoint),
+    };
     while signal.wait(wait) {
         let checkpoint_due = last_checkpoint.elapsed() >= CHECKPOINT_EVERY;
         let step = match checkpoint_due {
@@ -132,7 +152,7 @@ fn run(pool: &Pool, signal: &Signal) {
                 last_checkpoint = Instant::now();
                 Duration::ZERO
             }),
-            false => step(pool, &mut pace),
+            false => step(pool, &mut paces),
         };
         wait = match step {
             Ok(wait) => wait,
@@ -151,18 +171,18 @@ fn run(pool: &Pool, signal: &Signal) {
 }
 
 /// Does one step; returns when the next one is due.
-fn step(pool: &Pool, pace: &mut Pace) -> Result<Duration, PoolError> {
-    let until_reclaim = pace.until_next(Instant::now());
-    let reclaim = match until_reclaim.is_zero() || pool.is_short_of_space() {
-        true => Reclaim::Now,
-        false => Reclaim::Later,
-    };
-    let step = pool.maintain_and(reclaim)?;
-    pace.went_through(step.reclaimed_leaves);
-    Ok(match (step.more, reclaim) {
-        (true, _) => Duration::ZERO,
-        (false, Reclaim::Later) => until_reclaim.min(IDLE),
-        (false, Reclaim::Now) => IDLE,
+fn step(pool: &Pool, paces: &mut Paces) -> Result<Duration, PoolError> {
+    let now = Instant::now();
+    let (reclaim, until_reclaim) = paces.reclaim.turn(now, || pool.is_short_of_space());
+    let (fill, until_fill) = paces
+        .fill
+        .turn(now, || pool.has_many_partial_chunks() || pool.is_short_of_space());
+    let step = pool.maintain_and(Turns { reclaim, fill })?;
+    paces.reclaim.went_through(step.reclaimed_leaves);
+    paces.fill.went_through(step.filled_chunks);
+    Ok(match step.more {
+        true => Duration::ZERO,
+        false => until_reclaim.min(until_fill).min(IDLE),
     })
 }
 

@@ -31,13 +31,22 @@ pub struct Maintenance {
     pub more: bool,
     /// Leaves of deleted versions' maps that this one has gone through.
     pub reclaimed_leaves: u64,
+    /// Partial chunks that this one has gone to fill.
+    pub filled_chunks: u64,
 }
 
-/// Whether a step may reclaim.
+/// Whether a step may do some kind of work that is paced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reclaim {
+pub(crate) enum Turn {
     Now,
     Later,
+}
+
+/// Which of the kinds of work that are paced a step may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Turns {
+    pub reclaim: Turn,
+    pub fill: Turn,
 }
 
 impl Pool {
@@ -46,23 +55,27 @@ impl Pool {
     /// # Errors
     /// What a commit, checkpoint or page load hit.
     pub fn maintain(&self) -> Result<Maintenance, PoolError> {
-        self.maintain_and(Reclaim::Now)
+        self.maintain_and(Turns {
+            reclaim: Turn::Now,
+            fill: Turn::Now,
+        })
     }
 
-    /// As [`maintain`](Self::maintain), with reclaim only where it is its turn.
-    pub(crate) fn maintain_and(&self, reclaim: Reclaim) -> Result<Maintenance, PoolError> {
+    /// As [`maintain`](Self::maintain), with what is paced only where it is its turn.
+    pub(crate) fn maintain_and(&self, turns: Turns) -> Result<Maintenance, PoolError> {
         self.check_running()?;
         self.evict_if_over_budget();
-        let mut reclaimed_leaves = 0;
+        let (mut reclaimed_leaves, mut filled_chunks) = (0, 0);
         let more = self.discard_freed()?
             || self.checkpoint_if_due()?
             || self.commit_if_much_is_quarantined()?
-            || self.reap_and_fill(reclaim, &mut reclaimed_leaves)?
+            || self.reap_and_fill(turns, &mut reclaimed_leaves, &mut filled_chunks)?
             || self.end_quarantine()?
             || self.settle_if_idle()?;
         Ok(Maintenance {
             more,
             reclaimed_leaves,
+            filled_chunks,
         })
     }
 
@@ -71,6 +84,11 @@ impl Pool {
         let state = read(&self.state);
         let spare = self.geometry.chunk_count / SHORT_OF_SPACE;
         state.space.free() + state.space.waiting_for_discard() < state.reserve_chunks() + spare
+    }
+
+    /// Tells whether so many chunks are partial that soon no other could begin to be.
+    pub(crate) fn has_many_partial_chunks(&self) -> bool {
+        read(&self.state).partials.len() > self.options.max_partial_chunks / 2
     }
 
     /// Discards some freed chunks on the medium and only then frees them (A2).
@@ -116,9 +134,9 @@ impl Pool {
     }
 
     /// Does a step of both, so that neither keeps the other from getting on.
-    fn reap_and_fill(&self, reclaim: Reclaim, leaves: &mut u64) -> Result<bool, PoolError> {
-        let reaped = reclaim == Reclaim::Now && self.reap_step(leaves)?;
-        let filled = self.fill_some()?;
+    fn reap_and_fill(&self, turns: Turns, leaves: &mut u64, chunks: &mut u64) -> Result<bool, PoolError> {
+        let reaped = turns.reclaim == Turn::Now && self.reap_step(leaves)?;
+        let filled = turns.fill == Turn::Now && self.fill_some(chunks)?;
         Ok(reaped || filled)
     }
 

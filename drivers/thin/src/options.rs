@@ -61,6 +61,9 @@ pub struct OpenOptions {
     /// How many leaves of deleted versions' maps the [`Maintainer`](crate::Maintainer) goes through in a second, each
     /// 512 chunks and at most two pages to read, unless the pool is short of space: there is no limit then.
     pub reclaim_leaves_per_second: u32,
+    /// How many partial chunks the [`Maintainer`](crate::Maintainer) fills in a second, unless more than half of those that
+    /// may be are, or the pool is short of space: there is no limit then. Many are filled by their users before.
+    pub fill_chunks_per_second: u32,
     /// What may be done with the medium.
     pub access: Access,
     /// Where the chunk bitmap comes from.
@@ -74,9 +77,10 @@ impl OpenOptions {
             name,
             cache_bytes: 256 << 20,
             checkpoint_dirty_pages: 16_384,
-            max_partial_chunks: 16_384,
+            max_partial_chunks: 65_536,
             discard_freed: true,
             reclaim_leaves_per_second: 4096,
+            fill_chunks_per_second: 512,
             access: Access::ReadWrite,
             bitmap: BitmapSource::Stored,
         }

@@ -20,6 +20,7 @@ use crate::locks::{read, write};
 use crate::partial::{Blocks, Home, PartialView};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
+use crate::state::State;
 
 impl VersionHandle {
     /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by `lender`, or zeros. The caller
@@ -162,8 +163,7 @@ impl Pool {
     }
 
     /// Tells whether another chunk may become partial.
-    pub(crate) fn may_begin_partial(&self) -> bool {
-        let state = read(&self.state);
+    pub(crate) fn may_begin_partial(&self, state: &State) -> bool {
         state.allows_partials && state.partials.len() < self.options.max_partial_chunks
     }
 }

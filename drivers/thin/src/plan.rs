@@ -1,7 +1,8 @@
 //! What the queue layer needs to do I/O by itself, without blocking.
 //!
 //! A plan is a look-up under the state lock plus the latches that keep its answer true (L1). It does no I/O and takes
-//! well under a microsecond for a small request.
+//! well under a microsecond for a small request. A write into space that its volume does not own can be planned too
+//! ([`plan_map`](crate::plan_map)): it is given new chunks, and they are mapped when their content has been written.
 
 use std::fmt;
 use std::ops::Range;
@@ -14,9 +15,10 @@ use crate::PoolError;
 use crate::format::{BLOCK, LEAF_ENTRIES, LeafEntry};
 use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
-use crate::locks::read;
+use crate::locks::{read, write};
 use crate::map::{LeafView, find_leaf};
 use crate::partial::{Blocks, Home, PartialView};
+use crate::plan_map::PlannedMaps;
 use crate::pool::Pool;
 use crate::state::State;
 use crate::write_epoch::EpochGuard;
@@ -61,10 +63,21 @@ pub enum Place {
 
 /// Keeps the planned chunks from being remapped, and a snapshot from being acknowledged before the write landed.
 pub struct PlanGuard {
-    pool: Arc<Pool>,
+    pub(crate) pool: Arc<Pool>,
     stripes: SmallVec<[StripeIndex; 4]>,
     partials: Option<Box<PlannedPartials>>,
+    pub(crate) maps: Option<Box<PlannedMaps>>,
     epoch: Option<EpochGuard>,
+}
+
+/// The answer to [`PlanGuard::finish`].
+#[derive(Debug)]
+pub enum Finished {
+    /// The request has ended so.
+    Ended(Result<(), IoError>),
+    /// What was written is not mapped yet, and mapping it needs something that blocks: call
+    /// [`finish_blocking`](PlanGuard::finish_blocking) on a thread that may. That never waits for another plan.
+    NeedsSlowPath(PlanGuard),
 }
 
 /// The partial chunks of a plan; rare, and so kept out of its way.
@@ -89,50 +102,87 @@ struct PlannedFill {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read,
+    /// Of chunks that the volume owns.
     Overwrite,
+    /// Of chunks that it owns or is to be given.
+    Map,
+}
+
+/// Why there is no plan.
+enum Unplanned {
+    /// An overwrite of what the volume does not own.
+    NotOwned,
+    /// Something has to be loaded, copied, waited for or refused.
+    NeedsSlowPath,
 }
 
 impl VersionHandle {
     /// Looks up a read without blocking.
     pub fn plan_read(&self, offset: u64, length: usize) -> Planned {
-        self.plan(offset, length, Access::Read)
+        self.checked_range(offset, length)
+            .and_then(|request| self.plan(&request, Access::Read).ok())
             .map_or(Planned::NeedsSlowPath, Planned::Direct)
     }
 
-    /// Looks up a write of whole 4 KiB blocks that changes no mapping, without blocking. It may add blocks to one partial
-    /// chunk: then it is a write only once its guard is [finished](PlanGuard::finish).
-    pub fn plan_overwrite(&self, offset: u64, length: usize) -> Planned {
+    /// Looks up a write of whole 4 KiB blocks, without blocking. It is a write only once its guard is
+    /// [finished](PlanGuard::finish): until then, what it adds to the volume's map or to a partial chunk is in no map.
+    pub fn plan_write(&self, offset: u64, length: usize) -> Planned {
         let aligned = offset.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK);
         if !aligned || self.is_read_only() || self.pool.stopped().is_some() {
             return Planned::NeedsSlowPath;
         }
-        self.plan(offset, length, Access::Overwrite)
-            .map_or(Planned::NeedsSlowPath, Planned::Direct)
+        let Some(request) = self.checked_range(offset, length) else {
+            return Planned::NeedsSlowPath;
+        };
+        match self.plan(&request, Access::Overwrite) {
+            Ok(plan) => Planned::Direct(plan),
+            Err(Unplanned::NotOwned) => self
+                .plan_mapping(&request)
+                .map_or(Planned::NeedsSlowPath, Planned::Direct),
+            Err(Unplanned::NeedsSlowPath) => Planned::NeedsSlowPath,
+        }
     }
 
-    fn plan(&self, offset: u64, length: usize, access: Access) -> Option<Plan> {
-        let end = offset.checked_add(length as u64)?;
-        if length == 0 || end > self.size_bytes() || self.pool.is_closed() {
-            return None;
-        }
-        let chunk_bytes = self.pool.geometry.chunk_bytes;
-        let mut plan = Plan {
-            segments: SmallVec::new(),
-            guard: PlanGuard {
-                pool: Arc::clone(&self.pool),
-                stripes: SmallVec::new(),
-                partials: None,
-                epoch: None,
-            },
-        };
+    fn plan(&self, request: &Range<u64>, access: Access) -> Result<Plan, Unplanned> {
+        let mut plan = Plan::new(&self.pool);
         let state = read(&self.pool.state);
-        let version = state.versions.at_row(self.row, self.node)?;
-        let owns = match access {
-            Access::Read => None,
-            Access::Overwrite => Some(state.versions.ownership(version)),
-        };
-        let (first, last) = (offset / chunk_bytes, (end - 1) / chunk_bytes);
+        let planned = self.plan_chunks(&mut plan, &state, request, access);
+        // The guard releases what was taken in vain, after the state lock.
+        drop(state);
+        planned.map(|()| plan)
+    }
+
+    /// Plans a write that is given chunks where it owns none.
+    fn plan_mapping(&self, request: &Range<u64>) -> Option<Plan> {
+        let mut plan = Plan::new(&self.pool);
+        let mut state = write(&self.pool.state);
+        plan.guard.maps = Some(PlannedMaps::take(&self.pool, &mut state, self.node, request)?);
+        let planned = self.plan_chunks(&mut plan, &state, request, Access::Map);
+        drop(state);
+        planned.is_ok().then_some(plan)
+    }
+
+    fn checked_range(&self, offset: u64, length: usize) -> Option<Range<u64>> {
+        let end = offset.checked_add(length as u64)?;
+        let exists = length > 0 && end <= self.size_bytes() && !self.pool.is_closed();
+        exists.then_some(offset..end)
+    }
+
+    /// Plans a request chunk by chunk. When that fails, the guard has what was taken before.
+    fn plan_chunks(
+        &self,
+        plan: &mut Plan,
+        state: &State,
+        request: &Range<u64>,
+        access: Access,
+    ) -> Result<(), Unplanned> {
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        let version = state.versions.at_row(self.row, self.node);
+        let version = version.ok_or(Unplanned::NeedsSlowPath)?;
+        let ownership = (access != Access::Read).then(|| state.versions.ownership(version));
+        let (first, last) = (request.start / chunk_bytes, (request.end - 1) / chunk_bytes);
         let mut index = first;
+        let mut not_owned = false;
         while index <= last {
             let leaf = index / LEAF_ENTRIES as u64;
             let leaf_last = last.min(leaf * LEAF_ENTRIES as u64 + LEAF_ENTRIES as u64 - 1);
@@ -144,45 +194,44 @@ impl VersionHandle {
                 };
                 (index..=leaf_last).all(|index| {
                     let entry = entries.map_or(LeafEntry::UNMAPPED, |e| e[index as usize % LEAF_ENTRIES]);
-                    let may = match owns {
-                        None => true,
-                        Some(owns) => entry.is_mapped() && owns.owns(entry.birth(), leaf + 1),
-                    };
-                    may && self.plan_chunk(&mut plan, &state, index, entry, offset..end, access)
+                    let owned =
+                        ownership.is_none_or(|o| entry.is_mapped() && o.owns(entry.birth(), leaf + 1));
+                    match (owned, access) {
+                        (true, _) => self.plan_chunk(plan, state, index, entry, request, access),
+                        (false, Access::Map) => self.plan_map(plan, state, index, entry, request),
+                        (false, _) => {
+                            not_owned = true;
+                            false
+                        }
+                    }
                 })
             });
-            if !planned {
-                // The guard releases what was taken, after the state lock.
-                drop(state);
-                return None;
+            match planned {
+                true => index = leaf_last + 1,
+                false if not_owned => return Err(Unplanned::NotOwned),
+                false => return Err(Unplanned::NeedsSlowPath),
             }
-            index = leaf_last + 1;
         }
-        if access == Access::Overwrite {
+        if access != Access::Read {
             plan.guard.epoch = Some(version.epoch.enter());
         }
-        Some(plan)
+        Ok(())
     }
 
-    /// Adds the part of a request that lies in one chunk; false when a latch is contended, or when an overwrite would
-    /// add blocks to a second partial chunk.
+    /// Adds the part of a request that lies in one chunk; false when a latch is contended, or when a write would add
+    /// blocks to a second partial chunk, or beside mapping others.
     fn plan_chunk(
         &self,
         plan: &mut Plan,
         state: &State,
         index: u64,
         entry: LeafEntry,
-        request: Range<u64>,
+        request: &Range<u64>,
         access: Access,
     ) -> bool {
-        let chunk_bytes = self.pool.geometry.chunk_bytes;
-        let base = index * chunk_bytes;
-        let from = request.start.max(base);
-        let upto = request.end.min(base + chunk_bytes);
-        let in_buffer = |range: Range<u64>| {
-            (base + range.start - request.start) as usize..(base + range.end - request.start) as usize
-        };
-        let within = from - base..upto - base;
+        let part = ChunkPart::of(request, index, self.pool.geometry.chunk_bytes);
+        let in_buffer = |range: Range<u64>| part.in_buffer(range);
+        let within = part.within.clone();
         if !entry.is_mapped() {
             plan.add(in_buffer(within), Place::Zeros);
             return true;
@@ -194,21 +243,21 @@ impl VersionHandle {
         plan.guard.stripes.push(stripe);
         let place_in = |chunk: u64, at: u64| Place::Device(self.pool.geometry.chunk_offset(chunk) + at);
         let blocks = Blocks::touching(&within);
-        if access == Access::Overwrite && !state.log.unsettled.may_overwrite(entry.chunk(), blocks) {
+        if access != Access::Read && !state.log.unsettled.may_overwrite(entry.chunk(), blocks) {
             return false;
         }
         let Some(view) = state.partials.view(entry.chunk()) else {
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
             return true;
         };
-        if access == Access::Overwrite && !view.mask.covers(blocks) {
+        if access != Access::Read && !view.mask.covers(blocks) {
             let fill = PlannedFill {
                 chunk: entry.chunk(),
                 blocks,
                 buffer: in_buffer(within.clone()),
             };
             // What is in the mask may be being overwritten, and then no claim is true of it (U1).
-            if view.mask.touches(blocks) || !self.plan_fill(plan, state, fill) {
+            if access == Access::Map || view.mask.touches(blocks) || !self.plan_fill(plan, state, fill) {
                 return false;
             }
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
@@ -243,8 +292,21 @@ impl VersionHandle {
 }
 
 impl Plan {
+    fn new(pool: &Arc<Pool>) -> Self {
+        Self {
+            segments: SmallVec::new(),
+            guard: PlanGuard {
+                pool: Arc::clone(pool),
+                stripes: SmallVec::new(),
+                partials: None,
+                maps: None,
+                epoch: None,
+            },
+        }
+    }
+
     /// Adds a segment, joined with the one before where it continues it.
-    fn add(&mut self, buffer: Range<usize>, place: Place) {
+    pub(crate) fn add(&mut self, buffer: Range<usize>, place: Place) {
         if let Some(last) = self.segments.last_mut() {
             let continues = match (last.place, place) {
                 (Place::Zeros, Place::Zeros) => true,
@@ -260,19 +322,66 @@ impl Plan {
     }
 }
 
+/// The part of a request that lies in one chunk.
+pub(crate) struct ChunkPart {
+    /// Where in the chunk, in bytes.
+    pub within: Range<u64>,
+    /// What is to be added to a place in the chunk to get the place in the request.
+    shift: i128,
+}
+
+impl ChunkPart {
+    pub fn of(request: &Range<u64>, index: u64, chunk_bytes: u64) -> Self {
+        let base = index * chunk_bytes;
+        let from = request.start.max(base);
+        let upto = request.end.min(base + chunk_bytes);
+        Self {
+            within: from - base..upto - base,
+            shift: i128::from(base) - i128::from(request.start),
+        }
+    }
+
+    /// Returns where in the request a range of the chunk is.
+    pub fn in_buffer(&self, range: Range<u64>) -> Range<usize> {
+        let place = |at: u64| (i128::from(at) + self.shift) as usize;
+        place(range.start)..place(range.end)
+    }
+}
+
 impl PlanGuard {
-    /// Ends a plan whose I/O has succeeded, before that is told to anyone: what it wrote to a partial chunk becomes part
-    /// of it. `request` is what was written, all of it. Does not block. Of a plan whose I/O failed the guard is dropped, and nothing has changed.
+    /// Ends a plan whose I/O has succeeded, before that is told to anyone: what it wrote to a new or to a partial chunk
+    /// becomes part of the volume. `request` is what was written, all of it. Does not block. Of a plan whose I/O failed the
+    /// guard is dropped, and nothing has changed.
+    ///
+    /// Ends with `Stopped` when the pool has stopped since the plan was made.
+    pub fn finish(mut self, request: &[u8]) -> Finished {
+        if let Some(fill) = self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) {
+            let recorded =
+                self.pool
+                    .record_filled_as_reserved(fill.chunk, fill.blocks, &request[fill.buffer.clone()]);
+            return Finished::Ended(recorded.map_err(PoolError::into_io_error));
+        }
+        match &mut self.maps {
+            None => Finished::Ended(Ok(())),
+            Some(maps) => match maps.try_apply(&self.pool, request) {
+                Some(applied) => Finished::Ended(applied.map_err(PoolError::into_io_error)),
+                None => Finished::NeedsSlowPath(self),
+            },
+        }
+    }
+
+    /// As [`finish`](Self::finish), blocking where that is needed.
     ///
     /// # Errors
-    /// `Stopped`: the pool has stopped since the plan was made.
-    pub fn finish(self, request: &[u8]) -> Result<(), IoError> {
-        let Some(fill) = self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) else {
-            return Ok(());
-        };
-        self.pool
-            .record_filled_as_reserved(fill.chunk, fill.blocks, &request[fill.buffer.clone()])
-            .map_err(PoolError::into_io_error)
+    /// `NoSpace`, `Stopped`, `Medium`; then nothing has been mapped.
+    pub fn finish_blocking(self, request: &[u8]) -> Result<(), IoError> {
+        match self.finish(request) {
+            Finished::Ended(result) => result,
+            Finished::NeedsSlowPath(mut guard) => match &mut guard.maps {
+                None => Ok(()),
+                Some(maps) => maps.apply(&guard.pool, request).map_err(PoolError::into_io_error),
+            },
+        }
     }
 }
 
@@ -284,6 +393,9 @@ impl Drop for PlanGuard {
         }
         for stripe in &self.stripes {
             self.pool.latches.release_shared(*stripe);
+        }
+        if let Some(maps) = &mut self.maps {
+            maps.release(&self.pool);
         }
     }
 }

@@ -67,7 +67,7 @@ pub(crate) enum Priority {
 }
 
 /// What stands in the way of applying records.
-enum Obstacle {
+pub(crate) enum Obstacle {
     Page(Wanted),
     OpenBatch,
     Log,
@@ -249,7 +249,8 @@ impl Pool {
 }
 
 impl State {
-    fn obstacle(&self, records: &[Record], priority: Priority) -> Option<Obstacle> {
+    /// Says what has to be done before records can be applied, if anything has.
+    pub(crate) fn obstacle(&self, records: &[Record], priority: Priority) -> Option<Obstacle> {
         if records.is_empty() {
             return None;
         }

@@ -6,7 +6,9 @@ use quarry_contract::{
     DataSource, Durability, IoError, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
 };
 use quarry_thin::sim::{Fault, OpCounts, OpKind, SimDevice, Stamp};
-use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle};
+use quarry_thin::{
+    Finished, FormatOptions, OpenOptions, Place, Plan, Planned, Pool, PoolDevice, VersionHandle,
+};
 use uuid::Uuid;
 
 const CHUNK: u64 = 64 << 10;
@@ -20,10 +22,14 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with_log(MIB)
+    }
+
+    fn with_log(log_bytes: u64) -> Self {
         let device = SimDevice::new(64 << 20, 1);
         let format = FormatOptions {
             chunk_bytes: CHUNK as u32,
-            log_bytes: MIB,
+            log_bytes,
             ..FormatOptions::default()
         };
         Pool::format(device.as_ref(), &format).unwrap();
@@ -170,7 +176,7 @@ fn a_write_that_goes_on_in_a_partial_chunk_is_planned_and_counts_once_it_is_fini
     let fixture = Fixture::new();
     fixture.write(0, 4096, 1).unwrap();
     let planned = |stamp: u64| {
-        let Planned::Direct(plan) = fixture.handle.plan_overwrite(4096, 8192) else {
+        let Planned::Direct(plan) = fixture.handle.plan_write(4096, 8192) else {
             panic!("nothing stands in the way of a plan");
         };
         let [segment] = plan.segments.as_slice() else {
@@ -191,7 +197,7 @@ fn a_write_that_goes_on_in_a_partial_chunk_is_planned_and_counts_once_it_is_fini
     drop(planned(2));
     zeros(4096, CHUNK - 4096);
     let (plan, data) = planned(3);
-    plan.guard.finish(&data).unwrap();
+    plan.guard.finish_blocking(&data).unwrap();
     assert_holds(&fixture.handle, 4096, 8192, 3);
     zeros(3 * 4096, CHUNK - 3 * 4096);
     fixture.handle.flush().unwrap();
@@ -239,4 +245,94 @@ fn a_sector_after_a_snapshot_costs_the_block_around_it() {
     assert_holds(&fixture.handle, 0, 4096 + 512, 1);
     assert_holds(&fixture.handle, 4096 + 1024, CHUNK - 4096 - 1024, 1);
     fixture.assert_sound();
+}
+
+/// Plans a write and does its I/O.
+fn planned(fixture: &Fixture, offset: u64, length: u64, stamp: u64) -> (Plan, Vec<u8>) {
+    let Planned::Direct(plan) = fixture.handle.plan_write(offset, length as usize) else {
+        panic!("nothing stands in the way of a plan");
+    };
+    let data = Stamp(stamp).bytes(offset, length as usize);
+    for segment in &plan.segments {
+        let Place::Device(at) = segment.place else {
+            panic!("a write has a place");
+        };
+        fixture
+            .device
+            .write_at(at, &data[segment.buffer.clone()])
+            .unwrap();
+    }
+    (plan, data)
+}
+
+#[test]
+fn a_first_write_is_planned_and_counts_once_it_is_finished() {
+    let fixture = Fixture::new();
+    fixture.write(0, 3 * CHUNK, 1).unwrap();
+    let snapshot = fixture.snapshot(7);
+    fixture.pool.checkpoint().unwrap();
+    // Part of a shared chunk, a shared one, an unmapped one, and part of an unmapped one.
+    let (offset, length) = (CHUNK + 8192, 3 * CHUNK);
+    let status = fixture.pool.status();
+    drop(planned(&fixture, offset, length, 2));
+    assert_eq!(fixture.pool.status(), status, "P2");
+    let mut bytes = vec![0xa5; CHUNK as usize];
+    fixture.handle.read(3 * CHUNK, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0), "W1");
+
+    let (plan, data) = planned(&fixture, offset, length, 3);
+    plan.guard.finish_blocking(&data).unwrap();
+    for (handle, offset, length, stamp) in [
+        (&fixture.handle, offset, length, 3),
+        (&fixture.handle, CHUNK, 8192, 1),
+        (&snapshot, 0, 3 * CHUNK, 1),
+    ] {
+        assert_holds(handle, offset, length, stamp);
+    }
+    fixture.assert_sound();
+}
+
+#[test]
+fn p1_nothing_else_is_planned_where_a_first_write_is_going_on() {
+    let fixture = Fixture::new();
+    fixture.write(0, 3 * CHUNK, 1).unwrap();
+    fixture.snapshot(7);
+    let (plan, data) = planned(&fixture, CHUNK, 4096, 2);
+    let is_planned = |planned| matches!(planned, Planned::Direct(_));
+    assert!(!is_planned(fixture.handle.plan_read(CHUNK, 4096)), "P1");
+    assert!(!is_planned(fixture.handle.plan_write(CHUNK + 4096, 4096)), "P1");
+    assert!(is_planned(fixture.handle.plan_write(2 * CHUNK, 4096)));
+    plan.guard.finish_blocking(&data).unwrap();
+    assert!(is_planned(fixture.handle.plan_read(CHUNK, 4096)), "P1");
+    assert!(is_planned(fixture.handle.plan_write(CHUNK + 4096, 4096)), "P1");
+}
+
+#[test]
+fn a_first_write_that_cannot_be_mapped_at_once_is_mapped_by_whoever_may_wait() {
+    let fixture = Fixture::with_log(64 << 10);
+    // Until the open batch takes no more records and has to be committed first.
+    for index in 0.. {
+        let (plan, data) = planned(&fixture, 2 * index * CHUNK, 4096, index);
+        match plan.guard.finish(&data) {
+            Finished::Ended(result) => result.unwrap(),
+            Finished::NeedsSlowPath(guard) => {
+                assert!(index > 100, "there is room for some in a batch");
+                guard.finish_blocking(&data).unwrap();
+                assert_holds(&fixture.handle, 2 * index * CHUNK, 4096, index);
+                break;
+            }
+        }
+    }
+    fixture.assert_sound();
+}
+
+#[test]
+fn a_first_write_is_finished_in_a_pool_that_has_stopped_by_an_error() {
+    let fixture = Fixture::new();
+    let (plan, data) = planned(&fixture, CHUNK, 4096, 1);
+    fixture.device.fail(OpKind::Flush, 0, 1, Fault::Io);
+    fixture.write(8 * CHUNK, 4096, 2).unwrap();
+    assert!(matches!(fixture.handle.flush(), Err(IoError::Stopped { .. })));
+    let result = plan.guard.finish_blocking(&data);
+    assert!(matches!(result, Err(IoError::Stopped { .. })), "{result:?}");
 }

@@ -60,7 +60,7 @@ fn place_of(writer: u64) -> (u64, usize) {
 
 /// Writes as a queue does: what needs nobody else at once, anything else by the engine.
 fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) {
-    match handle.plan_overwrite(offset, data.len()) {
+    match handle.plan_write(offset, data.len()) {
         Planned::NeedsSlowPath => handle.write(offset, data, Durability::Cached).expect("writing"),
         Planned::Direct(plan) => {
             for segment in &plan.segments {
@@ -72,7 +72,7 @@ fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) {
                 let part = &data[segment.buffer.clone()];
                 pool.device().write_at(at, part).expect("writing");
             }
-            plan.guard.finish(data).expect("finishing");
+            plan.guard.finish_blocking(data).expect("finishing");
         }
     }
 }
@@ -226,7 +226,7 @@ fn a_group_snapshot_waits_for_a_write_in_flight_and_holds_up_no_other() {
             .expect("writing");
         handle.flush().expect("flushing");
     }
-    let Planned::Direct(in_flight) = volumes[2].plan_overwrite(0, BLOCK as usize) else {
+    let Planned::Direct(in_flight) = volumes[2].plan_write(0, BLOCK as usize) else {
         panic!("an overwrite needs nobody");
     };
     let Place::Device(at) = in_flight.segments[0].place else {
@@ -263,7 +263,10 @@ fn a_group_snapshot_waits_for_a_write_in_flight_and_holds_up_no_other() {
             "V4: the snapshot is told of before a write of it has landed"
         );
         pool.device().write_at(at, &[7; BLOCK as usize]).expect("writing");
-        in_flight.guard.finish(&[7; BLOCK as usize]).expect("finishing");
+        in_flight
+            .guard
+            .finish_blocking(&[7; BLOCK as usize])
+            .expect("finishing");
     });
     assert!(taken.load(Ordering::SeqCst));
     for (number, spec) in specs.iter().enumerate() {

@@ -72,12 +72,9 @@ fn u2_a_block_is_overwritten_after_its_batch_is_settled_with_one_more_flush_once
     let (device, _pool, handle) = pool_with_volume();
     write(&handle, 0, CHUNK, 1);
     handle.flush().unwrap();
-    assert!(matches!(
-        handle.plan_overwrite(4096, 4096),
-        Planned::NeedsSlowPath
-    ));
+    assert!(matches!(handle.plan_write(4096, 4096), Planned::NeedsSlowPath));
     assert_eq!(flushes_of(&device, || write(&handle, 4096, 4096, 2)), 1);
-    assert!(matches!(handle.plan_overwrite(0, 4096), Planned::Direct(_)));
+    assert!(matches!(handle.plan_write(0, 4096), Planned::Direct(_)));
     assert_eq!(flushes_of(&device, || write(&handle, 0, 4096, 3)), 0);
     assert_eq!(flushes_of(&device, || handle.flush().unwrap()), 1);
     // A later batch settles it too.
@@ -85,9 +82,9 @@ fn u2_a_block_is_overwritten_after_its_batch_is_settled_with_one_more_flush_once
     handle.flush().unwrap();
     write(&handle, 2 * CHUNK, CHUNK, 5);
     handle.flush().unwrap();
-    assert!(matches!(handle.plan_overwrite(CHUNK, 4096), Planned::Direct(_)));
+    assert!(matches!(handle.plan_write(CHUNK, 4096), Planned::Direct(_)));
     assert!(matches!(
-        handle.plan_overwrite(2 * CHUNK, 4096),
+        handle.plan_write(2 * CHUNK, 4096),
         Planned::NeedsSlowPath
     ));
 }
@@ -95,7 +92,7 @@ fn u2_a_block_is_overwritten_after_its_batch_is_settled_with_one_more_flush_once
 #[test]
 fn u2_a_flush_of_nothing_and_an_idle_pool_settle_the_last_batch() {
     let (device, pool, handle) = pool_with_volume();
-    let overwritable = || matches!(handle.plan_overwrite(0, 4096), Planned::Direct(_));
+    let overwritable = || matches!(handle.plan_write(0, 4096), Planned::Direct(_));
     let maintain = || while pool.maintain().unwrap().more {};
     write(&handle, 0, CHUNK, 1);
     handle.flush().unwrap();

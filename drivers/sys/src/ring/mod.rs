@@ -176,6 +176,24 @@ impl Ring {
         }
     }
 
+    /// Starts everything taken in, waits for all of it and appends it. Blocks. Where the kernel fails, something may be
+    /// missing, and stays in flight.
+    pub fn reap_all(&mut self, finished: &mut Vec<Finished>) {
+        while self.unanswered > 0 {
+            self.fill_from_backlog();
+            match self.enter(1) {
+                Ok(()) => {}
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                    ) => {}
+                Err(_) => return,
+            }
+            self.process_answers(finished);
+        }
+    }
+
     fn transfer(&mut self, token: Token, direction: Direction, memory: Vec<u8>, segments: &[Segment]) {
         let slot = self.vacant_slot();
         let job = &mut self.jobs[slot as usize];
@@ -309,24 +327,11 @@ impl AsFd for Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        let mut forgotten = Vec::new();
-        while self.unanswered > 0 {
-            self.fill_from_backlog();
-            match self.enter(1) {
-                Ok(()) => {}
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                    ) => {}
-                Err(_) => {
-                    // The kernel does not say when it is done: the memory is lost, rather than shared with it.
-                    self.jobs.iter_mut().for_each(Job::abandon);
-                    return;
-                }
-            }
-            self.process_answers(&mut forgotten);
-            forgotten.clear();
+        self.reap_all(&mut Vec::new());
+        if self.unanswered > 0 {
+            // The kernel does not say when it is done: the memory is lost, rather than shared with it.
+            self.jobs.iter_mut().for_each(Job::abandon);
+            return;
         }
         // Closing the ring releases the file some time later, in the background; this does it now.
         let _ = self.uring.submitter().unregister_files();

@@ -8,13 +8,13 @@ use std::os::unix::fs::FileExt;
 use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
 
-use crate::{Place, Plan, PlanGuard};
+use crate::{Finished as Ended, Place, Plan, PlanGuard};
 
 /// Which way a direct request's bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
     Read,
-    Overwrite,
+    Write,
 }
 
 /// A ring, or none where the medium is memory, and the guards of what it is doing.
@@ -24,9 +24,17 @@ pub(super) struct DirectIo {
     in_flight: Vec<Option<InFlight>>,
     vacant: Vec<usize>,
     alignment_bytes: usize,
+    unfinished: Vec<Unfinished>,
     // Kept for their capacity.
     segments: Vec<ring::Segment>,
     finished: Vec<Finished>,
+}
+
+/// A write whose I/O has succeeded, and whose mapping needs something that blocks.
+pub(super) struct Unfinished {
+    pub(super) tag: Tag,
+    pub(super) guard: PlanGuard,
+    pub(super) buffer: IoBuffer,
 }
 
 struct InFlight {
@@ -42,6 +50,7 @@ impl DirectIo {
             in_flight: Vec::new(),
             vacant: Vec::new(),
             alignment_bytes: alignment_bytes as usize,
+            unfinished: Vec::new(),
             segments: Vec::new(),
             finished: Vec::new(),
         }
@@ -63,7 +72,8 @@ impl DirectIo {
         })
     }
 
-    /// Hands a planned request on `file` to the ring. Answers its completion when it has ended already.
+    /// Hands a planned request on `file` to the ring. Answers its completion when it has ended already. See also
+    /// [`take_unfinished`](Self::take_unfinished).
     pub(super) fn start(
         &mut self,
         file: &File,
@@ -82,14 +92,7 @@ impl DirectIo {
         }
         let Some(ring) = &mut self.ring else {
             let done = at_once(file, direction, &plan, &mut buffer);
-            let result = done
-                .map_err(to_io_error)
-                .and_then(|()| plan.guard.finish(&buffer));
-            return Some(Completion {
-                tag,
-                result,
-                buffer: Some(buffer),
-            });
+            return end(tag, done, plan.guard, buffer, &mut self.unfinished);
         };
         let (storage, shape) = buffer.into_storage();
         let visible_from = shape.visible().start;
@@ -122,7 +125,7 @@ impl DirectIo {
         let token = Token(slot as u64);
         match direction {
             Direction::Read => ring.read(token, storage, &self.segments),
-            Direction::Overwrite => ring.write(token, storage, &self.segments, Persistence::Cached),
+            Direction::Write => ring.write(token, storage, &self.segments, Persistence::Cached),
         }
         None
     }
@@ -133,27 +136,73 @@ impl DirectIo {
         }
     }
 
+    /// Hands out writes that need a thread to be finished. They complete when it is done.
+    pub(super) fn take_unfinished(&mut self) -> Vec<Unfinished> {
+        std::mem::take(&mut self.unfinished)
+    }
+
+    /// Waits until everything that was started has ended, and is mapped (Q4). Blocks.
+    pub(super) fn drain(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.reap_all(&mut self.finished);
+        }
+        // Nobody is there to be told.
+        self.end_finished(&mut Vec::new());
+        for Unfinished { guard, buffer, .. } in self.take_unfinished() {
+            let _ = guard.finish_blocking(&buffer);
+        }
+    }
+
+    /// Appends what has ended. See also [`take_unfinished`](Self::take_unfinished).
     pub(super) fn reap(&mut self, completions: &mut Vec<Completion>) {
         if let Some(ring) = &mut self.ring {
             ring.reap(&mut self.finished);
         }
+        self.end_finished(completions);
+    }
+
+    fn end_finished(&mut self, completions: &mut Vec<Completion>) {
         for finished in self.finished.drain(..) {
             let slot = finished.token.0 as usize;
             let InFlight { tag, shape, guard } = self.in_flight[slot]
                 .take()
                 .expect("the ring reports an operation once");
             self.vacant.push(slot);
-            let memory = finished.memory;
-            let buffer = memory.map(|storage| IoBuffer::from_storage(storage, shape));
-            let request = buffer.as_deref().unwrap_or_default();
-            completions.push(Completion {
-                tag,
-                result: finished
-                    .result
-                    .map_err(to_io_error)
-                    .and_then(|()| guard.finish(request)),
-                buffer,
-            });
+            let Some(storage) = finished.memory else {
+                completions.push(Completion {
+                    tag,
+                    result: finished.result.map_err(to_io_error),
+                    buffer: None,
+                });
+                continue;
+            };
+            let buffer = IoBuffer::from_storage(storage, shape);
+            completions.extend(end(tag, finished.result, guard, buffer, &mut self.unfinished));
+        }
+    }
+}
+
+/// Ends a request whose I/O has ended, unless that needs a thread.
+fn end(
+    tag: Tag,
+    done: io::Result<()>,
+    guard: PlanGuard,
+    buffer: IoBuffer,
+    unfinished: &mut Vec<Unfinished>,
+) -> Option<Completion> {
+    let ended = match done {
+        Err(error) => Ended::Ended(Err(to_io_error(error))),
+        Ok(()) => guard.finish(&buffer),
+    };
+    match ended {
+        Ended::Ended(result) => Some(Completion {
+            tag,
+            result,
+            buffer: Some(buffer),
+        }),
+        Ended::NeedsSlowPath(guard) => {
+            unfinished.push(Unfinished { tag, guard, buffer });
+            None
         }
     }
 }
@@ -167,7 +216,7 @@ fn at_once(file: &File, direction: Direction, plan: &Plan, buffer: &mut IoBuffer
         let part = &mut buffer[segment.buffer.clone()];
         match direction {
             Direction::Read => file.read_exact_at(part, offset)?,
-            Direction::Overwrite => file.write_all_at(part, offset)?,
+            Direction::Write => file.write_all_at(part, offset)?,
         }
     }
     Ok(())

@@ -3,10 +3,10 @@
 //! A [`VolumeDevice`] is made by the backend for each open volume or snapshot; targets open a [`VolumeQueue`] on
 //! it for each of their threads. A request takes one of two ways:
 //!
-//! - **direct**: a read, or an overwrite that changes no mapping. The engine plans it without blocking, the
-//!   queue's own ring does the I/O, and no other thread is involved; where the medium is memory it is done at
-//!   once. The plan's guard keeps the chunks in place until the I/O has ended.
-//! - **indirect**: everything else (first writes, copies, flushes, discards, pages to load, errors) goes to the
+//! - **direct**: a read or a write of whole blocks for which nothing has to be waited. The engine plans it without
+//!   blocking, the queue's own ring does the I/O, and no other thread is involved; where the medium is memory it is
+//!   done at once. The plan's guard keeps the chunks in place until the I/O has ended, and then maps what is new.
+//! - **indirect**: everything else (copies, flushes, discards, pages to load, latches that others hold, errors) goes to the
 //!   [`Workers`] of the pool, who call the engine's blocking methods. Without io_uring all requests go this way.
 //!
 //! Invariants

@@ -12,7 +12,7 @@ use quarry_sys::ring::{Ring, Waker};
 use super::VolumeDevice;
 use super::direct::{DirectIo, Direction};
 use super::inbox::Inbox;
-use super::workers::{self, Job};
+use super::workers::{self, Job, Work};
 use crate::{DirectFile, Planned, Submission};
 
 /// An [`IoQueue`] over a [`VolumeDevice`].
@@ -82,7 +82,7 @@ impl VolumeQueue {
                 buffer,
                 durability: Durability::Cached,
             } => self
-                .plan_and_start(tag, Direction::Overwrite, offset, buffer)
+                .plan_and_start(tag, Direction::Write, offset, buffer)
                 .unwrap_or_else(|buffer| {
                     Way::Indirect(Verb::Write {
                         offset,
@@ -108,7 +108,7 @@ impl VolumeQueue {
         let handle = self.device.handle();
         let planned = match direction {
             Direction::Read => handle.plan_read(offset, buffer.len()),
-            Direction::Overwrite => handle.plan_overwrite(offset, buffer.len()),
+            Direction::Write => handle.plan_write(offset, buffer.len()),
         };
         let direct = self.direct.get_mut().and_then(Option::as_mut);
         let direct_file = handle.pool().device().direct_file();
@@ -118,6 +118,24 @@ impl VolumeQueue {
             }
             _ => Err(buffer),
         }
+    }
+
+    /// Has threads finish the planned writes that need one.
+    fn hand_over_unfinished(&mut self) {
+        let Some(Some(direct)) = self.direct.get_mut() else {
+            return;
+        };
+        let unfinished = direct.take_unfinished();
+        if unfinished.is_empty() {
+            return;
+        }
+        let job = |unfinished| Job {
+            inbox: Arc::clone(&self.inbox),
+            work: Work::Finish(unfinished),
+        };
+        let mut jobs: Vec<Job> = unfinished.into_iter().map(job).collect();
+        self.inbox.expect(jobs.len());
+        self.device.workers().finish(&mut jobs);
     }
 
     /// Refuses what no plan should be made for: transfers that do not fit the limits. The engine judges the rest.
@@ -156,11 +174,11 @@ impl IoQueue for VolumeQueue {
         match self.try_direct(tag, verb) {
             Way::Taken(ended) => self.ended.extend(ended),
             Way::Indirect(verb) => self.staged.push(Job {
-                handle: Arc::clone(self.device.handle()),
                 inbox: Arc::clone(&self.inbox),
-                request: Request { tag, verb },
+                work: Work::Request(Arc::clone(self.device.handle()), Request { tag, verb }),
             }),
         }
+        self.hand_over_unfinished();
         Ok(())
     }
 
@@ -185,6 +203,7 @@ impl IoQueue for VolumeQueue {
             direct.reap(completions);
             ring_watches_waker = direct.ring().is_some();
         }
+        self.hand_over_unfinished();
         self.inbox.drain(completions, || {
             if !ring_watches_waker {
                 self.waker.clear();
@@ -204,7 +223,9 @@ impl IoQueue for VolumeQueue {
 impl Drop for VolumeQueue {
     fn drop(&mut self) {
         // First the ring: a worker may be waiting for a chunk that one of its guards holds (Q2, Q4).
-        self.direct.take();
+        if let Some(Some(mut direct)) = self.direct.take() {
+            direct.drain();
+        }
         self.inbox.wait_until_none_expected();
     }
 }

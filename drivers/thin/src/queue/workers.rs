@@ -4,6 +4,9 @@
 //! to a bound; they sleep when there is none. The number of waiting requests is bounded by the depths of the
 //! queues they come from.
 //!
+//! Writes that were planned and only have to be mapped are finished by a thread of their own: they hold latches that all
+//! the others may be waiting for, and wait for no latch themselves.
+//!
 //! Failure: a panic in the engine ends its request with [`IoError::Stopped`], not the thread.
 
 use std::collections::VecDeque;
@@ -14,15 +17,27 @@ use std::thread::{self, JoinHandle};
 
 use quarry_contract::{Completion, IoBuffer, IoError, Request, Tag, Verb};
 
+use super::direct::Unfinished;
 use super::inbox::Inbox;
 use crate::VersionHandle;
 
 /// Enough to keep a disk busy with requests that wait for it one by one.
 const THREADS_MAX: usize = 16;
 
+/// One is enough for what is rare.
+const FINISHERS_MAX: usize = 1;
+
 /// A bounded set of threads that call the engine's blocking methods. Dropping it waits for them.
 pub struct Workers {
+    workers: Crew,
+    finishers: Crew,
+}
+
+/// Threads that do the same kind of jobs.
+struct Crew {
     shared: Arc<Shared>,
+    threads_max: usize,
+    name: &'static str,
 }
 
 struct Shared {
@@ -40,24 +55,52 @@ struct State {
 
 /// One request on its way to the engine.
 pub(super) struct Job {
-    pub(super) handle: Arc<VersionHandle>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) request: Request,
+    pub(super) work: Work,
+}
+
+/// What there is to do.
+pub(super) enum Work {
+    /// All of a request.
+    Request(Arc<VersionHandle>, Request),
+    /// The end of a planned write.
+    Finish(Unfinished),
 }
 
 impl Workers {
     /// Makes a set with no thread yet.
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
-            shared: Arc::new(Shared {
-                state: Mutex::default(),
-                work_came: Condvar::new(),
-            }),
+            workers: Crew::new("quarry-io", THREADS_MAX),
+            finishers: Crew::new("quarry-map", FINISHERS_MAX),
         })
     }
 
-    /// Takes jobs over; `jobs` is empty afterwards.
+    /// Takes requests over; `jobs` is empty afterwards.
     pub(super) fn start(&self, jobs: &mut Vec<Job>) {
+        self.workers.start(jobs);
+    }
+
+    /// Takes planned writes over that have to be finished; `jobs` is empty afterwards.
+    pub(super) fn finish(&self, jobs: &mut Vec<Job>) {
+        self.finishers.start(jobs);
+    }
+}
+
+impl Crew {
+    fn new(name: &'static str, threads_max: usize) -> Self {
+        let shared = Shared {
+            state: Mutex::default(),
+            work_came: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            threads_max,
+            name,
+        }
+    }
+
+    fn start(&self, jobs: &mut Vec<Job>) {
         let count = jobs.len();
         let mut state = self.shared.lock();
         state.waiting.extend(jobs.drain(..));
@@ -66,7 +109,7 @@ impl Workers {
             .waiting
             .len()
             .saturating_sub(state.idle)
-            .min(THREADS_MAX - state.threads.len());
+            .min(self.threads_max - state.threads.len());
         for _ in 0..to_start {
             match self.spawn(state.threads.len()) {
                 Ok(thread) => state.threads.push(thread),
@@ -76,10 +119,8 @@ impl Workers {
                     let refused: Vec<Job> = state.waiting.drain(..).collect();
                     drop(state);
                     for job in refused {
-                        job.finish(|_, _| {
-                            Err(IoError::Medium {
-                                detail: format!("no thread can be started: {error}"),
-                            })
+                        job.refuse(IoError::Medium {
+                            detail: format!("no thread can be started: {error}"),
                         });
                     }
                     return;
@@ -95,12 +136,12 @@ impl Workers {
     fn spawn(&self, number: usize) -> io::Result<JoinHandle<()>> {
         let shared = Arc::clone(&self.shared);
         thread::Builder::new()
-            .name(format!("quarry-io-{number}"))
+            .name(format!("{}-{number}", self.name))
             .spawn(move || shared.work())
     }
 }
 
-impl Drop for Workers {
+impl Drop for Crew {
     fn drop(&mut self) {
         let threads = {
             let mut state = self.shared.lock();
@@ -118,7 +159,7 @@ impl Drop for Workers {
 impl Shared {
     fn work(&self) {
         while let Some(job) = self.next_job() {
-            job.finish(run);
+            job.run();
         }
     }
 
@@ -147,23 +188,52 @@ impl Shared {
 }
 
 impl Job {
-    /// Does the request and delivers its completion (Q1).
-    fn finish(self, run: impl FnOnce(&VersionHandle, &mut Verb) -> Result<(), IoError>) {
-        let Job {
-            handle,
-            inbox,
-            request: Request { tag, mut verb },
-        } = self;
+    /// Does the work and delivers its completion (Q1).
+    fn run(self) {
         // After a panic the engine's locks are poisoned and say so to whoever comes next; the buffer is plain
         // bytes.
-        let result = catch_unwind(AssertUnwindSafe(|| run(&handle, &mut verb))).unwrap_or_else(|_| {
-            Err(IoError::Stopped {
-                reason: "the engine panicked; see the log, and restart the agent".into(),
-            })
-        });
-        // Before the completion, so that whoever sees it can close the volume (Q4).
-        drop(handle);
-        inbox.deliver(completion(tag, verb, result));
+        let completion = match self.work {
+            Work::Request(handle, Request { tag, mut verb }) => {
+                let result = catch_unwind(AssertUnwindSafe(|| run(&handle, &mut verb)));
+                // Before the completion, so that whoever sees it can close the volume (Q4).
+                drop(handle);
+                completion(tag, verb, result.unwrap_or_else(|_| Err(panicked())))
+            }
+            Work::Finish(Unfinished { tag, guard, buffer }) => {
+                let result = catch_unwind(AssertUnwindSafe(|| guard.finish_blocking(&buffer)));
+                Completion {
+                    tag,
+                    result: result.unwrap_or_else(|_| Err(panicked())),
+                    buffer: Some(buffer),
+                }
+            }
+        };
+        self.inbox.deliver(completion);
+    }
+
+    /// Delivers an error instead.
+    fn refuse(self, error: IoError) {
+        let completion = match self.work {
+            Work::Request(handle, Request { tag, verb }) => {
+                drop(handle);
+                completion(tag, verb, Err(error))
+            }
+            Work::Finish(Unfinished { tag, guard, buffer }) => {
+                drop(guard);
+                Completion {
+                    tag,
+                    result: Err(error),
+                    buffer: Some(buffer),
+                }
+            }
+        };
+        self.inbox.deliver(completion);
+    }
+}
+
+fn panicked() -> IoError {
+    IoError::Stopped {
+        reason: "the engine panicked; see the log, and restart the agent".into(),
     }
 }
 

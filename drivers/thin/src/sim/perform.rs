@@ -339,7 +339,7 @@ impl World {
         let handle = self.handle(volume)?;
         let try_fast = durability == Durability::Cached && self.random.below(2) == 0;
         let result = match if try_fast {
-            handle.plan_overwrite(offset, length as usize)
+            handle.plan_write(offset, length as usize)
         } else {
             Planned::NeedsSlowPath
         } {
@@ -354,7 +354,7 @@ impl World {
                         detail: error.to_string(),
                     }));
                 }
-                result.and_then(|()| plan.guard.finish(&data))
+                result.and_then(|()| plan.guard.finish_blocking(&data))
             }
             Planned::NeedsSlowPath => handle.write(offset, &data, durability),
         };

@@ -75,7 +75,7 @@ fn read(pool: &Pool, handle: &VersionHandle, offset: u64, buffer: &mut [u8]) -> 
 
 /// Writes by the fast path where there is one.
 fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) -> Result<(), IoError> {
-    match handle.plan_overwrite(offset, data.len()) {
+    match handle.plan_write(offset, data.len()) {
         Planned::NeedsSlowPath => handle.write(offset, data, Durability::Cached),
         Planned::Direct(plan) => {
             for segment in &plan.segments {
@@ -85,7 +85,7 @@ fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) -> Resul
                 let part = &data[segment.buffer.clone()];
                 pool.device().write_at(at, part).map_err(medium)?;
             }
-            plan.guard.finish(data)
+            plan.guard.finish_blocking(data)
         }
     }
 }

@@ -210,7 +210,7 @@ fn a_failed_flush_stops_the_pool_until_it_is_reopened() {
     ));
     assert!(matches!(handle.discard(0, 65536), Err(IoError::Stopped { .. })));
     assert!(matches!(
-        handle.plan_overwrite(0, 4096),
+        handle.plan_write(0, 4096),
         quarry_thin::Planned::NeedsSlowPath
     ));
     assert!(matches!(pool.status().state, PoolState::ReadOnly { .. }));

@@ -159,18 +159,15 @@ fn f5_no_write_is_planned_into_blocks_that_are_being_filled() {
             let (at_gate, waiting) = device.hold(Call::Write);
             let filling = scope.spawn(|| pool.maintain().unwrap());
             at_gate.recv().unwrap();
-            assert!(matches!(
-                handle.plan_overwrite(4096, 4096),
-                Planned::NeedsSlowPath
-            ));
+            assert!(matches!(handle.plan_write(4096, 4096), Planned::NeedsSlowPath));
             drop(waiting);
             filling.join().unwrap();
         });
         // The chunk is whole, and a write that goes on is an overwrite.
-        let Planned::Direct(plan) = handle.plan_overwrite(4096, 4096) else {
+        let Planned::Direct(plan) = handle.plan_write(4096, 4096) else {
             panic!("nothing stands in the way of a plan");
         };
-        plan.guard.finish(&[0; 4096]).unwrap();
+        plan.guard.finish_blocking(&[0; 4096]).unwrap();
         assert_sound(&pool);
         Ok(())
     });

@@ -79,7 +79,7 @@ impl BenchPool {
         let path = directory.path().join("pool");
         let device = FileDevice::create(&path, POOL_BYTES, kind.options()).unwrap();
         let options = FormatOptions {
-            log_bytes: 1 << 20,
+            log_bytes: 128 << 10,
             ..FormatOptions::default()
         };
         Pool::format(&device, &options).unwrap();

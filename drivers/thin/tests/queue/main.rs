@@ -4,4 +4,5 @@ mod bench_pool;
 mod busy;
 mod conformance;
 mod deep;
+mod finishing;
 mod waking;

@@ -1,0 +1,179 @@
+//! Planned writes into space that their volume does not own: unmapped, or shared with a snapshot.
+//!
+//! The order is that of every write which changes a mapping (W1): take free chunks · write their content · apply and log
+//! the mappings. The first step is part of the plan, the second is done by whoever has the plan, the third is the
+//! end of its guard. It is the same as the [slow path](crate::data_path) does, without a thread that waits.
+//!
+//! Invariants
+//! - P1: the latch of each chunk index is held exclusively from the plan to the end of its guard. So what was found there,
+//!   and what the new chunk borrows from it (F2), is still so when it is mapped (L1).
+//! - P2: a chunk that was taken is mapped or given back before its guard is gone.
+
+use std::ops::Range;
+
+use smallvec::SmallVec;
+
+use crate::PoolError;
+use crate::format::LeafEntry;
+use crate::handle::VersionHandle;
+use crate::latch::{LatchTable, StripeIndex};
+use crate::locks::write;
+use crate::partial::Blocks;
+use crate::plan::{ChunkPart, Place, Plan};
+use crate::pool::{Decision, Pool, Priority};
+use crate::record::Record;
+use crate::state::State;
+use crate::version::NodeId;
+
+/// The most that a plan maps, in bytes: what an initiator sends in one request.
+const MAP_BYTES: u64 = 1 << 20;
+
+/// What a plan is to map, and what it holds for that.
+pub(crate) struct PlannedMaps {
+    node: NodeId,
+    /// Held exclusively (P1).
+    stripes: SmallVec<[StripeIndex; 4]>,
+    /// Chunks taken, and not yet assigned or given back (P2).
+    unused: Vec<u64>,
+    maps: SmallVec<[PlannedMap; 2]>,
+}
+
+/// A chunk index that gets a new chunk.
+struct PlannedMap {
+    index: u64,
+    chunk: u64,
+    blocks: Blocks,
+    /// Its bytes in the request.
+    buffer: Range<usize>,
+}
+
+impl PlannedMaps {
+    /// Takes a chunk for each chunk index of a request; `None` when that is not to be had without waiting, or when the
+    /// request is too long.
+    pub fn take(pool: &Pool, state: &mut State, node: NodeId, request: &Range<u64>) -> Option<Box<Self>> {
+        let chunk_bytes = pool.geometry.chunk_bytes;
+        if request.end - request.start > MAP_BYTES.max(chunk_bytes) {
+            return None;
+        }
+        let count = (request.end - 1) / chunk_bytes - request.start / chunk_bytes + 1;
+        let mut unused = pool.try_take_chunks(state, count)?;
+        // They are handed out from the end.
+        unused.reverse();
+        Some(Box::new(Self {
+            node,
+            stripes: SmallVec::new(),
+            unused,
+            maps: SmallVec::new(),
+        }))
+    }
+
+    /// Maps what was written if nothing stands in the way; `None` if something does.
+    pub fn try_apply(&mut self, pool: &Pool, request: &[u8]) -> Option<Result<(), PoolError>> {
+        if let Err(stopped) = pool.check_running() {
+            return Some(Err(stopped));
+        }
+        let records = self.records(pool, request);
+        let mut state = write(&pool.state);
+        if state.obstacle(&records, Priority::Normal).is_some() {
+            return None;
+        }
+        let applied = state.apply_and_log(&records);
+        drop(state);
+        self.maps.clear();
+        Some(applied.map_err(|bug| pool.stop_for_bug(bug)))
+    }
+
+    /// Maps what was written, and waits for what that takes.
+    pub fn apply(&mut self, pool: &Pool, request: &[u8]) -> Result<(), PoolError> {
+        let records = self.records(pool, request);
+        pool.change(Priority::Normal, |_| {
+            Ok::<_, PoolError>(Decision::Apply(records.clone()))
+        })?;
+        self.maps.clear();
+        Ok(())
+    }
+
+    fn records(&self, pool: &Pool, request: &[u8]) -> SmallVec<[Record; 2]> {
+        let whole = Blocks::all(pool.geometry.chunk_bytes);
+        let node = self.node;
+        let mut records: SmallVec<[Record; 2]> = self
+            .maps
+            .iter()
+            .map(
+                |&PlannedMap {
+                     index, chunk, blocks, ..
+                 }| match blocks == whole {
+                    true => Record::Map { node, index, chunk },
+                    false => Record::MapPart {
+                        node,
+                        index,
+                        chunk,
+                        blocks,
+                    },
+                },
+            )
+            .collect();
+        records.extend(
+            self.maps
+                .iter()
+                .filter_map(|map| pool.claim(map.chunk, map.blocks, &request[map.buffer.clone()])),
+        );
+        records
+    }
+
+    /// Gives back everything that is held (P1, P2).
+    pub fn release(&mut self, pool: &Pool) {
+        self.unused.extend(self.maps.iter().map(|map| map.chunk));
+        if !self.unused.is_empty() {
+            pool.give_back_chunks(&self.unused);
+        }
+        for stripe in &self.stripes {
+            pool.latches.release_exclusive(*stripe);
+        }
+    }
+}
+
+impl VersionHandle {
+    /// Adds the part of a write that lies in a chunk index where the version owns no chunk; false when that needs the slow
+    /// path.
+    pub(crate) fn plan_map(
+        &self,
+        plan: &mut Plan,
+        state: &State,
+        index: u64,
+        entry: LeafEntry,
+        request: &Range<u64>,
+    ) -> bool {
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        let part = ChunkPart::of(request, index, chunk_bytes);
+        let blocks = Blocks::touching(&part.within);
+        let Some(maps) = &mut plan.guard.maps else {
+            return false;
+        };
+        if blocks != Blocks::all(chunk_bytes) {
+            // A lender has to be whole (F2).
+            let lender_is_whole = !entry.is_mapped() || !state.partials.contains(entry.chunk());
+            if !lender_is_whole || !self.pool.may_begin_partial(state) {
+                return false;
+            }
+        }
+        let stripe = LatchTable::stripe(self.node, index);
+        if !self.pool.latches.try_exclusive(stripe) {
+            return false;
+        }
+        maps.stripes.push(stripe);
+        let Some(chunk) = maps.unused.pop() else {
+            return false;
+        };
+        let buffer = part.in_buffer(part.within.clone());
+        maps.maps.push(PlannedMap {
+            index,
+            chunk,
+            blocks,
+            buffer: buffer.clone(),
+        });
+        let at = self.pool.geometry.chunk_offset(chunk) + part.within.start;
+        plan.add(buffer, Place::Device(at));
+        true
+    }
+}
