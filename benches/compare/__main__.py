@@ -6,8 +6,12 @@ is compared with like: tgt's store aio does direct I/O as quarry does unless tol
 through the page cache as quarry does with page_cache = true. Everything started or made is removed at the end, also
 when interrupted.
 
-  scripts/bench                        everything: about 25 minutes
-  scripts/bench --quick                the 4 KiB jobs and two streams, short: about 7 minutes
+The part `engine` does the same one layer below, without network: the thin engine against qcow2 images under qemu-img
+bench and a plain file under fio, each in one process, on volumes made anew for each load.
+
+  scripts/bench                        everything: about 45 minutes
+  scripts/bench --quick                short rounds, of the target the 4 KiB jobs and two streams: about 15 minutes
+  scripts/bench --parts engine --media shm
   scripts/bench --media shm --jobs r4k-q1,w4k-q32 --rounds 3
 
 Exit status: 0 when quarry is not slower anywhere, 1 when it is, 2 when something did not work.
@@ -19,11 +23,15 @@ import signal
 import sys
 from pathlib import Path
 
+import engine
 import jobs
 import machine
 import report
 from measure import Campaign
 from targets import Quarry, RawFile, Tgt
+
+#: The size of a volume that the engine's jobs load, where a job has none of its own, in MiB.
+ENGINE_MIB = 1024
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +41,8 @@ def parse_options() -> argparse.Namespace:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer jobs, short rounds")
-    parser.add_argument("--jobs", help="names, separated by commas: " + " ".join(jobs.ALL))
+    parser.add_argument("--parts", default="target,engine", help="target, engine, or both")
+    parser.add_argument("--jobs", help="names, separated by commas: " + " ".join([*jobs.ALL, *engine.ALL]))
     parser.add_argument("--media", default="shm,disk", help="shm, disk, or both")
     parser.add_argument("--peers", default="aio,rdwr", help="the backing stores of tgt to compare with")
     parser.add_argument("--rounds", type=int, help="how often every job is measured")
@@ -55,15 +64,17 @@ def parse_options() -> argparse.Namespace:
     options.rounds = options.rounds or (3 if quick else 5)
     options.extra_rounds = (2 if quick else 4) if options.extra_rounds is None else options.extra_rounds
     options.time = options.time or (1.5 if quick else 3)
-    names = options.jobs.split(",") if options.jobs else jobs.QUICK if quick else jobs.FULL
-    unknown = [name for name in names if name not in jobs.ALL]
-    media = options.media.split(",")
-    peers = options.peers.split(",")
-    if unknown or not set(media) <= {"shm", "disk"} or not set(peers) <= {"aio", "rdwr"}:
-        parser.error(f"unknown: {' '.join(unknown) or options.media + ' ' + options.peers}")
-    options.jobs = [jobs.ALL[name] for name in names]
-    options.media = media
-    options.peers = peers
+    names = options.jobs.split(",") if options.jobs else [*(jobs.QUICK if quick else jobs.FULL), *engine.ALL]
+    options.media = options.media.split(",")
+    options.peers = options.peers.split(",")
+    options.parts = options.parts.split(",")
+    given = [(names, {*jobs.ALL, *engine.ALL}), (options.media, {"shm", "disk"}), (options.peers, {"aio", "rdwr"})]
+    given.append((options.parts, {"target", "engine"}))
+    unknown = [word for words, known in given for word in words if word not in known]
+    if unknown:
+        parser.error(f"unknown: {' '.join(unknown)}")
+    options.jobs = [jobs.ALL[name] for name in names if name in jobs.ALL and "target" in options.parts]
+    options.engine_jobs = [engine.ALL[name] for name in names if name in engine.ALL and "engine" in options.parts]
     return options
 
 
@@ -86,13 +97,19 @@ def main() -> int:
             "disk": (options.disk_dir, options.disk_mib),
         }[medium]
         with machine.work_dir(base) as folder:
-            targets = [Quarry(folder, binaries, size_mib, page_cache=False)]
-            if medium == "disk" and "rdwr" in options.peers:
-                targets.append(Quarry(folder, binaries, size_mib, page_cache=True))
-            targets += [Tgt(folder, binaries, size_mib, store) for store in options.peers]
-            if options.raw:
-                targets.append(RawFile(folder, size_mib))
-            result.add(Campaign(medium, folder, targets, options).run())
+            if options.jobs:
+                targets = [Quarry(folder, binaries, size_mib, page_cache=False)]
+                if medium == "disk" and "rdwr" in options.peers:
+                    targets.append(Quarry(folder, binaries, size_mib, page_cache=True))
+                targets += [Tgt(folder, binaries, size_mib, store) for store in options.peers]
+                if options.raw:
+                    targets.append(RawFile(folder, size_mib))
+                result.add(Campaign(medium, folder, targets, options.jobs, options).run())
+            if options.engine_jobs:
+                subjects = [engine.Engine(folder, binaries, ENGINE_MIB), engine.PlainFile(folder, binaries, ENGINE_MIB)]
+                for name, image_options in engine.QCOW2.items():
+                    subjects.append(engine.Qcow2(folder, binaries, ENGINE_MIB, name, image_options))
+                result.add(Campaign(medium, folder, subjects, options.engine_jobs, options).run())
     print(result.table())
     verdicts = result.verdicts(options.tolerance)
     for verdict in verdicts:

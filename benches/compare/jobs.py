@@ -17,6 +17,8 @@ class Job:
     arguments: str
     #: Told in MB/s, not in IOPS.
     is_stream: bool = False
+    #: How many times as fast as a peer it has to be, where that is not once.
+    floors: tuple[tuple[str, float], ...] = ()
 
 
 READ, WRITE = "--rw read", "--rw write --end-fsync"

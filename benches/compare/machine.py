@@ -28,7 +28,7 @@ def find_programs() -> None:
 
 def build(root: Path) -> None:
     """Builds what is measured and what measures."""
-    command = ["cargo", "build", "--release", "-p", "quarry", "-p", "iload"]
+    command = ["cargo", "build", "--release", "-p", "quarry", "-p", "iload", "-p", "eload"]
     if subprocess.run(command, cwd=root).returncode:
         raise Trouble("the build failed")
 
@@ -74,6 +74,11 @@ def target_takes_place() -> None:
     """
     processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, processors[:-1] or processors)
+
+
+def is_disk(folder: Path) -> bool:
+    """Whether a folder's files are on a disk, and so may be read and written past the page cache."""
+    return not str(folder).startswith("/dev/shm")
 
 
 def settle(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jobs
 import machine
+from engine import EngineJob
 from jobs import Job
 from targets import QUARRY, QUARRY_CACHED
 
@@ -21,7 +22,7 @@ class Row:
     """All rounds of one job on one medium: per target, what iload said in each round."""
 
     medium: str
-    job: Job
+    job: Job | EngineJob
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     def counterpart(self, peer: str) -> str:
@@ -39,7 +40,7 @@ class Row:
 
     def peers(self) -> list[str]:
         """The names of quarry's peers."""
-        return [name for name in self.rounds if name.startswith("tgt")]
+        return [name for name in self.rounds if name.startswith(("tgt", "qcow2"))]
 
     def is_close(self) -> bool:
         """Whether some peer is not clearly slower."""
@@ -49,10 +50,11 @@ class Row:
 class Campaign:
     """All jobs on one medium."""
 
-    def __init__(self, medium: str, folder: Path, targets: list, options: Namespace) -> None:
+    def __init__(self, medium: str, folder: Path, targets: list, jobs_: list, options: Namespace) -> None:
         self.medium = medium
         self.folder = folder
         self.targets = targets
+        self.jobs = jobs_
         self.options = options
 
     def run(self) -> list[Row]:
@@ -65,15 +67,18 @@ class Campaign:
                 target.fill()
             if not self.options.no_check:
                 for target in self.targets:
-                    if target.name in (QUARRY, QUARRY_CACHED):
+                    if target.is_checked:
                         self._check(target)
-            rows = [Row(self.medium, job, {target.name: [] for target in self.targets}) for job in self.options.jobs]
+            rows = [self._row(job) for job in self.jobs]
             for number in range(self.options.rounds):
                 self._round(number, rows)
             for number in range(self.options.extra_rounds):
                 close = [row for row in rows if row.is_close()]
                 self._round(self.options.rounds + number, close)
             return rows
+
+    def _row(self, job) -> Row:
+        return Row(self.medium, job, {target.name: [] for target in self.targets if target.takes(job)})
 
     def _check(self, quarry) -> None:
         for arguments in jobs.CHECKS:
@@ -84,11 +89,11 @@ class Campaign:
         order = self.targets if number % 2 == 0 else self.targets[::-1]
         for row in rows:
             for target in order:
-                machine.settle(self.folder)
-                times = f" --time {self.options.time} --warmup 0.5"
-                row.rounds[target.name].append(target.load(row.job.arguments + times))
+                if target.takes(row.job):
+                    machine.settle(self.folder)
+                    row.rounds[target.name].append(target.measure(row.job, self.options.time))
             key = "mb_per_s" if row.job.is_stream else "iops"
-            values = ", ".join(f"{target.name} {row.rounds[target.name][-1][key]:.0f}" for target in self.targets)
+            values = ", ".join(f"{name} {rounds[-1][key]:.0f}" for name, rounds in row.rounds.items())
             self._say(f"round {number + 1}: {row.job.name}: {values}")
 
     def _say(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """The table, the verdicts and the JSON."""
 
+import math
 import statistics
 from dataclasses import asdict, dataclass
 
@@ -37,13 +38,20 @@ class Result:
         self.rows += rows
 
     def verdicts(self, tolerance: float) -> list[Verdict]:
-        """Judges every row: the median ratio may fall short of one by the tolerance."""
+        """Judges every row: the median ratio may fall short of one, or of the job's floor, by the tolerance."""
         made = []
         for row in self.rows:
+            floors = dict(row.job.floors)
             for peer in row.peers():
                 ratio = statistics.median(row.ratios(peer))
-                passed = ratio >= 1 - tolerance
+                passed = ratio >= floors.get(peer, 1) * (1 - tolerance)
                 made.append(Verdict(row.medium, row.job.name, row.counterpart(peer), peer, ratio, passed))
+            for other in self.rows:
+                if other.medium == row.medium and other.job.name in floors:
+                    ratio = row.median(QUARRY, "iops") / other.median(QUARRY, "iops")
+                    passed = ratio >= floors[other.job.name] * (1 - tolerance)
+                    name = f"itself at {other.job.name}"
+                    made.append(Verdict(row.medium, row.job.name, QUARRY, name, ratio, passed))
         return made
 
     def table(self) -> str:
@@ -71,9 +79,11 @@ class Result:
             speed = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})"
             costs = row.ratios(target, "target_cpu_us_per_io")
             cost = f"{statistics.median(costs):.2f}" if costs else ""
+        latencies = [row.median(target, key) for key in ("p50_us", "p99_us")]
+        told = ["" if math.isnan(latency) else f"{latency:.0f}" for latency in latencies]
         return (
-            f"| {row.medium} | {row.job.name} | {target} | {rate:.0f}{unit} | {row.median(target, 'p50_us'):.0f} "
-            f"| {row.median(target, 'p99_us'):.0f} | {row.median(target, 'target_cpu_us_per_io'):.1f} "
+            f"| {row.medium} | {row.job.name} | {target} | {rate:.0f}{unit} | {told[0]} | {told[1]} "
+            f"| {row.median(target, 'target_cpu_us_per_io'):.1f} "
             f"| {speed} | {cost} |"
         )
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import machine
+from jobs import Job
 from machine import Trouble
 
 INITIATOR = "iqn.2026-11.io.quarry:bench"
@@ -61,6 +62,8 @@ class IscsiTarget:
     name: str
     url: str
     process: subprocess.Popen
+    #: Whether data is written and read back before anything is measured.
+    is_checked = False
 
     def __init__(self, folder: Path, binaries: Path, size_mib: int) -> None:
         self.folder = folder
@@ -70,6 +73,14 @@ class IscsiTarget:
     def fill(self) -> None:
         """Writes the whole volume."""
         self.load(f"--rw write --seq --bs 1m --qd 8 --ops {self.size_mib}")
+
+    def takes(self, _job: Job) -> bool:
+        """Whether it can do the job."""
+        return True
+
+    def measure(self, job: Job, seconds: float) -> dict[str, float]:
+        """Does a job for so long."""
+        return self.load(f"{job.arguments} --time {seconds} --warmup 0.5")
 
     def load(self, arguments: str) -> dict[str, float]:
         """Loads the volume and returns what iload measured."""
@@ -100,6 +111,8 @@ class IscsiTarget:
 
 class Quarry(IscsiTarget):
     """An agent with one thin volume, its pool in a file."""
+
+    is_checked = True
 
     def __init__(self, folder: Path, binaries: Path, size_mib: int, page_cache: bool) -> None:
         super().__init__(folder, binaries, size_mib)
@@ -229,6 +242,7 @@ class RawFile:
     """The medium itself, through fio: what no target can be faster than."""
 
     name = "raw file"
+    is_checked = False
 
     def __init__(self, folder: Path, size_mib: int) -> None:
         self.file = folder / "raw"
@@ -247,9 +261,13 @@ class RawFile:
         """Writes the whole file."""
         self._fio("--rw=write", "--bs=1m", "--iodepth=8")
 
-    def load(self, arguments: str) -> dict[str, float]:
+    def takes(self, _job: Job) -> bool:
+        """Whether it can do the job."""
+        return True
+
+    def measure(self, job: Job, seconds: float) -> dict[str, float]:
         """Does what iload would, as far as fio can."""
-        words = shlex.split(arguments)
+        words = shlex.split(f"{job.arguments} --time {seconds} --warmup 0.5")
 
         def value(option: str, default: str) -> str:
             return words[words.index(option) + 1] if option in words else default

@@ -1,8 +1,10 @@
 """Tests of what turns measurements into verdicts: python3 -m unittest discover -s benches/compare"""
 
+import dataclasses
 import json
 import unittest
 
+import engine
 import jobs
 from measure import Row
 from report import Result
@@ -44,6 +46,15 @@ class Verdicts(unittest.TestCase):
         made.rounds["quarry page cache"] = [{"iops": 60.0}]
         self.assertEqual((made.ratios("tgt aio"), made.ratios("tgt rdwr")), ([2.0], [1.5]))
 
+    def test_a_job_may_have_to_be_faster_than_a_peer_and_than_itself_at_another(self):
+        made = row([15], [10])
+        made.job = dataclasses.replace(made.job, name="other", floors=(("tgt aio", 2), ("r4k-q1", 0.5)))
+        result = Result({}, OPTIONS)
+        result.add([row([40], [10]), made])
+        told = {(verdict.job, verdict.peer): verdict.passed for verdict in result.verdicts(0.05)}
+        expected = {("r4k-q1", "tgt aio"): True, ("other", "tgt aio"): False, ("other", "itself at r4k-q1"): False}
+        self.assertEqual(told, expected)
+
     def test_a_row_in_doubt_is_measured_again(self):
         self.assertTrue(row([125], [100]).is_close())
         self.assertFalse(row([135], [100]).is_close())
@@ -64,6 +75,9 @@ class Verdicts(unittest.TestCase):
 
 
 class Jobs(unittest.TestCase):
+    def test_names_are_given_once(self):
+        self.assertFalse(set(jobs.ALL) & set(engine.ALL))
+
     def test_sets_name_jobs_and_writes_end_with_a_flush(self):
         self.assertLessEqual({*jobs.FULL, *jobs.QUICK}, set(jobs.ALL))
         for job in jobs.ALL.values():
