@@ -28,6 +28,10 @@ pub struct TargetConfig {
     /// do not are cut off when what they have under way is answered; those that are silent and have nothing under
     /// way, after a quarter of the time.
     pub logout_seconds: u16,
+    /// How much data of all sessions may be in memory, on its way between initiators and devices, in bytes. Beyond it
+    /// each session goes on with one request of a few hundred KiB at a time, and one that does not take what it has
+    /// asked for is closed after [`ping_interval`](TargetConfig::ping_interval).
+    pub max_buffer_bytes: usize,
     /// How fast a sanitize operation may go, in bytes a second, so that it does not slow its neighbours down.
     pub sanitize_bytes_per_second: u64,
 }
@@ -45,6 +49,7 @@ impl TargetConfig {
             login_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(30),
             logout_seconds: 2,
+            max_buffer_bytes: 1 << 30,
             sanitize_bytes_per_second: 64 << 20,
         }
     }

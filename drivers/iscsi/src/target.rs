@@ -28,8 +28,9 @@ use crate::range_locks::Ticket;
 use crate::reactor::{Farewell, Inbox, Mailbox, Message, Reactor};
 use crate::sanitizer::Sanitizer;
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Connections that wait to be accepted, if the system allows so many (net.core.somaxconn): after a restart the
+/// initiators of all sessions come at once, and one that is not let in tries again only after a second.
+const BACKLOG: i32 = 4096;
 
 /// Where random bytes come from.
 pub type Random = fn(&mut [u8]) -> io::Result<()>;

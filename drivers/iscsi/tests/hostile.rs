@@ -303,3 +303,129 @@ fn initiator_that_never_reads_is_not_listened_to_for_ever() {
     let (mut other, data) = honest(&rig);
     assert_unharmed(&mut other, &data);
 }
+
+/// A session of its own port.
+fn another(rig: &Rig, last: u8) -> Client {
+    let login = Login {
+        isid: [0x40, 0, 0, 0, 7, last],
+        ..Login::to(rig)
+    };
+    Client::log_in(rig, &login).unwrap()
+}
+
+/// Sends reads of 256 KiB and returns their tags.
+fn ask(client: &mut Client, count: u32) -> Vec<u32> {
+    let send = |number| {
+        let read = client.command_pdu(&cdb10(0x28, number % 64 * 512, 512), 256 << 10, 0xc1, &[]);
+        client.send(&read);
+        read.be32(16)
+    };
+    (0..count).map(send).collect()
+}
+
+#[test]
+fn sessions_get_along_with_little_when_others_hold_what_there_is() {
+    let rig = Rig::with(
+        64 << 20,
+        |config| {
+            config.reactors = 1;
+            config.max_buffer_bytes = 1 << 20;
+        },
+        &[grant(INITIATOR, Access::ReadWrite)],
+    );
+    let (mut greedy, mut modest) = (another(&rig, 1), another(&rig, 2));
+    rig.device.hold();
+    let many = ask(&mut greedy, 128);
+    eventually("the greedy one has more than there is", || {
+        rig.device.held_requests() > 4
+    });
+    std::thread::sleep(client::SILENCE);
+    let taken = rig.device.held_requests();
+    let few = ask(&mut modest, 4);
+    eventually("the modest one has a request", || {
+        rig.device.held_requests() > taken
+    });
+    let mut writer = another(&rig, 3);
+    let write = writer.command_pdu(&cdb10(0x2a, 0, 8), 4096, 0xa1, &[1; 4096]);
+    writer.send(&write);
+    eventually("and so has a third", || rig.device.held_requests() > taken + 1);
+    std::thread::sleep(client::SILENCE);
+    assert_eq!(rig.device.held_requests(), taken + 2, "one each, and no more");
+    rig.device.release();
+    // All are answered, in whatever order they are read.
+    for tag in few {
+        assert_eq!(modest.outcome(tag).data.len(), 256 << 10);
+    }
+    for tag in many {
+        assert_eq!(greedy.outcome(tag).data.len(), 256 << 10);
+    }
+    assert_eq!(writer.outcome(write.be32(16)).status, 0);
+}
+
+#[test]
+fn writes_of_one_session_are_not_heard_when_they_are_many_and_buffers_scarce() {
+    let rig = Rig::with(
+        64 << 20,
+        |config| {
+            config.reactors = 1;
+            config.max_buffer_bytes = 512 << 10;
+        },
+        &[grant(INITIATOR, Access::ReadWrite)],
+    );
+    let login = Login::to(&rig).key("FirstBurstLength", "262144");
+    let mut client = Client::log_in(&rig, &login).unwrap();
+    rig.device.hold();
+    let mut writer = Client {
+        socket: client.socket.try_clone().unwrap(),
+        ..client
+    };
+    let tags: Vec<u32> = (writer.next_itt..).take(100).collect();
+    let sends = std::thread::spawn(move || {
+        for number in 0..100 {
+            let data = vec![number as u8; 256 << 10];
+            let write = writer.command_pdu(&cdb10(0x2a, number * 512, 512), 256 << 10, 0xa1, &data);
+            writer.send(&write);
+        }
+    });
+    // What is not heard stays in the initiator's and the system's buffers.
+    eventually("some are at the device", || rig.device.held_requests() >= 2);
+    std::thread::sleep(client::SILENCE);
+    let heard = rig.device.held_requests();
+    assert!(heard < 24, "{heard} writes of 256 KiB are in memory");
+    rig.device.release();
+    for tag in tags {
+        assert_eq!(client.outcome(tag).status, 0);
+    }
+    sends.join().unwrap();
+}
+
+#[test]
+fn initiator_that_asks_and_does_not_read_is_closed_when_buffers_are_scarce() {
+    for (limit, closes) in [(1 << 20, true), (1 << 30, false)] {
+        let rig = Rig::with(
+            64 << 20,
+            |config| {
+                config.reactors = 1;
+                config.max_buffer_bytes = limit;
+                config.ping_interval = Duration::from_millis(300);
+            },
+            &[grant(INITIATOR, Access::ReadWrite)],
+        );
+        let mut greedy = another(&rig, 1);
+        ask(&mut greedy, 128);
+        // It is not silent: it says something now and then.
+        let end = std::time::Instant::now() + Duration::from_millis(1500);
+        while rig.session_count() == 1 && std::time::Instant::now() < end {
+            let nop = Pdu::new(0x40, 0x80).put32(16, 0xffff_ffff).put32(20, 0xffff_ffff);
+            let _ = greedy.socket.write_all(&nop.bytes());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(rig.session_count() == 0, closes);
+        // Its place is free for another, which gets what it asks for.
+        let mut other = another(&rig, 1);
+        let tags = ask(&mut other, 8);
+        for tag in tags {
+            assert_eq!(other.outcome(tag).status, 0);
+        }
+    }
+}

@@ -2,6 +2,9 @@
 //!
 //! One pool per reactor; after warm-up no request allocates. A buffer that comes back holds old data: it is
 //! given out only to be filled whole, by the device or by the wire, before anybody sees it.
+//!
+//! The pool knows how much all sessions of its reactor have in use. Beyond its limit buffers are scarce: each session
+//! gets along with little, so that those who fill them and do not empty them cannot take the memory of all.
 
 use quarry_contract::IoBuffer;
 
@@ -14,10 +17,12 @@ const CLASSES: usize = 9;
 /// How much is kept idle in each class, in bytes.
 const IDLE_BYTES: usize = 16 << 20;
 
-/// Idle buffers by size.
-#[derive(Default)]
+/// Idle buffers by size, and what is in use.
 pub struct BufferPool {
     idle: [Vec<IoBuffer>; CLASSES],
+    /// What the reactor's sessions have in use, in bytes.
+    in_use: usize,
+    limit: usize,
 }
 
 /// The class that holds `bytes`; `None` beyond the largest.
@@ -27,6 +32,25 @@ fn class_of(bytes: usize) -> Option<usize> {
 }
 
 impl BufferPool {
+    /// Makes an empty pool in which buffers are scarce when more than `limit` bytes are in use.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            idle: Default::default(),
+            in_use: 0,
+            limit,
+        }
+    }
+
+    /// Says that a session that had `before` bytes in use has `now`.
+    pub fn account(&mut self, before: usize, now: usize) {
+        self.in_use = self.in_use - before + now;
+    }
+
+    /// Tells whether sessions have to get along with little.
+    pub fn are_scarce(&self) -> bool {
+        self.in_use > self.limit
+    }
+
     /// Gives a buffer of exactly `bytes`, holding anything.
     pub fn take(&mut self, bytes: usize) -> IoBuffer {
         let Some(class) = class_of(bytes) else {
@@ -57,7 +81,7 @@ mod tests {
 
     #[test]
     fn buffers_are_reused_within_their_class() {
-        let mut pool = BufferPool::default();
+        let mut pool = BufferPool::new(usize::MAX);
         let first = pool.take(5000);
         assert_eq!((first.len(), first.capacity()), (5000, 8192));
         let address = first.as_ptr() as usize;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quarry_contract::{Completion, Portal};
+use socket2::SockRef;
 
 use super::outbox::{Digests, Flushed, Outbox};
 use super::{BufferPool, DeviceQueues};
@@ -30,6 +31,10 @@ const DIRECT_BYTES: usize = 8192;
 
 /// Queued bytes of ours, beyond which an initiator that does not read is not listened to.
 const DEAF_BYTES: usize = 1 << 20;
+
+/// Data in the system's send buffer that has not been sent, beyond which the socket is not told to be writable: the
+/// buffers of those who do not read are few enough for the system's limit of all (man 7 tcp, TCP_NOTSENT_LOWAT).
+const UNSENT_BYTES: u32 = 256 << 10;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,9 @@ pub enum Closed {
     /// Too many connections have not logged in, and this one had the most time for it.
     #[error("too many connections that have not logged in")]
     Crowded,
+    /// Buffers are scarce, and the initiator does not take what it has asked for.
+    #[error("does not read what it has asked for")]
+    Unread,
     /// The initiator does not answer pings.
     #[error("no answer to a ping")]
     Silent,
@@ -130,7 +138,11 @@ pub struct Connection {
     pub(super) outbox: Outbox,
     opened: Instant,
     heard: Instant,
-    /// The socket takes no more for now.
+    /// When the socket last took something, or had nothing to take.
+    moved: Instant,
+    /// What the reactor's buffer pool has been told that the session uses, in bytes.
+    accounted: usize,
+    /// What is left to send waits until epoll says that the socket takes it.
     pub blocked: bool,
     /// It is in the reactor's list of connections to flush.
     pub touched: bool,
@@ -167,6 +179,7 @@ impl Connection {
     ) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
+        SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
         Ok(Self {
             peer: socket.peer_addr()?,
             local: socket.local_addr()?,
@@ -182,6 +195,8 @@ impl Connection {
             outbox: Outbox::default(),
             opened: now,
             heard: now,
+            moved: now,
+            accounted: 0,
             blocked: false,
             touched: false,
             close_after_flush: false,
@@ -215,17 +230,29 @@ impl Connection {
         }
     }
 
-    /// Returns when it was accepted.
-    pub fn opened(&self) -> Instant {
-        self.opened
+    /// Tells whether it is to be read from now.
+    pub fn listens(&self, buffers: &BufferPool) -> bool {
+        let is_welcome = match &self.phase {
+            Phase::Login(_) => true,
+            Phase::Reinstating(_) => false,
+            Phase::Session(session) => session.is_welcome(buffers),
+        };
+        is_welcome && !self.close_after_flush && !self.draining && self.outbox.small_bytes() < DEAF_BYTES
     }
 
-    /// Tells whether it is to be read from now.
-    pub fn listens(&self) -> bool {
-        !self.close_after_flush
-            && !self.draining
-            && self.outbox.small_bytes() < DEAF_BYTES
-            && !matches!(self.phase, Phase::Reinstating(_))
+    /// Returns what the buffer pool has been told that the session uses, in bytes.
+    pub fn accounted(&self) -> usize {
+        self.accounted
+    }
+
+    /// Tells the buffer pool what the session uses now.
+    pub fn account(&mut self, around: &mut Surroundings<'_>) {
+        let charged = match &self.phase {
+            Phase::Session(session) => session.charged(),
+            _ => 0,
+        };
+        let before = std::mem::replace(&mut self.accounted, charged);
+        around.buffers.account(before, charged);
     }
 
     /// Reads what has come and acts on it. Returns whether there may be more.
@@ -277,7 +304,8 @@ impl Connection {
             session.heard();
         }
         self.consume(&scratch[..read - direct], around)?;
-        Ok(read == room && self.listens())
+        self.account(around);
+        Ok(read == room && self.listens(around.buffers))
     }
 
     /// Acts on bytes that have come.
@@ -423,6 +451,7 @@ impl Connection {
         if let Phase::Session(session) = &mut self.phase {
             session.complete(completion, io!(self, around));
         }
+        self.account(around);
     }
 
     /// Ends the tasks of the session on behalf of another.
@@ -476,11 +505,12 @@ impl Connection {
         let flushed = self
             .outbox
             .flush(&mut &self.socket, around.buffers, &mut released)?;
-        self.blocked = flushed == Flushed::Blocked;
+        self.blocked = flushed != Flushed::All;
         if let Phase::Session(session) = &mut self.phase {
             session.released(released, io!(self, around));
             self.close_after_flush |= session.closes_after_flush();
         }
+        self.account(around);
         if self.draining && self.outbox.is_empty() && self.is_drained() {
             return Err(Closed::ByTarget);
         }
@@ -535,6 +565,13 @@ impl Connection {
                 false => Ok(()),
             };
         }
+        if self.outbox.has_moved() || self.outbox.is_empty() {
+            self.moved = now;
+        }
+        let unread = now.saturating_duration_since(self.moved);
+        if around.buffers.are_scarce() && unread >= config.ping_interval {
+            return Err(Closed::Unread);
+        }
         let silent = now.saturating_duration_since(self.heard);
         if let Phase::Session(session) = &mut self.phase
             && silent >= config.ping_interval
@@ -562,6 +599,7 @@ impl Connection {
             session.released(released, io!(self, around));
             self.outbox.discard(around.buffers, &mut 0);
         }
+        self.account(around);
     }
 
     /// Gives the passes that are kept.

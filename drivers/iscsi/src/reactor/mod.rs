@@ -5,7 +5,8 @@
 //! no lock but its own mailbox's, and a control call never holds it up (contract T6).
 //!
 //! One turn: wait; read and act on every ready connection; start all device requests at once and take what has
-//! completed; send every connection's responses at once; again until nothing moves.
+//! completed; send every connection's responses at once; again until nothing moves. What a connection may do in a
+//! turn is bounded, so that those that move much keep nobody waiting for long.
 
 mod admission;
 mod buffers;
@@ -14,6 +15,7 @@ mod device_queue;
 mod mailbox;
 mod outbox;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -39,6 +41,9 @@ const SCRATCH_BYTES: usize = 128 << 10;
 
 /// Reads of one connection in a turn, so that one does not keep the others waiting.
 const READS_PER_TURN: usize = 8;
+
+/// How often in a turn device requests and responses are looked after.
+const PASSES: usize = 8;
 
 const EVENTS: usize = 256;
 
@@ -101,6 +106,8 @@ pub struct Reactor {
     listeners: Vec<(TcpListener, Portal)>,
     connections: Vec<Option<Box<Slot>>>,
     live: usize,
+    /// Connections that had not logged in when they were looked at last, oldest first: slot and serial.
+    pending: VecDeque<(u32, u64)>,
     next_serial: u64,
     next_reactor: usize,
     devices: DeviceQueues,
@@ -109,7 +116,7 @@ pub struct Reactor {
     completions: Vec<Completion>,
     events: Vec<EpollEvent>,
     /// Connections that may have something to send.
-    touched: Vec<usize>,
+    touched: VecDeque<usize>,
     /// Connections that were cut.
     closing: Vec<usize>,
     now: Instant,
@@ -161,6 +168,7 @@ impl Reactor {
             watch(&epoll, &listeners)?;
         }
         let now = Instant::now();
+        let buffer_limit = shared.config.max_buffer_bytes / shared.reactors();
         Ok(Self {
             number,
             shared,
@@ -169,14 +177,15 @@ impl Reactor {
             listeners,
             connections: Vec::new(),
             live: 0,
+            pending: VecDeque::new(),
             next_serial: 0,
             next_reactor: number,
             devices: DeviceQueues::default(),
-            buffers: BufferPool::default(),
+            buffers: BufferPool::new(buffer_limit),
             scratch: vec![0; SCRATCH_BYTES],
             completions: Vec::new(),
             events: vec![EpollEvent::empty(); EVENTS],
-            touched: Vec::new(),
+            touched: VecDeque::new(),
             closing: Vec::new(),
             now,
             next_tick: now,
@@ -191,8 +200,8 @@ impl Reactor {
         while self.turn(self.timeout()).is_some() {}
     }
 
-    /// Waits for events, at most as long as `timeout`, acts on them and tells how many there were; `None` once it
-    /// has been told to stop and its connections are gone.
+    /// Waits for events, at most as long as `timeout`, acts on them and tells how many there were, unfinished work
+    /// being one more; `None` once it has been told to stop and its connections are gone.
     pub fn turn(&mut self, timeout: EpollTimeout) -> Option<usize> {
         let mut events = std::mem::take(&mut self.events);
         let count = match self.epoll.wait(&mut events, timeout) {
@@ -226,10 +235,13 @@ impl Reactor {
         self.pace();
         self.go_on_stopping();
         self.settle();
-        (self.stop.is_none() || self.live > 0).then_some(count)
+        (self.stop.is_none() || self.live > 0).then_some(count + usize::from(self.has_work()))
     }
 
     fn timeout(&self) -> EpollTimeout {
+        if self.has_work() {
+            return EpollTimeout::ZERO;
+        }
         // With sessions of others a limiter may have its timer here.
         let pace = self.paces.iter().map(|(at, _)| *at).min();
         let tick = (self.live > 0 || self.deaf).then_some(self.next_tick);
@@ -260,6 +272,9 @@ impl Reactor {
 
     fn tick(&mut self) {
         self.next_tick = self.now + self.tick_period();
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.retain(|(index, serial)| self.is_pending(*index, *serial));
+        self.pending = pending;
         if std::mem::take(&mut self.deaf) {
             self.watch_listeners(EpollFlags::EPOLLIN);
         }
@@ -538,9 +553,10 @@ impl Reactor {
                     cut: false,
                 }));
                 self.live += 1;
+                self.pending.push_back((address.index, address.serial));
                 self.next_tick = self.next_tick.min(self.now + self.tick_period());
                 if self.shared.has_too_many_pending_logins() {
-                    self.cut_oldest_pending_login(index);
+                    self.cut_oldest_pending_login();
                 }
             }
             Err(error) => {
@@ -551,15 +567,21 @@ impl Reactor {
     }
 
     /// Makes room for a new connection, so that a flood of silent ones keeps nobody out who logs in swiftly.
-    fn cut_oldest_pending_login(&mut self, newest: usize) {
-        let pending = self.connections.iter().enumerate().filter_map(|(index, slot)| {
-            let slot = slot.as_deref()?;
-            let counts = index != newest && !slot.cut && slot.connection.is_pending();
-            counts.then(|| (slot.connection.opened(), index))
-        });
-        if let Some((_, oldest)) = pending.min() {
-            self.cut(oldest, &Closed::Crowded);
+    fn cut_oldest_pending_login(&mut self) {
+        // The last one is the new connection itself.
+        while self.pending.len() > 1
+            && let Some((index, serial)) = self.pending.pop_front()
+        {
+            if self.is_pending(index, serial) {
+                self.cut(index as usize, &Closed::Crowded);
+                return;
+            }
         }
+    }
+
+    fn is_pending(&mut self, index: u32, serial: u64) -> bool {
+        self.find(index, serial)
+            .is_some_and(|slot| !slot.cut && slot.connection.is_pending())
     }
 
     fn touch(&mut self, index: usize) {
@@ -567,7 +589,7 @@ impl Reactor {
             && !slot.connection.touched
         {
             slot.connection.touched = true;
-            self.touched.push(index);
+            self.touched.push_back(index);
         }
     }
 
@@ -604,20 +626,28 @@ impl Reactor {
         self.touch(index);
     }
 
-    /// Lets device requests and responses flow until nothing moves.
+    /// Lets device requests and responses flow until nothing moves, or others are to be heard.
     fn settle(&mut self) {
-        loop {
+        for _ in 0..PASSES {
             while let Some(index) = self.devices.dirty.pop() {
                 self.serve_device(index);
             }
-            while let Some(index) = self.touched.pop() {
-                self.flush(index);
+            // Those that have more to send than goes at once are touched again, and come after all others.
+            for _ in 0..self.touched.len() {
+                if let Some(index) = self.touched.pop_front() {
+                    self.flush(index);
+                }
             }
             self.bury();
-            if self.devices.dirty.is_empty() && self.touched.is_empty() {
+            if !self.has_work() {
                 return;
             }
         }
+    }
+
+    /// Tells whether something is left to do that no event will tell of.
+    fn has_work(&self) -> bool {
+        !self.devices.dirty.is_empty() || !self.touched.is_empty()
     }
 
     fn serve_device(&mut self, index: usize) {
@@ -659,7 +689,7 @@ impl Reactor {
             return;
         }
         let mut wanted = EpollFlags::empty();
-        wanted.set(EpollFlags::EPOLLIN, slot.connection.listens());
+        wanted.set(EpollFlags::EPOLLIN, slot.connection.listens(&self.buffers));
         wanted.set(EpollFlags::EPOLLOUT, slot.connection.blocked);
         if wanted != slot.interest {
             slot.interest = wanted;
@@ -715,6 +745,7 @@ impl Reactor {
             self.closing.swap_remove(at);
             self.live -= 1;
             let Slot { mut connection, .. } = *slot;
+            self.buffers.account(connection.accounted(), 0);
             let passes = connection.take_passes();
             let session = connection.medium().map(|medium| {
                 let queue = self.devices.detach(medium.queue());

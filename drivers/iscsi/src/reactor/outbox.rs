@@ -15,6 +15,9 @@ use crate::pdu::{BHS_BYTES, Bhs, padded};
 /// Pieces per system call.
 const BATCH: usize = 64;
 
+/// What is sent at once, until other connections have had their turn, in bytes: at least so much, if there is.
+const FLUSH_BYTES: usize = 512 << 10;
+
 enum Piece {
     /// A header with its digest, or a data digest.
     Head([u8; BHS_BYTES + 4], u8),
@@ -54,6 +57,8 @@ pub struct Outbox {
     sent: usize,
     /// Bytes queued that are not of I/O buffers.
     small_bytes: usize,
+    /// The socket has taken something since [`Outbox::has_moved`] was asked.
+    moved: bool,
     /// Applied to what is queued from now on.
     pub digests: Digests,
 }
@@ -63,6 +68,8 @@ pub struct Outbox {
 pub enum Flushed {
     /// Everything is sent.
     All,
+    /// There is more than goes at once.
+    Paused,
     /// The socket takes no more for now.
     Blocked,
 }
@@ -141,15 +148,23 @@ impl Outbox {
         buffers: &mut BufferPool,
         released: &mut usize,
     ) -> io::Result<Flushed> {
+        let mut total = 0;
         while !self.pieces.is_empty() {
+            if total >= FLUSH_BYTES {
+                return Ok(Flushed::Paused);
+            }
             let mut slices = [IoSlice::new(&[]); BATCH];
             let mut count = 0;
+            let mut wanted = 0;
             for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-                *slice = IoSlice::new(piece.bytes());
+                if total + wanted >= FLUSH_BYTES {
+                    break;
+                }
+                let sent = if count == 0 { self.sent } else { 0 };
+                *slice = IoSlice::new(&piece.bytes()[sent..]);
+                wanted += slice.len();
                 count += 1;
             }
-            slices[0] = IoSlice::new(&self.pieces[0].bytes()[self.sent..]);
-            let wanted: usize = slices[..count].iter().map(|slice| slice.len()).sum();
             match socket.write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
@@ -157,6 +172,7 @@ impl Outbox {
                     if written < wanted {
                         return Ok(Flushed::Blocked);
                     }
+                    total += written;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -166,7 +182,13 @@ impl Outbox {
         Ok(Flushed::All)
     }
 
+    /// Tells whether the socket has taken something since this was asked last.
+    pub fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
     fn consume(&mut self, written: usize, buffers: &mut BufferPool, released: &mut usize) {
+        self.moved |= written > 0;
         self.sent += written;
         while let Some(first) = self.pieces.front() {
             let len = first.bytes().len();

@@ -9,7 +9,8 @@
 //!   the device.
 //! - S2: a session that ends hands nothing more to the device, and is gone only when what it handed over before
 //!   has completed (contract T4).
-//! - S3: the memory a session holds is bounded: by the command window, the first burst and its budget.
+//! - S3: the memory a session holds is bounded: by the command window, the first burst and its budget. All sessions
+//!   together hold little more than the target's limit.
 //! - S4: a task management function is answered once, after the tasks it ends.
 
 mod command;
@@ -49,6 +50,9 @@ use crate::target::Shared;
 
 /// Bytes in buffers that a session may have at a time, beyond unsolicited data.
 const BUDGET_BYTES: usize = 16 << 20;
+
+/// The same when buffers are scarce.
+const SCARCE_BYTES: usize = 256 << 10;
 
 /// The longest ping whose data is kept for the echo, in bytes.
 const PING_BYTES: usize = 64 << 10;
@@ -289,6 +293,17 @@ impl Session {
         for slot in self.tasks.live() {
             self.abort(slot, io);
         }
+    }
+
+    /// Returns how many bytes of buffers the session has in use.
+    pub fn charged(&self) -> usize {
+        self.charged
+    }
+
+    /// Tells whether the session is to be heard: not when buffers are scarce, it has more than its part of them, and
+    /// some of these will come back without its doing (S3).
+    pub fn is_welcome(&self, buffers: &BufferPool) -> bool {
+        !buffers.are_scarce() || self.charged <= SCARCE_BYTES || !self.tasks.any_at_device()
     }
 
     /// Tells whether none of the session's requests is at the device (S2).

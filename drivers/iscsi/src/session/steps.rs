@@ -4,7 +4,7 @@ use quarry_contract::{Completion, IoBuffer, Request as DeviceRequest, Tag, Verb}
 
 use super::pacing::Pace;
 use super::task::Work;
-use super::{BUDGET_BYTES, Io, Role, Session};
+use super::{BUDGET_BYTES, Io, Role, SCARCE_BYTES, Session};
 use crate::scsi::{ByteCheck, Sense};
 
 /// How far a task got.
@@ -104,6 +104,10 @@ impl Session {
     /// They must not when nothing is moving that would give bytes back by itself: part-filled segments of writes
     /// are waiting, perhaps, for the very data that is not being asked for.
     pub(super) fn exceeds(&mut self, budget: usize, bytes: usize, io: &Io<'_>) -> bool {
+        let budget = match io.buffers.are_scarce() {
+            true => budget.min(SCARCE_BYTES),
+            false => budget,
+        };
         self.charged + bytes > budget && (!io.outbox.is_empty() || self.tasks.any_moving())
     }
 

@@ -470,6 +470,12 @@ impl TaskTable {
             .any(|task| task.is_known_elsewhere() || !task.aborted && task.awaiting != Awaiting::Nothing)
     }
 
+    /// Tells whether a task has requests at the device.
+    pub fn any_at_device(&self) -> bool {
+        let used = self.slots.iter().zip(&self.tags).filter(|(_, tag)| tag.is_some());
+        used.map(|(task, _)| task).any(|task| task.in_flight() > 0)
+    }
+
     /// Returns the slots in use.
     pub fn live(&self) -> Vec<u16> {
         let used = self.tags.iter().enumerate().filter(|(_, tag)| tag.is_some());
