@@ -105,11 +105,11 @@ def main() -> int:
                 if options.raw:
                     targets.append(RawFile(folder, size_mib))
                 result.add(Campaign(medium, folder, targets, options.jobs, options).run())
-            if options.engine_jobs:
+            if engine_jobs := [job for job in options.engine_jobs if medium in job.media]:
                 subjects = [engine.Engine(folder, binaries, ENGINE_MIB), engine.PlainFile(folder, binaries, ENGINE_MIB)]
                 for name, image_options in engine.QCOW2.items():
                     subjects.append(engine.Qcow2(folder, binaries, ENGINE_MIB, name, image_options))
-                result.add(Campaign(medium, folder, subjects, options.engine_jobs, options).run())
+                result.add(Campaign(medium, folder, subjects, engine_jobs, options).run())
     print(result.table())
     verdicts = result.verdicts(options.tolerance)
     for verdict in verdicts:

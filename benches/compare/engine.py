@@ -38,6 +38,8 @@ class EngineJob:
     size_mib: int | None = None
     #: No more requests than these: a chunk is written for the first time only once.
     requests: int = 0
+    #: Where it means anything: in memory, a flush does nothing.
+    media: tuple[str, ...] = ("shm", "disk")
     #: How many times as fast as a peer, or as our own other job, it has to be.
     floors: tuple[tuple[str, float], ...] = ()
 
@@ -53,6 +55,7 @@ AFTER_SNAPSHOT = {"rw": "write", "step": 65536, "requests": 16384, "snapshots": 
 
 def _jobs() -> list[EngineJob]:
     stream = {"block": MIB, "step": MIB, "depth": 8}
+    synced = {"fsync": 1, "media": ("disk",)}
     return [
         EngineJob("read-q1", "4 KiB read, depth 1", depth=1),
         EngineJob("read-q32", "4 KiB read, depth 32"),
@@ -65,10 +68,10 @@ def _jobs() -> list[EngineJob]:
         EngineJob("read-1m", "1 MiB sequential read, depth 8", **stream),
         EngineJob("over-1m", "1 MiB sequential overwrite, depth 8", "write", **stream),
         EngineJob("first-1m", "1 MiB sequential first write, depth 8", "write", filled=False, **stream),
-        EngineJob("over-sync", "4 KiB overwrite, flush after each", "write", depth=1, fsync=1),
-        EngineJob("over-sync-x16", "the same, 16 writers", "write", depth=16, fsync=1),
-        EngineJob("first-sync", "4 KiB first write, flush after each", **FIRST | {"depth": 1, "fsync": 1}),
-        EngineJob("first-sync-x16", "the same, 16 writers", **FIRST | {"depth": 16, "fsync": 1}),
+        EngineJob("over-sync", "4 KiB overwrite, flush after each", "write", depth=1, **synced),
+        EngineJob("over-sync-x16", "the same, 16 writers", "write", depth=16, **synced),
+        EngineJob("first-sync", "4 KiB first write, flush after each", **FIRST | synced | {"depth": 1}),
+        EngineJob("first-sync-x16", "the same, 16 writers", **FIRST | synced | {"depth": 16}),
     ]
 
 
