@@ -7,15 +7,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fs, io};
 
 use quarry_contract::{DriverError, PoolName, Target, VolumeBackend};
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
-use quarry_thin::{Caching, FormatOptions, OpenOptions, PoolFile, ThinBackend};
+use quarry_thin::{
+    Caching, FormatOptions, OnFull, OpenOptions, PoolFile, SpaceLevels, ThinBackend, Threshold,
+};
 use tracing::{error, info};
 use uuid::Uuid;
 
-use crate::config::{Config, IfAbsent, PoolConfig, PoolDriver, TargetConfig};
+use crate::config::{Config, IfAbsent, PoolConfig, PoolDriver, Share, TargetConfig};
 
 /// The drivers in use.
 #[derive(Clone)]
@@ -196,6 +199,7 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
         if_absent,
         chunk_bytes,
         page_cache,
+        fullness,
     } = pool.driver.clone();
     let name = pool.name.clone();
     if let Some(known) = known
@@ -211,7 +215,22 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
     if page_cache {
         file.options.caching = Caching::PageCache;
     }
-    let options = OpenOptions::named(name.clone());
+    let threshold = |share| match share {
+        Share::Bytes(bytes) => Threshold::Bytes(bytes),
+        Share::Percent(percent) => Threshold::Percent(percent),
+    };
+    let options = OpenOptions {
+        levels: SpaceLevels {
+            warn: threshold(fullness.warn),
+            brake: threshold(fullness.brake),
+            critical: threshold(fullness.critical),
+        },
+        on_full: match fullness.wait_seconds {
+            0 => OnFull::Error,
+            seconds => OnFull::Wait(Duration::from_secs(seconds.into())),
+        },
+        ..OpenOptions::named(name.clone())
+    };
     // Opening reads the checkpoint and replays the log: it blocks.
     let open = move || match (known, if_absent) {
         (None, IfAbsent::Create { size_bytes }) => {

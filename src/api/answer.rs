@@ -1,7 +1,9 @@
 //! The model's types, turned into messages.
 
 use prost_types::Timestamp;
-use quarry_contract::{ChapCredentials, IoLimits, PoolState, Rate, RateLimits, SessionInfo};
+use quarry_contract::{
+    ChapCredentials, IoLimits, PoolSpace, PoolState, Rate, RateLimits, SessionInfo, SpaceLevel,
+};
 use quarry_proto::v1;
 use quarry_proto::v1::volume_source;
 use secrecy::ExposeSecret;
@@ -65,6 +67,7 @@ pub(super) fn volume(volume: Volume) -> v1::Volume {
         create_time: volume.created.map(timestamp),
         update_time: volume.updated.map(timestamp),
         limits: limits(&volume.limits),
+        reserved: volume.reserved,
     }
 }
 
@@ -193,9 +196,31 @@ pub(super) fn pool(pool: Pool) -> v1::Pool {
             answer.chunk_bytes = status.chunk_bytes;
             answer.volume_count = status.volume_count;
             answer.snapshot_count = status.snapshot_count;
+            answer.space = Some(space(&status.space));
         }
     }
     answer
+}
+
+fn space(space: &PoolSpace) -> v1::PoolSpace {
+    let level = match space.level {
+        SpaceLevel::Normal => v1::SpaceLevel::Normal,
+        SpaceLevel::Warn => v1::SpaceLevel::Warn,
+        SpaceLevel::Brake => v1::SpaceLevel::Brake,
+        SpaceLevel::Critical => v1::SpaceLevel::Critical,
+        SpaceLevel::Reserve => v1::SpaceLevel::Reserve,
+    };
+    v1::PoolSpace {
+        level: level.into(),
+        available_bytes: space.available_bytes,
+        warn_bytes: space.warn_bytes,
+        brake_bytes: space.brake_bytes,
+        critical_bytes: space.critical_bytes,
+        reserve_bytes: space.reserve_bytes,
+        waiting_writes: space.waiting_writes,
+        first_deadline_ms: space.first_deadline.map_or(0, |left| left.as_millis() as u64),
+        refused_writes: space.refused_writes,
+    }
 }
 
 pub(super) fn node(node: Node) -> v1::NodeInfo {
@@ -242,6 +267,7 @@ pub(super) fn operation_kind(request: &Request) -> v1::OperationKind {
         Request::ExtendVolume { .. } => v1::OperationKind::ExtendVolume,
         Request::RevertVolume { .. } => v1::OperationKind::RevertVolume,
         Request::LimitVolume { .. } => v1::OperationKind::LimitVolume,
+        Request::ReserveVolume { .. } => v1::OperationKind::ReserveVolume,
         Request::UpdateVolume { .. } => v1::OperationKind::UpdateVolume,
         Request::DeleteVolume { .. } => v1::OperationKind::DeleteVolume,
         Request::CreateSnapshots { .. } => v1::OperationKind::CreateSnapshots,

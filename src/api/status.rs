@@ -208,6 +208,16 @@ fn describe_driver(error: &DriverError, details: &mut ErrorDetails, metadata: &m
                 format!("{needed_bytes} bytes needed, {free_bytes} free; free or add space"),
             );
         }
+        DriverError::NearlyFull {
+            pool,
+            available_bytes,
+        } => {
+            about(pool, details);
+            details.add_quota_failure_violation(
+                pool,
+                format!("{available_bytes} bytes left; make room, or grow the pool"),
+            );
+        }
         DriverError::NotFound { object }
         | DriverError::AlreadyExists { object, .. }
         | DriverError::Conflict { object }

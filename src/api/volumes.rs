@@ -117,6 +117,23 @@ impl v1::volumes_server::Volumes for Api {
         Ok(Response::new(answer::volume(volume)))
     }
 
+    async fn reserve_volume(
+        &self,
+        request: Request<v1::ReserveVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let v1::ReserveVolumeRequest {
+            id,
+            reserved,
+            mutation,
+        } = request.into_inner();
+        let id = request::volume_id("id", &id)?;
+        let volume = self
+            .model
+            .reserve_volume(id, reserved, request::mutation(mutation)?)
+            .await?;
+        Ok(Response::new(answer::volume(volume)))
+    }
+
     async fn update_volume(
         &self,
         request: Request<v1::UpdateVolumeRequest>,

@@ -296,6 +296,13 @@ pub enum Request {
         /// All limits it shall have.
         limits: IoLimits,
     },
+    /// Make a volume a reserved or an ordinary one.
+    ReserveVolume {
+        /// The volume.
+        id: VolumeId,
+        /// Whether it shall be reserved.
+        reserved: bool,
+    },
     /// Replace a volume's labels.
     UpdateVolume {
         /// The volume.
@@ -350,6 +357,7 @@ impl Request {
             | Request::ExtendVolume { id, .. }
             | Request::RevertVolume { id, .. }
             | Request::LimitVolume { id, .. }
+            | Request::ReserveVolume { id, .. }
             | Request::UpdateVolume { id, .. }
             | Request::DeleteVolume { id, .. } => id.0,
             Request::CreateSnapshots { members, .. } => members.first().map_or(Uuid::nil(), |(id, _)| id.0),

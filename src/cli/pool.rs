@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use quarry_proto::v1::pools_client::PoolsClient;
-use quarry_proto::v1::{CheckPoolRequest, GetPoolRequest, ListPoolsRequest, Pool, PoolProblem};
+use quarry_proto::v1::{CheckPoolRequest, GetPoolRequest, ListPoolsRequest, Pool, PoolProblem, PoolSpace};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -84,6 +84,37 @@ struct Record<'a> {
     max_volume_bytes: u64,
     size_granularity_bytes: u64,
     capabilities: &'a [String],
+    space: Option<SpaceRecord>,
+}
+
+/// How full a pool is, as JSON.
+#[derive(Serialize)]
+struct SpaceRecord {
+    level: String,
+    available_bytes: u64,
+    warn_bytes: u64,
+    brake_bytes: u64,
+    critical_bytes: u64,
+    reserve_bytes: u64,
+    waiting_writes: u64,
+    first_deadline_ms: u64,
+    refused_writes: u64,
+}
+
+impl From<&PoolSpace> for SpaceRecord {
+    fn from(space: &PoolSpace) -> Self {
+        Self {
+            level: level(space),
+            available_bytes: space.available_bytes,
+            warn_bytes: space.warn_bytes,
+            brake_bytes: space.brake_bytes,
+            critical_bytes: space.critical_bytes,
+            reserve_bytes: space.reserve_bytes,
+            waiting_writes: space.waiting_writes,
+            first_deadline_ms: space.first_deadline_ms,
+            refused_writes: space.refused_writes,
+        }
+    }
 }
 
 impl<'a> From<&'a Pool> for Record<'a> {
@@ -106,12 +137,48 @@ impl<'a> From<&'a Pool> for Record<'a> {
             max_volume_bytes: pool.max_volume_bytes,
             size_granularity_bytes: pool.size_granularity_bytes,
             capabilities: &pool.capabilities,
+            space: pool.space.as_ref().map(SpaceRecord::from),
         }
     }
 }
 
 fn state(pool: &Pool) -> String {
     word(pool.state().as_str_name(), "POOL_STATE_")
+}
+
+fn level(space: &PoolSpace) -> String {
+    word(space.level().as_str_name(), "SPACE_LEVEL_")
+}
+
+/// Tells how full a pool is, and what it does about it.
+fn fullness(space: &PoolSpace) -> Vec<(&'static str, String)> {
+    let begins = |bytes: u64| match bytes {
+        0 => "off".to_owned(),
+        bytes => show_size(bytes),
+    };
+    let mut lines = vec![
+        ("level", level(space)),
+        ("available", show_size(space.available_bytes)),
+        (
+            "levels",
+            format!(
+                "warn {}, brake {}, critical {}, reserve {}",
+                begins(space.warn_bytes),
+                begins(space.brake_bytes),
+                begins(space.critical_bytes),
+                show_size(space.reserve_bytes)
+            ),
+        ),
+        ("writes refused", space.refused_writes.to_string()),
+    ];
+    if space.waiting_writes > 0 {
+        let seconds = space.first_deadline_ms.div_ceil(1000);
+        lines.push((
+            "writes waiting",
+            format!("{}, the first for {seconds} s more", space.waiting_writes),
+        ));
+    }
+    lines
 }
 
 fn listed(pools: &[Pool]) -> Answer {
@@ -122,6 +189,7 @@ fn listed(pools: &[Pool]) -> Answer {
                 pool.name.clone(),
                 pool.driver.clone(),
                 state(pool),
+                pool.space.as_ref().map_or_else(|| "-".to_owned(), level),
                 show_size(pool.total_bytes),
                 show_size(pool.free_bytes),
                 show_size(pool.provisioned_bytes),
@@ -135,6 +203,7 @@ fn listed(pools: &[Pool]) -> Answer {
         "NAME",
         "DRIVER",
         "STATE",
+        "LEVEL",
         "TOTAL",
         "FREE",
         "PROVISIONED",
@@ -154,6 +223,7 @@ fn shown(pool: &Pool) -> Answer {
     if !pool.state_reason.is_empty() {
         properties.push(("reason", pool.state_reason.clone()));
     }
+    properties.extend(pool.space.iter().flat_map(fullness));
     properties.extend([
         ("total", show_size(pool.total_bytes)),
         ("free", show_size(pool.free_bytes)),
@@ -173,7 +243,7 @@ fn shown(pool: &Pool) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use quarry_proto::v1::PoolState;
+    use quarry_proto::v1::{PoolState, SpaceLevel};
 
     use super::*;
     use crate::cli::golden::assert_golden;
@@ -196,6 +266,13 @@ mod tests {
             max_volume_bytes: 64 << 40,
             size_granularity_bytes: 4096,
             capabilities: vec!["clones".into(), "snapshots".into()],
+            space: Some(PoolSpace {
+                level: SpaceLevel::Normal.into(),
+                available_bytes: 59 << 30,
+                warn_bytes: 13 << 30,
+                reserve_bytes: 1 << 30,
+                ..PoolSpace::default()
+            }),
             ..Pool::default()
         }
     }
@@ -206,6 +283,17 @@ mod tests {
             name: "slow".into(),
             state: PoolState::ReadOnly.into(),
             state_reason: "a flush failed; restart the agent".into(),
+            space: Some(PoolSpace {
+                level: SpaceLevel::Critical.into(),
+                available_bytes: 2 << 30,
+                warn_bytes: 13 << 30,
+                brake_bytes: 6 << 30,
+                critical_bytes: 3 << 30,
+                reserve_bytes: 1 << 30,
+                waiting_writes: 3,
+                first_deadline_ms: 41_200,
+                refused_writes: 17,
+            }),
             ..pool()
         };
         assert_golden("pool-list", &listed(&[pool(), stopped.clone()]));

@@ -7,7 +7,8 @@ use quarry_proto::v1::version::Version as Chosen;
 use quarry_proto::v1::volumes_client::VolumesClient;
 use quarry_proto::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, ExtendVolumeRequest, GetVolumeRequest, LimitVolumeRequest,
-    ListVolumesRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, VolumeSource, volume_source,
+    ListVolumesRequest, ReserveVolumeRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, VolumeSource,
+    volume_source,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -130,6 +131,17 @@ once. What is over a limit waits. The new limits hold when the command returns, 
         #[command(flatten)]
         mutation: MutationArgs,
     },
+    /// Make a volume a reserved one: it still takes space when its pool is nearly full and others may not
+    Reserve {
+        /// The volume's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// Make it an ordinary one again
+        #[arg(long)]
+        off: bool,
+        #[command(flatten)]
+        mutation: MutationArgs,
+    },
     /// Replace a volume's labels; without --label, remove them all
     Label {
         /// The volume's id
@@ -227,6 +239,14 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             };
             Ok(shown(&client.limit_volume(request).await?.into_inner()))
         }
+        Command::Reserve { id, off, mutation } => {
+            let request = ReserveVolumeRequest {
+                id: id.to_string(),
+                reserved: !off,
+                mutation: mutation.into(),
+            };
+            Ok(shown(&client.reserve_volume(request).await?.into_inner()))
+        }
         Command::Label { id, labels, mutation } => {
             let request = UpdateVolumeRequest {
                 id: id.to_string(),
@@ -275,6 +295,7 @@ struct Record<'a> {
     target_name: &'a str,
     serial: &'a str,
     limits: LimitsRecord,
+    reserved: bool,
     labels: BTreeMap<&'a str, &'a str>,
     generation: u64,
     create_time: Option<String>,
@@ -305,6 +326,7 @@ impl<'a> From<&'a Volume> for Record<'a> {
             target_name: &volume.target_name,
             serial: &volume.serial,
             limits: LimitsRecord::of(volume.limits.as_ref()),
+            reserved: volume.reserved,
             labels: sorted_labels(&volume.labels),
             generation: volume.generation,
             create_time: volume.create_time.as_ref().map(ToString::to_string),
@@ -365,6 +387,7 @@ fn shown(volume: &Volume) -> Answer {
         ("target", volume.target_name.clone()),
         ("serial", volume.serial.clone()),
         ("limits", limit::show(volume.limits.as_ref())),
+        ("reserved", if volume.reserved { "yes" } else { "no" }.to_owned()),
         ("labels", show_labels(&volume.labels)),
         ("generation", volume.generation.to_string()),
         ("created", show_time(volume.create_time.as_ref())),
@@ -407,6 +430,7 @@ mod tests {
             id: "00000000-0000-4000-8000-000000000002".into(),
             source: Some(Source::Snapshot(Uuid::from_u128(9)).into()),
             snapshot_count: 2,
+            reserved: true,
             limits: limit::joined(&[
                 parse_limit("iops=1000:5000").unwrap(),
                 parse_limit("write-bytes=50MiB").unwrap(),

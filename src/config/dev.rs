@@ -17,7 +17,8 @@ use quarry_contract::PoolName;
 
 use super::resolve::{DEFAULT_CHUNK_BYTES, MAX_SOCKET_PATH_BYTES};
 use super::{
-    Config, ConfigError, IfAbsent, Listen, LogConfig, LogFormat, PoolConfig, PoolDriver, TargetConfig,
+    Config, ConfigError, Fullness, IfAbsent, Listen, LogConfig, LogFormat, PoolConfig, PoolDriver,
+    TargetConfig,
 };
 
 /// The size of the pool that dev mode makes, in bytes: what the sparse file may grow to.
@@ -51,6 +52,7 @@ pub(super) fn config(folder: &Path, pool_bytes: Option<u64>) -> Result<Config, C
         },
         chunk_bytes: DEFAULT_CHUNK_BYTES,
         page_cache: false,
+        fullness: Fullness::default(),
     };
     Ok(Config {
         listen: Listen::Unix {

@@ -86,7 +86,42 @@ pub enum PoolDriver {
         chunk_bytes: u32,
         /// Whether its bytes go through the host's page cache.
         page_cache: bool,
+        /// What it does about getting full.
+        fullness: Fullness,
     },
+}
+
+/// What a pool does about getting full: at how much space left each level begins, and what becomes of writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fullness {
+    /// Level warn.
+    pub warn: Share,
+    /// Level brake; zero for none.
+    pub brake: Share,
+    /// Level critical; zero for none.
+    pub critical: Share,
+    /// How long a write may wait for space, in seconds; zero for not at all.
+    pub wait_seconds: u32,
+}
+
+impl Default for Fullness {
+    fn default() -> Self {
+        Self {
+            warn: Share::Percent(20),
+            brake: Share::Percent(0),
+            critical: Share::Percent(0),
+            wait_seconds: 0,
+        }
+    }
+}
+
+/// A part of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths.
+    Percent(u8),
 }
 
 /// What to do when a pool's file is not there.

@@ -49,6 +49,10 @@ pub(super) struct RawPool {
     pub(super) size: Option<Spanned<String>>,
     pub(super) chunk: Option<Spanned<String>>,
     pub(super) page_cache: Option<Spanned<bool>>,
+    pub(super) warn: Option<Spanned<String>>,
+    pub(super) brake: Option<Spanned<String>>,
+    pub(super) critical: Option<Spanned<String>>,
+    pub(super) on_full: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -79,7 +83,18 @@ const SECTIONS: [(&str, &[&str]); 5] = [
     ),
     (
         "pool",
-        &["driver", "path", "create", "size", "chunk", "page_cache"],
+        &[
+            "driver",
+            "path",
+            "create",
+            "size",
+            "chunk",
+            "page_cache",
+            "warn",
+            "brake",
+            "critical",
+            "on_full",
+        ],
     ),
     ("target", &["driver", "listen"]),
     ("log", &["filter", "format"]),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver};
+use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver, Share};
 
 pub(super) fn render(config: &Config) -> String {
     let mut text = String::new();
@@ -45,6 +45,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
             if_absent,
             chunk_bytes,
             page_cache,
+            fullness,
         } = &pool.driver;
         writeln!(
             out,
@@ -61,6 +62,17 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
             "chunk = \"{}KiB\"\npage_cache = {page_cache}",
             chunk_bytes >> 10
         )?;
+        writeln!(
+            out,
+            "warn = \"{}\"\nbrake = \"{}\"\ncritical = \"{}\"",
+            share(fullness.warn),
+            share(fullness.brake),
+            share(fullness.critical)
+        )?;
+        match fullness.wait_seconds {
+            0 => writeln!(out, "on_full = \"error\"")?,
+            seconds => writeln!(out, "on_full = \"wait {seconds}s\"")?,
+        }
     }
     let listen: Vec<String> = config
         .target
@@ -83,6 +95,13 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         "\n[log]\nfilter = {}\nformat = \"{format}\"",
         text(&config.log.filter)
     )
+}
+
+fn share(share: Share) -> String {
+    match share {
+        Share::Bytes(bytes) => format!("{bytes}B"),
+        Share::Percent(percent) => format!("{percent}%"),
+    }
 }
 
 fn quoted(path: &Path) -> String {

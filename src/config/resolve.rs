@@ -7,7 +7,9 @@ use quarry_contract::PoolName;
 use toml::Spanned;
 
 use super::raw::{RawApi, RawConfig, RawLog, RawPool, RawTarget, Wrong};
-use super::{Config, IfAbsent, Listen, LogConfig, LogFormat, PoolConfig, PoolDriver, TargetConfig};
+use super::{
+    Config, Fullness, IfAbsent, Listen, LogConfig, LogFormat, PoolConfig, PoolDriver, Share, TargetConfig,
+};
 use crate::size::parse_size;
 
 const DEFAULT_STATE_DIR: &str = "/var/lib/quarry";
@@ -184,6 +186,20 @@ fn pool_config(name: &Spanned<String>, pool: RawPool) -> Result<PoolConfig, Wron
             })?
         }
     };
+    let defaults = Fullness::default();
+    let share = |setting: &str, text: &Option<Spanned<String>>, default: Share| match text {
+        None => Ok(default),
+        Some(text) => share_of(&key(setting), text),
+    };
+    let fullness = Fullness {
+        warn: share("warn", &pool.warn, defaults.warn)?,
+        brake: share("brake", &pool.brake, defaults.brake)?,
+        critical: share("critical", &pool.critical, defaults.critical)?,
+        wait_seconds: match &pool.on_full {
+            None => defaults.wait_seconds,
+            Some(text) => wait_seconds(&key("on_full"), text)?,
+        },
+    };
     Ok(PoolConfig {
         name: parsed,
         driver: PoolDriver::Thin {
@@ -191,8 +207,43 @@ fn pool_config(name: &Spanned<String>, pool: RawPool) -> Result<PoolConfig, Wron
             if_absent,
             chunk_bytes,
             page_cache: pool.page_cache.is_some_and(Spanned::into_inner),
+            fullness,
         },
     })
+}
+
+/// Reads a part of a pool: "5%", or a size.
+fn share_of(key: &str, text: &Spanned<String>) -> Result<Share, Wrong> {
+    let problem = match text.get_ref().strip_suffix('%') {
+        Some(number) => match number.trim().parse() {
+            Ok(percent) if percent <= 100 => return Ok(Share::Percent(percent)),
+            _ => "is not a percentage; write \"5%\", or a size like \"20GiB\"".to_owned(),
+        },
+        None => match parse_size(text.get_ref()) {
+            Ok(bytes) => return Ok(Share::Bytes(bytes)),
+            Err(problem) => problem,
+        },
+    };
+    Err(wrong(key, text, problem))
+}
+
+/// Reads what becomes of a write that finds no space: "error", or "wait 60s".
+fn wait_seconds(key: &str, text: &Spanned<String>) -> Result<u32, Wrong> {
+    if text.get_ref() == "error" {
+        return Ok(0);
+    }
+    let seconds = text
+        .get_ref()
+        .strip_prefix("wait ")
+        .and_then(|time| time.strip_suffix('s'))
+        .and_then(|seconds| seconds.parse().ok());
+    match seconds {
+        Some(seconds @ 1..=3600) => Ok(seconds),
+        _ => {
+            let problem = "is neither \"error\" nor \"wait 60s\" (1s to 3600s)";
+            Err(wrong(key, text, problem))
+        }
+    }
 }
 
 fn size_of(key: &str, text: &Spanned<String>) -> Result<u64, Wrong> {

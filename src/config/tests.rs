@@ -52,6 +52,10 @@ create = true
 size = "1.5GiB"
 chunk = "1MiB"
 page_cache = true
+warn = "10GiB"
+brake = "5%"
+critical = "0"
+on_full = "wait 90s"
 [target]
 listen = ["10.0.0.1:3260", "[fd00::1]:3261"]
 [log]
@@ -61,6 +65,31 @@ format = "json"
     for text in [include_str!("../../packaging/quarry.toml"), MINIMAL, tls] {
         let config = parse(text).unwrap();
         assert_eq!(parse(&config.render()).unwrap(), config);
+    }
+}
+
+#[test]
+fn levels_and_waiting_are_read_and_what_is_neither_is_refused() {
+    let with = |line: &str| MINIMAL.replace("[target]", &format!("{line}\n[target]"));
+    let fullness = |line: &str| {
+        let config = parse(&with(line)).unwrap();
+        let PoolDriver::Thin { fullness, .. } = config.pools[0].driver;
+        fullness
+    };
+    assert_eq!(fullness(""), Fullness::default());
+    assert_eq!(fullness("warn = \"35%\"").warn, Share::Percent(35));
+    assert_eq!(fullness("critical = \"2GiB\"").critical, Share::Bytes(2 << 30));
+    assert_eq!(fullness("on_full = \"wait 60s\"").wait_seconds, 60);
+    assert_eq!(fullness("on_full = \"error\"").wait_seconds, 0);
+    for (line, key) in [
+        ("warn = \"101%\"", "pool.default.warn"),
+        ("brake = \"some\"", "pool.default.brake"),
+        ("on_full = \"wait\"", "pool.default.on_full"),
+        ("on_full = \"wait 0s\"", "pool.default.on_full"),
+        ("on_full = \"wait 2h\"", "pool.default.on_full"),
+    ] {
+        let refusal = refusal(&with(line));
+        assert!(refusal.contains(&format!("quarry.toml:4: {key}: ")), "{refusal}");
     }
 }
 

@@ -57,6 +57,9 @@ pub struct Volume {
     /// How fast it may be used.
     #[serde(default)]
     pub limits: IoLimits,
+    /// Whether it takes space from a nearly full pool when others may not.
+    #[serde(default)]
+    pub reserved: bool,
 }
 
 /// One snapshot.

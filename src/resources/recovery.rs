@@ -99,6 +99,13 @@ impl Resources {
                 }
                 _ => Err(interrupted(Object::volume(id))),
             },
+            Request::ReserveVolume { id, reserved } => match self.find_volume(*id).await? {
+                Some((_, info)) if info.reserved == *reserved => {
+                    let record = self.volume_record(*id)?.changed_now();
+                    return finish(intent, vec![Change::PutVolume(*id, record)]).await;
+                }
+                _ => Err(interrupted(Object::volume(id))),
+            },
             Request::RevertVolume { id, snapshot } => {
                 match self.revert(*id, *snapshot, None, &mut intent).await {
                     // Whether the first or this revert has changed the contents is not known: it counts.

@@ -309,6 +309,42 @@ impl Resources {
             .await
     }
 
+    /// Makes a volume a reserved or an ordinary one.
+    ///
+    /// # Errors
+    /// `NotFound`, `StaleGeneration`, and the driver's.
+    pub async fn reserve_volume(
+        self: &Arc<Self>,
+        id: VolumeId,
+        reserved: bool,
+        mutation: Mutation,
+    ) -> Result<Volume, ResourceError> {
+        let if_generation = mutation.if_generation;
+        let request = Request::ReserveVolume { id, reserved };
+        self.mutate(vec![id.into()], request, mutation, move |model, intent| {
+            Box::pin(model.reserve(id, reserved, if_generation, intent))
+        })
+        .await
+    }
+
+    async fn reserve(
+        &self,
+        id: VolumeId,
+        reserved: bool,
+        if_generation: Option<u64>,
+        intent: &mut Intent,
+    ) -> Result<Done<Volume>, ResourceError> {
+        let (pool, info) = self.existing_volume(id).await?;
+        let record = self.volume_record(id)?;
+        check_generation(Object::volume(id), record.generation, if_generation)?;
+        if info.reserved == reserved {
+            return Ok(Done::unchanged(self.volume_view(&pool, info).await?));
+        }
+        intent.open().await?;
+        let info = pool.backend.reserve_volume(id, reserved).await?.into_inner();
+        self.volume_changed(&pool, info, record).await
+    }
+
     /// Replaces a volume's labels.
     ///
     /// # Errors
@@ -515,6 +551,7 @@ impl Resources {
             created: record.created,
             updated: record.updated,
             limits: record.limits,
+            reserved: info.reserved,
         })
     }
 

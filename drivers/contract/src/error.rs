@@ -96,6 +96,17 @@ pub enum DriverError {
         /// What is there, in bytes.
         free_bytes: u64,
     },
+    /// The pool has so little room left that it takes nothing new ([`SpaceLevel::Brake`](crate::SpaceLevel::Brake)).
+    #[error(
+        "{pool} has {available_bytes} bytes left and takes new volumes and snapshots only of reserved volumes; make \
+         room, or grow it"
+    )]
+    NearlyFull {
+        /// The pool.
+        pool: String,
+        /// What is left for data, in bytes.
+        available_bytes: u64,
+    },
     /// A count limit is reached.
     #[error("{object}: the limit of {limit} {what} is reached")]
     Limit {
@@ -158,7 +169,7 @@ impl DriverError {
             DriverError::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             DriverError::Busy { .. } => ErrorKind::Busy,
             DriverError::Conflict { .. } => ErrorKind::Conflict,
-            DriverError::Full { .. } => ErrorKind::Full,
+            DriverError::Full { .. } | DriverError::NearlyFull { .. } => ErrorKind::Full,
             DriverError::Limit { .. } => ErrorKind::Limit,
             DriverError::Unsupported { .. } => ErrorKind::Unsupported,
             DriverError::Unavailable { .. } => ErrorKind::Unavailable,

@@ -24,6 +24,7 @@ mod io_buffer;
 mod io_limits;
 pub mod memory;
 mod outcome;
+mod pool_space;
 mod share;
 mod target;
 mod volume_backend;
@@ -38,6 +39,7 @@ pub use id::{AccessRuleId, PoolName, ShareId, ShareSnapshotId, SnapshotId, Volum
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use io_limits::{IoLimits, Rate, RateLimits};
 pub use outcome::Outcome;
+pub use pool_space::{PoolSpace, SpaceLevel};
 pub use share::{
     AccessEntry, AccessLevel, AccessRule, AccessTable, ClientKind, EnforceableAccess, LoadedAccess,
     MountedShare, Network, RefusedRule, RuleState, RuleStatus, ShareBackend, ShareCapabilities,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{BlockDevice, DriverError, Outcome, PoolName, SnapshotId, VolumeId};
+use crate::{BlockDevice, DriverError, Outcome, PoolName, PoolSpace, SnapshotId, VolumeId};
 
 /// One pool that volumes are cut from.
 ///
@@ -29,6 +29,8 @@ use crate::{BlockDevice, DriverError, Outcome, PoolName, SnapshotId, VolumeId};
 ///   meanwhile they hold at least what differed when they were asked for and is not discarded since.
 /// - V10: a check looks at all there is of the pool's own structure while I/O goes on, and changes nothing. What it
 ///   tells of is damage; a pool without damage never has problems, whatever is going on.
+/// - V11: a reserved volume is one until it is told otherwise; its snapshots and clones are not. Where the pool knows
+///   levels ([`SpaceLevel`](crate::SpaceLevel)), only reserved volumes take space from `critical` on.
 #[async_trait]
 pub trait VolumeBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -58,6 +60,12 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// # Errors
     /// `NotFound`; `InvalidArgument` when the size is smaller than the present one or breaks a limit.
     async fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError>;
+
+    /// Makes a volume a reserved one or an ordinary one (V11).
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn reserve_volume(&self, id: VolumeId, reserved: bool) -> Result<Outcome<VolumeInfo>, DriverError>;
 
     /// Makes a volume's contents and size equal to one of its snapshots'. Later snapshots survive. The size
     /// stays the volume's present one: what lies beyond the snapshot's end reads zero.
@@ -268,6 +276,8 @@ pub struct PoolStatus {
     pub volume_count: u64,
     /// How many snapshots there are.
     pub snapshot_count: u64,
+    /// How full it is.
+    pub space: PoolSpace,
 }
 
 /// What a volume begins with.
@@ -303,6 +313,8 @@ pub struct VolumeInfo {
     pub source: DataSource,
     /// Mapped bytes, shared with other versions or not.
     pub mapped_bytes: u64,
+    /// Whether it takes space from a nearly full pool when others may not (V11).
+    pub reserved: bool,
 }
 
 /// A snapshot, described by its creator.

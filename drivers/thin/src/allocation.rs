@@ -1,24 +1,46 @@
 //! Taking free chunks for data, and giving them back.
 //!
-//! Invariant A3: data never takes from the reserve, so a full pool can still checkpoint, discard and delete.
+//! Invariant A3: data never takes from the reserve, so a full pool can still checkpoint, discard and delete. What ordinary
+//! volumes leave to reserved ones beyond that: A4 in [`levels`](crate::levels).
 
 use crate::PoolError;
-use crate::locks::write;
+use crate::handle::VersionHandle;
+use crate::levels::SpaceClass;
+use crate::locks::{read, write};
 use crate::pool::Pool;
 use crate::space::SearchFrom;
 use crate::state::State;
 
-impl Pool {
+impl VersionHandle {
+    /// Returns whose space it takes.
+    pub(crate) fn space_class(&self) -> SpaceClass {
+        read(&self.pool.state).space_class(self)
+    }
+
     /// Takes free chunks for data, all or none, in sequence where the space allows; may commit and checkpoint to end
     /// quarantines first.
     ///
     /// # Errors
     /// `Full`; what a checkpoint hit.
     pub(crate) fn take_chunks(&self, count: u64) -> Result<Vec<u64>, PoolError> {
+        let pool = &self.pool;
+        let taken = pool.take_chunks(self, count);
+        pool.note_level();
+        taken
+    }
+}
+
+impl Pool {
+    fn take_chunks(&self, taker: &VersionHandle, count: u64) -> Result<Vec<u64>, PoolError> {
         for attempt in 0..2 {
             {
                 let mut state = write(&self.state);
-                if let Some(chunks) = state.take_data_chunks(count) {
+                let class = state.space_class(taker);
+                if !self.waiters.may_take(class) {
+                    break;
+                }
+                let left = state.left_to_others(class, &self.options.levels);
+                if let Some(chunks) = state.take_data_chunks(count, left) {
                     return Ok(chunks);
                 }
                 if attempt > 0 || !state.has_space_to_recover() {
@@ -36,9 +58,19 @@ impl Pool {
         Err(self.full(count))
     }
 
-    /// As [`take_chunks`](Self::take_chunks), without waiting for anything: `None` when that does not give them.
-    pub(crate) fn try_take_chunks(&self, state: &mut State, count: u64) -> Option<Vec<u64>> {
-        self.stopped().is_none().then(|| state.take_data_chunks(count))?
+    /// As [`take_chunks`](VersionHandle::take_chunks), without waiting for anything: `None` when that does not give them.
+    pub(crate) fn try_take_chunks(
+        &self,
+        state: &mut State,
+        taker: &VersionHandle,
+        count: u64,
+    ) -> Option<Vec<u64>> {
+        let class = state.space_class(taker);
+        if self.stopped().is_some() || !self.waiters.may_take(class) {
+            return None;
+        }
+        let left = state.left_to_others(class, &self.options.levels);
+        state.take_data_chunks(count, left)
     }
 
     /// Takes back chunks whose mapping failed.
@@ -54,12 +86,20 @@ impl Pool {
 }
 
 impl State {
-    /// Hands out chunks for data unless that would take from the reserve (A3).
-    fn take_data_chunks(&mut self, count: u64) -> Option<Vec<u64>> {
+    fn space_class(&self, taker: &VersionHandle) -> SpaceClass {
+        let version = self.versions.at_row(taker.row, taker.node);
+        match version.is_some_and(|version| version.reserved) {
+            true => SpaceClass::Reserved,
+            false => SpaceClass::BestEffort,
+        }
+    }
+
+    /// Hands out chunks for data unless that would take from the reserve (A3) or leave others too little (A4).
+    fn take_data_chunks(&mut self, count: u64, left_to_others: u64) -> Option<Vec<u64>> {
         let enough = |state: &Self| {
             state
                 .spare_chunks(4)
-                .is_some_and(|spare| spare >= state.reserve_chunks() + count)
+                .is_some_and(|spare| spare >= state.reserve_chunks() + left_to_others + count)
         };
         if !enough(self) {
             self.space.abandon_discards();

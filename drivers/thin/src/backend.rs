@@ -207,6 +207,10 @@ impl VolumeBackend for ThinBackend {
             .await
     }
 
+    async fn reserve_volume(&self, id: VolumeId, reserved: bool) -> Result<Outcome<VolumeInfo>, DriverError> {
+        self.blocking(move |pool| pool.reserve_volume(id, reserved)).await
+    }
+
     async fn revert_volume(
         &self,
         id: VolumeId,

@@ -120,6 +120,7 @@ impl State {
         self.stored = stored.index;
         self.allows_partials = true;
         self.log.unsettled.allowed = true;
+        self.incompat = KNOWN_INCOMPAT;
         self.garbage.let_go_of_stored();
     }
 }
@@ -161,6 +162,8 @@ impl Pool {
             .store(&*self.device, self.uuid, &self.geometry)
             .map_err(|error| self.stop("a checkpoint failed", error))?;
         write(&self.state).settle(stored, self.options.discard_freed);
+        self.space_came();
+        self.note_level();
         Ok(())
     }
 }

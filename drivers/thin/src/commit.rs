@@ -69,6 +69,8 @@ impl Pool {
                 let mut state = write(&self.state);
                 state.space.release(sealed.batch, self.options.discard_freed);
                 state.log.set_durable(sealed);
+                drop(state);
+                self.space_came();
             }
         }
         lock(&self.rounds).completed = round;

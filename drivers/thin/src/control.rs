@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::PoolError;
 use crate::data_path::LOGICAL_BLOCK_BYTES;
-use crate::format::MAX_DEPTH;
+use crate::format::{INCOMPAT_RESERVED_VOLUMES, MAX_DEPTH};
 use crate::handle::{not_found, object_name};
 use crate::locks::{lock, read};
 use crate::pool::{Decision, Pool, Priority};
@@ -60,6 +60,7 @@ impl Pool {
             chunk_bytes,
             volume_count: state.versions.volume_count(),
             snapshot_count: state.versions.snapshot_count(),
+            space: self.space_status(&state),
         }
     }
 
@@ -118,6 +119,7 @@ impl Pool {
             size_bytes: version.size(),
             source: version.source.into(),
             mapped_bytes: version.mapped_chunks * self.geometry.chunk_bytes,
+            reserved: version.reserved,
         }
     }
 
@@ -154,6 +156,7 @@ impl Pool {
         let mut epoch = None;
         self.change_metadata(|state| {
             let node = NodeId(state.next_node);
+            self.check_brake(state, is_of_reserved(state, spec.source))?;
             let (records, closed) = create_records(state, spec, node)?;
             epoch = closed;
             Ok(records)
@@ -196,6 +199,57 @@ impl Pool {
         drop(control);
         self.commit_metadata()?;
         Ok(Outcome::Changed(extended))
+    }
+
+    /// Makes a volume a reserved one or an ordinary one.
+    ///
+    /// # Errors
+    /// As [`VolumeBackend::reserve_volume`](quarry_contract::VolumeBackend::reserve_volume).
+    pub fn reserve_volume(&self, id: VolumeId, reserved: bool) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let control = lock(&self.control);
+        self.check_open()?;
+        let existing = self.volume(id)?;
+        if existing.reserved == reserved {
+            drop(control);
+            return self.unchanged(existing, VersionId::Volume(id), Vec::new());
+        }
+        if read(&self.state).incompat & INCOMPAT_RESERVED_VOLUMES == 0 {
+            // Written by an older Quarry: from this checkpoint on, it refuses the pool.
+            self.checkpoint().map_err(|error| self.driver_error(error))?;
+        }
+        let mut missing = None;
+        self.change(Priority::Reclaim, |state| {
+            Ok::<_, PoolError>(Decision::Apply(match find_volume(state, id) {
+                Ok(volume) => smallvec![Record::Reserve {
+                    node: volume.node,
+                    reserved,
+                }],
+                Err(error) => {
+                    missing = Some(error);
+                    SmallVec::new()
+                }
+            }))
+        })
+        .map_err(|error| self.driver_error(error))?;
+        if let Some(missing) = missing {
+            return Err(missing);
+        }
+        let changed = self.volume(id)?;
+        drop(control);
+        self.commit_metadata()?;
+        self.space_came();
+        Ok(Outcome::Changed(changed))
+    }
+
+    /// Refuses new versions of what is not reserved when the pool is nearly full.
+    fn check_brake(&self, state: &State, of_reserved: bool) -> Result<(), DriverError> {
+        if of_reserved || !state.brakes(&self.options.levels) {
+            return Ok(());
+        }
+        Err(DriverError::NearlyFull {
+            pool: format!("pool {}", self.options.name),
+            available_bytes: state.available_chunks() * self.geometry.chunk_bytes,
+        })
     }
 
     /// Makes a volume's contents equal to one of its snapshots'; its size stays.
@@ -331,6 +385,7 @@ impl Pool {
             for (node, spec) in (state.next_node..).map(NodeId).zip(group) {
                 let head = find_volume(state, spec.volume)?;
                 check_depth(head)?;
+                self.check_brake(state, head.reserved)?;
                 epochs.push(Arc::clone(&head.epoch));
                 records.push(Record::Snapshot {
                     head: head.node,
@@ -475,6 +530,15 @@ fn create_records(
             Ok((smallvec![hidden, clone], Some(Arc::clone(&head.epoch))))
         }
     }
+}
+
+fn is_of_reserved(state: &State, source: DataSource) -> bool {
+    let version = match source {
+        DataSource::Blank => None,
+        DataSource::Snapshot(id) => state.versions.snapshot(id.0),
+        DataSource::Volume(id) => state.versions.volume(id.0),
+    };
+    version.is_some_and(|version| version.reserved)
 }
 
 fn check_source(source: &Version, size_bytes: u64) -> Result<(), DriverError> {

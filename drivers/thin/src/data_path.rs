@@ -300,7 +300,7 @@ impl VersionHandle {
         content: &[u8],
         record: impl FnOnce(u64) -> Record,
     ) -> Result<(), IoError> {
-        let chunks = self.pool.take_chunks(1).map_err(PoolError::into_io_error)?;
+        let chunks = self.take_chunks(1).map_err(PoolError::into_io_error)?;
         let chunk = chunks[0];
         let at = self.pool.geometry.chunk_offset(chunk) + blocks.bytes().start;
         let written = self

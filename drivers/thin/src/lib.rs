@@ -8,6 +8,7 @@
 //! | how a change becomes durable | `commit`, `unsettled`, then `checkpoint` |
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
+//! | how full a pool is, and who waits for space | `levels`, `waiters` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
 //! | what has changed between two versions | `differences` |
 //! | reads and writes | `data_path`, `whole_chunks`, `part_write`, `discard`; without blocking, `plan` |
@@ -37,6 +38,7 @@ mod garbage;
 mod handle;
 mod inspect;
 mod latch;
+mod levels;
 mod locks;
 mod log;
 mod maintainer;
@@ -61,6 +63,7 @@ mod space;
 mod state;
 mod unsettled;
 mod version;
+mod waiters;
 mod whole_chunks;
 mod write_epoch;
 
@@ -73,7 +76,7 @@ pub use handle::VersionHandle;
 pub use inspect::{LogBatch, MapRun, PartialChunk, PoolStat, SuperblockCopy, VersionRow};
 pub use maintainer::Maintainer;
 pub use maintenance::Maintenance;
-pub use options::{Access, BitmapSource, FormatOptions, OpenOptions};
+pub use options::{Access, BitmapSource, FormatOptions, OnFull, OpenOptions, SpaceLevels, Threshold};
 pub use plan::{Finished, Place, Plan, PlanGuard, Planned, Segment};
 pub use pool::Pool;
 pub use queue::{VolumeDevice, VolumeQueue, Workers};

@@ -65,6 +65,7 @@ impl Pool {
     pub(crate) fn maintain_and(&self, turns: Turns) -> Result<Maintenance, PoolError> {
         self.check_running()?;
         self.evict_if_over_budget();
+        self.note_level();
         let (mut reclaimed_leaves, mut filled_chunks) = (0, 0);
         let more = self.discard_freed()?
             || self.checkpoint_if_due()?
@@ -107,6 +108,8 @@ impl Pool {
         }
         let mut state = write(&self.state);
         chunks.into_iter().for_each(|chunk| state.space.give_back(chunk));
+        drop(state);
+        self.space_came();
         Ok(true)
     }
 

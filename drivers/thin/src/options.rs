@@ -1,5 +1,7 @@
 //! How a pool is formatted and opened.
 
+use std::time::Duration;
+
 use quarry_contract::PoolName;
 use uuid::Uuid;
 
@@ -43,6 +45,46 @@ pub enum BitmapSource {
     Maps,
 }
 
+/// A part of a pool's space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threshold {
+    /// So many bytes.
+    Bytes(u64),
+    /// So many hundredths of what can hold data.
+    Percent(u8),
+}
+
+/// At how much space left for data each level begins; with 0 a pool does not have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpaceLevels {
+    /// [`Warn`](quarry_contract::SpaceLevel::Warn).
+    pub warn: Threshold,
+    /// [`Brake`](quarry_contract::SpaceLevel::Brake).
+    pub brake: Threshold,
+    /// [`Critical`](quarry_contract::SpaceLevel::Critical).
+    pub critical: Threshold,
+}
+
+impl Default for SpaceLevels {
+    fn default() -> Self {
+        Self {
+            warn: Threshold::Percent(20),
+            brake: Threshold::Percent(0),
+            critical: Threshold::Percent(0),
+        }
+    }
+}
+
+/// What becomes of a write that finds no space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// It is refused.
+    Error,
+    /// It waits so long for space to come back or to be added; then it is refused. Only requests through an
+    /// [`IoQueue`](quarry_contract::IoQueue) wait; the blocking calls of a handle never do.
+    Wait(Duration),
+}
+
 /// How a pool is run; may differ from one open to the next.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
@@ -64,6 +106,10 @@ pub struct OpenOptions {
     /// How many partial chunks the [`Maintainer`](crate::Maintainer) fills in a second, unless more than half of those that
     /// may be are, or the pool is short of space: there is no limit then. Many are filled by their users before.
     pub fill_chunks_per_second: u32,
+    /// When the pool counts as nearly full.
+    pub levels: SpaceLevels,
+    /// What becomes of writes when it is full.
+    pub on_full: OnFull,
     /// What may be done with the medium.
     pub access: Access,
     /// Where the chunk bitmap comes from.
@@ -81,6 +127,8 @@ impl OpenOptions {
             discard_freed: true,
             reclaim_leaves_per_second: 4096,
             fill_chunks_per_second: 512,
+            levels: SpaceLevels::default(),
+            on_full: OnFull::Error,
             access: Access::ReadWrite,
             bitmap: BitmapSource::Stored,
         }

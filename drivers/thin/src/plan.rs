@@ -156,7 +156,7 @@ impl VersionHandle {
     fn plan_mapping(&self, request: &Range<u64>) -> Option<Plan> {
         let mut plan = Plan::new(&self.pool);
         let mut state = write(&self.pool.state);
-        plan.guard.maps = Some(PlannedMaps::take(&self.pool, &mut state, self.node, request)?);
+        plan.guard.maps = Some(PlannedMaps::take(self, &mut state, request)?);
         let planned = self.plan_chunks(&mut plan, &state, request, Access::Map);
         drop(state);
         planned.is_ok().then_some(plan)

@@ -50,17 +50,18 @@ struct PlannedMap {
 impl PlannedMaps {
     /// Takes a chunk for each chunk index of a request; `None` when that is not to be had without waiting, or when the
     /// request is too long.
-    pub fn take(pool: &Pool, state: &mut State, node: NodeId, request: &Range<u64>) -> Option<Box<Self>> {
+    pub fn take(taker: &VersionHandle, state: &mut State, request: &Range<u64>) -> Option<Box<Self>> {
+        let pool = &taker.pool;
         let chunk_bytes = pool.geometry.chunk_bytes;
         if request.end - request.start > MAP_BYTES.max(chunk_bytes) {
             return None;
         }
         let count = (request.end - 1) / chunk_bytes - request.start / chunk_bytes + 1;
-        let mut unused = pool.try_take_chunks(state, count)?;
+        let mut unused = pool.try_take_chunks(state, taker, count)?;
         // They are handed out from the end.
         unused.reverse();
         Some(Box::new(Self {
-            node,
+            node: taker.node,
             stripes: SmallVec::new(),
             unused,
             maps: SmallVec::new(),

@@ -5,9 +5,10 @@
 //! `checkpointing` and may be held while a checkpoint or commit runs. No I/O happens under `state`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+use quarry_contract::SpaceLevel;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
@@ -23,7 +24,8 @@ use crate::partial::FillLatches;
 use crate::record::{MAX_RECORD_BYTES, Record};
 use crate::state::{Origin, State, Wanted};
 use crate::version::NodeId;
-use crate::{OpenOptions, PoolDevice, PoolError};
+use crate::waiters::SpaceWaiters;
+use crate::{OnFull, OpenOptions, PoolDevice, PoolError};
 
 /// An open pool. All calls may be made from any thread and block; none needs an async runtime or a thread of the
 /// pool's own.
@@ -43,6 +45,9 @@ pub struct Pool {
     /// The batch that was unsettled when the background work last looked; 0 for none.
     pub(crate) idle_batch: AtomicU64,
     pub(crate) openings: Mutex<HashMap<NodeId, Openings>>,
+    pub(crate) waiters: SpaceWaiters,
+    /// The level that was last told of, as a number.
+    pub(crate) level: AtomicU8,
     stopped: OnceLock<String>,
     closed: AtomicBool,
 }
@@ -92,6 +97,8 @@ impl Pool {
             rounds: Mutex::default(),
             idle_batch: AtomicU64::new(0),
             openings: Mutex::default(),
+            waiters: SpaceWaiters::default(),
+            level: AtomicU8::new(SpaceLevel::Normal as u8),
             stopped: OnceLock::new(),
             closed: AtomicBool::new(false),
         }
@@ -112,6 +119,10 @@ impl Pool {
         self.geometry.chunk_bytes
     }
 
+    pub(crate) fn on_full(&self) -> OnFull {
+        self.options.on_full
+    }
+
     /// Returns why the pool has stopped taking writes, if it has.
     pub fn stopped(&self) -> Option<&str> {
         self.stopped.get().map(String::as_str)
@@ -127,6 +138,7 @@ impl Pool {
         }
         let result = self.checkpoint();
         self.closed.store(true, Ordering::SeqCst);
+        self.space_came();
         result
     }
 
@@ -149,6 +161,7 @@ impl Pool {
 
     pub(crate) fn stop_because(&self, reason: String) {
         self.stopped.get_or_init(|| reason);
+        self.space_came();
     }
 
     pub(crate) fn check_running(&self) -> Result<(), PoolError> {
@@ -209,13 +222,6 @@ impl Pool {
             "a change was impossible",
             PoolError::damaged("metadata in memory", bug),
         )
-    }
-
-    pub(crate) fn full(&self, chunks: u64) -> PoolError {
-        PoolError::Full {
-            needed_bytes: chunks * self.geometry.chunk_bytes,
-            free_bytes: read(&self.state).space.free() * self.geometry.chunk_bytes,
-        }
     }
 
     /// Brings a map page into memory. Whoever changed the map meanwhile makes it try again from the start.
@@ -318,6 +324,7 @@ fn dirtied_by(record: &Record) -> u64 {
         | Record::Snapshot { .. }
         | Record::Clone { .. }
         | Record::Extend { .. }
+        | Record::Reserve { .. }
         | Record::Delete { .. }
         | Record::Fill { .. }
         | Record::Claim { .. }

@@ -59,6 +59,8 @@ pub(crate) enum Record {
     Fill { chunk: u64, blocks: Blocks },
     /// Blocks that the record before gave to this chunk hold bytes with this checksum; changes nothing.
     Claim { chunk: u64, blocks: Blocks, crc32c: u32 },
+    /// A volume becomes a reserved one, or an ordinary one.
+    Reserve { node: NodeId, reserved: bool },
     /// Leaves up to `upto_leaf` of a dead version are reclaimed; at the last leaf the version goes.
     Reap { node: NodeId, upto_leaf: u64 },
 }
@@ -127,6 +129,7 @@ impl Record {
                 blocks,
                 crc32c,
             } => fields.byte(12).word(chunk).blocks(blocks).half_word(crc32c),
+            Record::Reserve { node, reserved } => fields.byte(13).word(node.0).byte(u8::from(reserved)),
         };
     }
 
@@ -189,6 +192,14 @@ impl Record {
                 chunk: word(bytes)?,
                 blocks: blocks(bytes)?,
                 crc32c: half_word(bytes)?,
+            },
+            13 => Record::Reserve {
+                node: NodeId(word(bytes)?),
+                reserved: match byte(bytes)? {
+                    0 => false,
+                    1 => true,
+                    _ => return None,
+                },
             },
             _ => return None,
         };
@@ -330,6 +341,10 @@ mod tests {
                 chunk: 6,
                 blocks: Blocks { first: 0, count: 256 },
                 crc32c: 0x1234_5678,
+            },
+            Record::Reserve {
+                node: NodeId(3),
+                reserved: true,
             },
         ];
         let mut all = Vec::new();

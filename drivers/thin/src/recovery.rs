@@ -111,6 +111,7 @@ impl State {
             space: Space::new(geometry.chunk_count),
             partials: PartialChunks::default(),
             allows_partials: false,
+            incompat: 0,
             pages: PageSpace::default(),
             garbage: Garbage::default(),
             gauge: Arc::new(PageGauge::default()),
@@ -280,6 +281,7 @@ fn load_checkpoint(
     }
     state.log.unsettled.allowed = superblock.allows_claims();
     state.allows_partials = superblock.allows_partials();
+    state.incompat = superblock.incompat;
     if state.allows_partials {
         let partials = PartialChunks::decode(mask_words(&geometry), || reader.word());
         state.partials = partials.map_err(|detail| damaged(&detail))?;

@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub partials: PartialChunks,
     /// Whether the superblock says that chunks may be partial, so that no older Quarry meets one.
     pub allows_partials: bool,
+    /// The superblock's incompatible features.
+    pub incompat: u64,
     pub pages: PageSpace,
     pub garbage: Garbage,
     pub gauge: Arc<PageGauge>,
@@ -86,6 +88,7 @@ impl State {
             | Record::Snapshot { .. }
             | Record::Clone { .. }
             | Record::Extend { .. }
+            | Record::Reserve { .. }
             | Record::Delete { .. }
             | Record::Fill { .. }
             | Record::Claim { .. }
@@ -168,6 +171,13 @@ impl State {
                     Err("extends no volume".into())
                 }
             }
+            Record::Reserve { node, reserved } => {
+                if self.versions.set_reserved(node, reserved) {
+                    Ok(())
+                } else {
+                    Err("reserves no volume".into())
+                }
+            }
             Record::Delete { node } => {
                 let version = self.versions.find(node).ok_or("deletes no version")?;
                 if version.dead {
@@ -236,6 +246,7 @@ impl State {
         snapshot.dead = kind == VersionKind::Internal;
         snapshot.root = head_version.root.clone();
         snapshot.mapped_chunks = head_version.mapped_chunks;
+        snapshot.reserved = head_version.reserved;
         snapshot.own_chunks = std::mem::take(&mut head_version.own_chunks);
         // Writes in flight belong to the snapshot; whoever acknowledges it waits for their epoch.
         head_version.epoch = Arc::default();
@@ -251,6 +262,7 @@ impl State {
         }
         let mut volume = self.child_of(parent, node, old.uuid, old.source, old.size())?;
         volume.size_bytes = Arc::clone(&old.size_bytes);
+        volume.reserved = old.reserved;
         self.versions.kill(head);
         self.versions.insert(volume);
         Ok(())

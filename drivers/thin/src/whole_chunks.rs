@@ -66,7 +66,6 @@ impl VersionHandle {
             return Ok(());
         }
         let chunks = self
-            .pool
             .take_chunks(to_map.len() as u64)
             .map_err(PoolError::into_io_error)?;
         let mapped = self.write_and_map(&to_map, &chunks, data);

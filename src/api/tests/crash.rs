@@ -120,6 +120,24 @@ async fn extend_is_counted_when_it_has_happened_and_undone_when_not() {
 }
 
 #[tokio::test]
+async fn a_reservation_is_counted_when_it_has_happened_and_undone_when_not() {
+    let call = Call::ReserveVolume {
+        id: volume(1),
+        reserved: true,
+    };
+    let kit = Kit::new().await;
+    kit.create(1, 64).await;
+    let kit = die_in(kit, call.clone()).await;
+    let found = kit.volume(1).await.unwrap();
+    assert_eq!((found.reserved, found.generation), (false, 1));
+
+    kit.backend.reserve_volume(volume(1), true).await.unwrap();
+    let kit = die_in(kit, call).await;
+    let found = kit.volume(1).await.unwrap();
+    assert_eq!((found.reserved, found.generation), (true, 2));
+}
+
+#[tokio::test]
 async fn limits_that_nobody_was_told_of_are_undone_at_the_target_too() {
     let kit = Kit::new().await;
     kit.create(1, 64).await;

@@ -657,3 +657,48 @@ async fn limits_that_the_target_does_not_take_change_nothing() {
     let volume = limit(&kit, 1, limits(5)).await.unwrap();
     assert_eq!((volume.generation, at_target(&kit, 1)), (2, Some(5)));
 }
+
+async fn reserve(kit: &Kit, volume: u128, reserved: bool) -> Result<v1::Volume, tonic::Status> {
+    let request = v1::ReserveVolumeRequest {
+        id: uuid(volume),
+        reserved,
+        mutation: None,
+    };
+    let answer = kit.api.reserve_volume(Request::new(request)).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn a_reservation_counts_once_and_survives_a_restart() {
+    let kit = Kit::new().await;
+    assert!(!kit.create(1, 64).await.reserved);
+    let changed = reserve(&kit, 1, true).await.unwrap();
+    assert_eq!((changed.reserved, changed.generation), (true, 2));
+    assert_eq!(reserve(&kit, 1, true).await.unwrap(), changed);
+    let kit = kit.restart().await;
+    assert_eq!(kit.volume(1).await.unwrap(), changed);
+    let undone = reserve(&kit, 1, false).await.unwrap();
+    assert_eq!((undone.reserved, undone.generation), (false, 3));
+    let missing = reserve(&kit, 9, true).await;
+    assert_eq!(refused(missing), (Code::NotFound, "NOT_FOUND".into()));
+}
+
+#[tokio::test]
+async fn a_pool_says_how_full_it_is() {
+    let kit = Kit::new().await;
+    let request = v1::GetPoolRequest {
+        name: "default".into(),
+    };
+    let pool = kit
+        .api
+        .get_pool(Request::new(request))
+        .await
+        .unwrap()
+        .into_inner();
+    let space = pool.space.unwrap();
+    assert_eq!(space.level(), v1::SpaceLevel::Normal);
+    assert_eq!(
+        (space.available_bytes, space.waiting_writes),
+        (pool.free_bytes, 0)
+    );
+}

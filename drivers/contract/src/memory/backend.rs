@@ -10,8 +10,8 @@ use super::device::MemoryDevice;
 use super::lock;
 use crate::{
     BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, FieldDifference,
-    OpenMode, Outcome, PoolName, PoolProblem, PoolState, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec,
-    VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+    OpenMode, Outcome, PoolName, PoolProblem, PoolSpace, PoolState, PoolStatus, SnapshotId, SnapshotInfo,
+    SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
 };
 
 /// How a [`MemoryBackend`] is made.
@@ -56,6 +56,7 @@ struct Objects {
 
 struct Volume {
     source: DataSource,
+    reserved: bool,
     contents: Arc<Mutex<Contents>>,
 }
 
@@ -191,6 +192,7 @@ impl Volume {
             size_bytes: contents.size_bytes(),
             source: self.source,
             mapped_bytes: contents.mapped_bytes(),
+            reserved: self.reserved,
         }
     }
 }
@@ -272,6 +274,7 @@ impl VolumeBackend for MemoryBackend {
             chunk_bytes: CHUNK_BYTES,
             volume_count: objects.volumes.len() as u64,
             snapshot_count: objects.snapshots.len() as u64,
+            space: PoolSpace::without_levels(self.space.total_bytes() - self.space.allocated_bytes()),
         })
     }
 
@@ -306,6 +309,7 @@ impl VolumeBackend for MemoryBackend {
         };
         let volume = Volume {
             source: spec.source,
+            reserved: false,
             contents: Arc::new(Mutex::new(contents)),
         };
         let info = volume.info(spec.id);
@@ -336,6 +340,21 @@ impl VolumeBackend for MemoryBackend {
         }
         lock(&volume.contents).grow(size_bytes);
         Ok(Outcome::Changed(volume.info(id)))
+    }
+
+    async fn reserve_volume(&self, id: VolumeId, reserved: bool) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let mut objects = lock(&self.objects);
+        let volume = objects
+            .volumes
+            .get_mut(&id)
+            .ok_or_else(|| not_found(VersionId::Volume(id)))?;
+        let changed = std::mem::replace(&mut volume.reserved, reserved) != reserved;
+        let info = volume.info(id);
+        Ok(if changed {
+            Outcome::Changed(info)
+        } else {
+            Outcome::Unchanged(info)
+        })
     }
 
     async fn revert_volume(

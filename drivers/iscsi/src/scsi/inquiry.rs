@@ -174,7 +174,9 @@ fn block_characteristics() -> Vec<u8> {
     page
 }
 
-/// Page B2h: UNMAP, WRITE SAME (16) and (10) with UNMAP; unmapped blocks read zero; thin (SBC-3 6.6.4).
+/// Page B2h: UNMAP, WRITE SAME (16) and (10) with UNMAP; unmapped blocks read zero; thin (SBC-3 6.6.4). A threshold exponent
+/// of 0: no thresholds (SBC-3 4.7.3.7), so that no initiator waits for THIN PROVISIONING SOFT THRESHOLD REACHED. What is
+/// left belongs to the pool and not to one unit; its levels are told over the API.
 fn provisioning() -> Vec<u8> {
     vec![0, 0x80 | 0x40 | 0x20 | 0x04, 0x02, 0]
 }

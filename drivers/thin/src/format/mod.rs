@@ -15,8 +15,10 @@ pub(crate) use map_page::{
     INNER_ENTRIES, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer, decode_inner, decode_leaf, encode_inner,
     encode_leaf,
 };
-pub(crate) use superblock::{KNOWN_INCOMPAT, Superblock, SuperblockFields};
-pub(crate) use table::{DirectoryEntry, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row};
+pub(crate) use superblock::{INCOMPAT_RESERVED_VOLUMES, KNOWN_INCOMPAT, Superblock, SuperblockFields};
+pub(crate) use table::{
+    DirectoryEntry, FLAG_RESERVED, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row,
+};
 
 /// The unit of metadata I/O, in bytes: a block of the log and a page of the map.
 pub(crate) const BLOCK_BYTES: usize = 4096;

@@ -14,8 +14,10 @@ const VERSION: u32 = 1;
 pub(crate) const INCOMPAT_PARTIAL_CHUNKS: u64 = 1;
 /// A batch of the log may have been written before its data was flushed.
 pub(crate) const INCOMPAT_CLAIMS: u64 = 2;
+/// Volumes may be reserved: the log has a record for that.
+pub(crate) const INCOMPAT_RESERVED_VOLUMES: u64 = 4;
 /// What a checkpoint sets.
-pub(crate) const KNOWN_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS;
+pub(crate) const KNOWN_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.

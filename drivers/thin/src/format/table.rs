@@ -20,7 +20,7 @@ pub(crate) struct Row {
     pub kind: u8,
     pub state: u8,
     pub source_kind: u8,
-    pub reserved_1: u8,
+    pub flags: u8,
     pub depth: U32,
     pub parent: U64,
     pub size_bytes: U64,
@@ -31,6 +31,9 @@ pub(crate) struct Row {
     pub source: [u8; 16],
     pub reserved_2: [u8; 16],
 }
+
+/// In a row's flags: the volume is reserved, or the snapshot's was.
+pub(crate) const FLAG_RESERVED: u8 = 1;
 
 /// The head of a page of the index stream.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

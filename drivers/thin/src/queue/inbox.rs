@@ -20,6 +20,8 @@ pub(super) struct Inbox {
 struct State {
     completions: Vec<Completion>,
     expected: usize,
+    /// Its queue is going.
+    is_closing: bool,
 }
 
 impl Inbox {
@@ -35,6 +37,16 @@ impl Inbox {
     /// Says that `count` more completions will come.
     pub(super) fn expect(&self, count: usize) {
         self.lock().expected += count;
+    }
+
+    /// Says that the queue is going: it waits for what is in flight, and for nothing that can be given up.
+    pub(super) fn close(&self) {
+        self.lock().is_closing = true;
+    }
+
+    /// Tells whether the queue is going.
+    pub(super) fn is_closing(&self) -> bool {
+        self.lock().is_closing
     }
 
     /// Takes a completion in and wakes the owner (Q3).

@@ -8,6 +8,7 @@
 //!   done at once. The plan's guard keeps the chunks in place until the I/O has ended, and then maps what is new.
 //! - **indirect**: everything else (copies, flushes, discards, pages to load, latches that others hold, errors) goes to the
 //!   [`Workers`] of the pool, who call the engine's blocking methods. Without io_uring all requests go this way.
+//!   Writes that find the pool full may wait there for space ([`OnFull`](crate::OnFull)).
 //!
 //! Invariants
 //! - Q1: a request completes exactly once, with its own buffer, whatever way it took.
@@ -20,6 +21,7 @@ mod device;
 mod direct;
 mod inbox;
 mod volume_queue;
+mod waiting_room;
 mod workers;
 
 pub use device::VolumeDevice;

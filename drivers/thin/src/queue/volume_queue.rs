@@ -226,6 +226,7 @@ impl Drop for VolumeQueue {
         if let Some(Some(mut direct)) = self.direct.take() {
             direct.drain();
         }
+        self.device.workers().dismiss(&self.inbox);
         self.inbox.wait_until_none_expected();
     }
 }

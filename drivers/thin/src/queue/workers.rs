@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 
@@ -19,6 +20,7 @@ use quarry_contract::{Completion, IoBuffer, IoError, Request, Tag, Verb};
 
 use super::direct::Unfinished;
 use super::inbox::Inbox;
+use super::waiting_room::WaitingRoom;
 use crate::VersionHandle;
 
 /// Enough to keep a disk busy with requests that wait for it one by one.
@@ -31,6 +33,7 @@ const FINISHERS_MAX: usize = 1;
 pub struct Workers {
     workers: Crew,
     finishers: Crew,
+    waiting_room: Arc<WaitingRoom>,
 }
 
 /// Threads that do the same kind of jobs.
@@ -43,6 +46,7 @@ struct Crew {
 struct Shared {
     state: Mutex<State>,
     work_came: Condvar,
+    waiting_room: Arc<WaitingRoom>,
 }
 
 #[derive(Default)]
@@ -70,10 +74,17 @@ pub(super) enum Work {
 impl Workers {
     /// Makes a set with no thread yet.
     pub fn new() -> Arc<Self> {
+        let waiting_room = Arc::default();
         Arc::new(Self {
-            workers: Crew::new("quarry-io", THREADS_MAX),
-            finishers: Crew::new("quarry-map", FINISHERS_MAX),
+            workers: Crew::new("quarry-io", THREADS_MAX, &waiting_room),
+            finishers: Crew::new("quarry-map", FINISHERS_MAX, &waiting_room),
+            waiting_room,
         })
+    }
+
+    /// Gives up what waits for space of a queue that goes.
+    pub(super) fn dismiss(&self, inbox: &Arc<Inbox>) {
+        self.waiting_room.dismiss(inbox);
     }
 
     /// Takes requests over; `jobs` is empty afterwards.
@@ -87,11 +98,18 @@ impl Workers {
     }
 }
 
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.waiting_room.close();
+    }
+}
+
 impl Crew {
-    fn new(name: &'static str, threads_max: usize) -> Self {
+    fn new(name: &'static str, threads_max: usize, waiting_room: &Arc<WaitingRoom>) -> Self {
         let shared = Shared {
             state: Mutex::default(),
             work_came: Condvar::new(),
+            waiting_room: Arc::clone(waiting_room),
         };
         Self {
             shared: Arc::new(shared),
@@ -159,7 +177,7 @@ impl Drop for Crew {
 impl Shared {
     fn work(&self) {
         while let Some(job) = self.next_job() {
-            job.run();
+            job.run(&self.waiting_room);
         }
     }
 
@@ -188,27 +206,32 @@ impl Shared {
 }
 
 impl Job {
-    /// Does the work and delivers its completion (Q1).
-    fn run(self) {
-        // After a panic the engine's locks are poisoned and say so to whoever comes next; the buffer is plain
-        // bytes.
-        let completion = match self.work {
-            Work::Request(handle, Request { tag, mut verb }) => {
-                let result = catch_unwind(AssertUnwindSafe(|| run(&handle, &mut verb)));
-                // Before the completion, so that whoever sees it can close the volume (Q4).
-                drop(handle);
-                completion(tag, verb, result.unwrap_or_else(|_| Err(panicked())))
+    /// Does the work and delivers its completion (Q1), or lets it wait for space.
+    fn run(self, waiting_room: &Arc<WaitingRoom>) {
+        match self.work {
+            Work::Request(handle, request) => {
+                let mut pending = PendingRequest {
+                    handle,
+                    inbox: self.inbox,
+                    request,
+                };
+                let refused = match pending.run() {
+                    Err(IoError::NoSpace) => waiting_room.admit(pending),
+                    result => return pending.deliver(result),
+                };
+                if let Err(pending) = refused {
+                    pending.deliver(Err(IoError::NoSpace));
+                }
             }
             Work::Finish(Unfinished { tag, guard, buffer }) => {
                 let result = catch_unwind(AssertUnwindSafe(|| guard.finish_blocking(&buffer)));
-                Completion {
+                self.inbox.deliver(Completion {
                     tag,
                     result: result.unwrap_or_else(|_| Err(panicked())),
                     buffer: Some(buffer),
-                }
+                });
             }
-        };
-        self.inbox.deliver(completion);
+        }
     }
 
     /// Delivers an error instead.
@@ -228,6 +251,38 @@ impl Job {
             }
         };
         self.inbox.deliver(completion);
+    }
+}
+
+/// A request with whom it is for.
+pub(super) struct PendingRequest {
+    pub(super) handle: Arc<VersionHandle>,
+    pub(super) inbox: Arc<Inbox>,
+    request: Request,
+}
+
+impl PendingRequest {
+    /// Does the request.
+    pub(super) fn run(&mut self) -> Result<(), IoError> {
+        let (handle, verb) = (&self.handle, &mut self.request.verb);
+        // After a panic the engine's locks are poisoned and say so to whoever comes next; the buffer is plain
+        // bytes.
+        catch_unwind(AssertUnwindSafe(|| run(handle, verb))).unwrap_or_else(|_| Err(panicked()))
+    }
+
+    /// Delivers the request's completion (Q1).
+    pub(super) fn deliver(self, result: Result<(), IoError>) {
+        let Self {
+            handle,
+            inbox,
+            request: Request { tag, verb },
+        } = self;
+        if matches!(result, Err(IoError::NoSpace)) {
+            handle.pool().waiters.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        // Before the completion, so that whoever sees it can close the volume (Q4).
+        drop(handle);
+        inbox.deliver(completion(tag, verb, result));
     }
 }
 

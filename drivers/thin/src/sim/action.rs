@@ -36,6 +36,8 @@ pub enum Action {
     Revert { volume: u64, snapshot: u64 },
     /// Extends a volume.
     Extend { volume: u64, size_bytes: u64 },
+    /// Makes a volume a reserved one, or an ordinary one.
+    Reserve { volume: u64, reserved: bool },
     /// Writes.
     Write {
         volume: u64,
@@ -243,6 +245,10 @@ impl Action {
                 let (snapshot, volume) = pick(random, reverts)?;
                 Action::Revert { volume, snapshot }
             }
+            9 if random.below(3) == 0 => Action::Reserve {
+                volume: volume?,
+                reserved: !model.volumes[&volume?].reserved,
+            },
             9 => {
                 let present = model.volumes[&volume?].size_bytes;
                 Action::Extend {

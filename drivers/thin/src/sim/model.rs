@@ -148,6 +148,8 @@ pub struct VolumeModel {
     pub size_bytes: u64,
     /// What it was made from.
     pub source: DataSource,
+    /// Whether it is a reserved one.
+    pub reserved: bool,
     /// What it holds.
     pub contents: Contents,
 }

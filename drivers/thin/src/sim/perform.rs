@@ -62,6 +62,13 @@ impl World {
                 self.conclude("deleting a snapshot", called, after, false)
             }
             Action::Revert { volume, snapshot } => self.revert(volume, snapshot),
+            Action::Reserve { volume, reserved } => {
+                let called = self.pool().reserve_volume(volume_id(volume), reserved).into();
+                let mut after = self.model.clone();
+                let model = after.volumes.get_mut(&volume);
+                model.expect("actions name volumes of the model").reserved = reserved;
+                self.conclude("reserving a volume", called, after, false)
+            }
             Action::Extend { volume, size_bytes } => self.extend(volume, size_bytes),
             Action::Write {
                 volume,
@@ -180,6 +187,7 @@ impl World {
             Called::Failed(error)
                 if error.kind() == ErrorKind::Full && may_be_full && self.setup.may_be_full =>
             {
+                self.refused += 1;
                 Ok(Step::Done)
             }
             Called::Failed(error) => self.interrupt(what, &error, Some(after)),
@@ -217,6 +225,7 @@ impl World {
             VolumeModel {
                 size_bytes,
                 source,
+                reserved: false,
                 contents,
             },
         );
@@ -385,6 +394,7 @@ impl World {
         };
         let full = matches!(error, IoError::NoSpace);
         let alive = !self.device.is_cut() && self.pool().status().state == PoolState::Up;
+        self.refused += u64::from(full);
         if alive && (full && may_be_full && self.setup.may_be_full || self.faults_planned) {
             return self.learn_after_refusal(volume, offset, length, value);
         }

@@ -270,12 +270,19 @@ impl World {
         let mut expected: Vec<_> = model
             .volumes
             .iter()
-            .map(|(number, volume)| (volume_id(*number), volume.size_bytes, volume.source))
+            .map(|(number, volume)| {
+                (
+                    volume_id(*number),
+                    volume.size_bytes,
+                    volume.source,
+                    volume.reserved,
+                )
+            })
             .collect();
         expected.sort_by_key(|one| one.0);
         let found: Vec<_> = volumes
             .iter()
-            .map(|one| (one.id, one.size_bytes, one.source))
+            .map(|one| (one.id, one.size_bytes, one.source, one.reserved))
             .collect();
         if found != expected {
             return Err(Violation(format!("volumes are {found:?}, expected {expected:?}")));

@@ -132,6 +132,7 @@ pub struct World {
     pub(super) next_stamp: u64,
     pub(super) next_number: u64,
     pub(super) faults_planned: bool,
+    pub(super) refused: u64,
     history: Vec<Action>,
 }
 
@@ -163,6 +164,7 @@ impl World {
             next_stamp: 1,
             next_number: 1,
             faults_planned: false,
+            refused: 0,
             history: Vec::new(),
         };
         world.open()?;
@@ -190,6 +192,11 @@ impl World {
     /// Returns the model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Returns how many changes were refused for lack of space.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Says that failures of the device are to be expected from now on, until the next recovery.
@@ -281,6 +288,7 @@ impl World {
             next_stamp: self.next_stamp,
             next_number: self.next_number,
             faults_planned: false,
+            refused: self.refused,
             history: self.history.clone(),
         }
     }

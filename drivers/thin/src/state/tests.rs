@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::FormatOptions;
+use crate::format::KNOWN_INCOMPAT;
 use crate::space::SearchFrom;
 use uuid::Uuid;
 
@@ -50,6 +51,7 @@ impl Model {
                 space: Space::new(geometry.chunk_count),
                 partials: PartialChunks::default(),
                 allows_partials: true,
+                incompat: KNOWN_INCOMPAT,
                 pages: PageSpace::default(),
                 garbage: Garbage::default(),
                 gauge: Arc::default(),

@@ -55,6 +55,8 @@ pub(crate) struct Version {
     pub kind: VersionKind,
     pub dead: bool,
     pub source: Source,
+    /// It takes space from a nearly full pool when others may not; of a snapshot: its volume was so.
+    pub reserved: bool,
     pub depth: u32,
     pub parent: Option<NodeId>,
     pub children: BTreeSet<NodeId>,
@@ -137,6 +139,7 @@ impl Version {
             kind,
             dead: false,
             source,
+            reserved: false,
             depth: 1,
             parent: None,
             children: BTreeSet::new(),
@@ -217,10 +220,20 @@ impl VersionTree {
         self.provisioned_bytes
     }
 
+    fn live_volume_mut(&mut self, node: NodeId) -> Option<&mut Version> {
+        self.find_mut(node)
+            .filter(|version| version.kind == VersionKind::Volume && !version.dead)
+    }
+
+    /// Makes a live volume a reserved or an ordinary one; false when there is no such volume.
+    pub fn set_reserved(&mut self, node: NodeId, reserved: bool) -> bool {
+        let volume = self.live_volume_mut(node);
+        volume.map(|volume| volume.reserved = reserved).is_some()
+    }
+
     /// Changes the size of a live volume; false when there is no such volume.
     pub fn set_size(&mut self, node: NodeId, size_bytes: u64) -> bool {
-        let live_volume = |version: &&mut Version| version.kind == VersionKind::Volume && !version.dead;
-        let Some(volume) = self.find_mut(node).filter(live_volume) else {
+        let Some(volume) = self.live_volume_mut(node) else {
             return false;
         };
         let before = volume.size_bytes.swap(size_bytes, Ordering::SeqCst);

@@ -4,7 +4,7 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{NodeId, Source, Version, VersionKind, VersionTree};
-use crate::format::{BLOCK_BYTES, MAX_DEPTH, PagePointer, ROWS_PER_PAGE, Row};
+use crate::format::{BLOCK_BYTES, FLAG_RESERVED, MAX_DEPTH, PagePointer, ROWS_PER_PAGE, Row};
 use crate::map::Slot;
 
 /// The rows of one page as of a freeze. A row's root may be in memory only; its place is known when the
@@ -140,6 +140,7 @@ fn encode(version: &Version) -> Row {
     row.kind = version.kind.code();
     row.state = u8::from(version.dead);
     row.source_kind = source_kind;
+    row.flags = if version.reserved { FLAG_RESERVED } else { 0 };
     row.depth = version.depth.into();
     row.parent = version.parent.map_or(0, |parent| parent.0).into();
     row.size_bytes = version.size().into();
@@ -166,6 +167,7 @@ fn decode(row: &Row) -> Option<Version> {
         1 => true,
         _ => return None,
     };
+    version.reserved = row.flags & FLAG_RESERVED != 0;
     version.depth = row.depth.get();
     version.parent = Some(NodeId(row.parent.get())).filter(|parent| parent.0 != 0);
     version.root = Slot::stored(row.root.into());

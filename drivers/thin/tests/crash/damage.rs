@@ -301,7 +301,7 @@ fn foreign_truncated_newer_and_damaged_media_each_have_their_own_error() {
         "version"
     );
     let newer = device.fork(1);
-    rewrite_superblocks(&newer, 56, &7u64.to_le_bytes());
+    rewrite_superblocks(&newer, 56, &(1u64 << 63 | 7).to_le_bytes());
     assert!(
         matches!(open(&newer), Err(PoolError::NewerFormat { .. })),
         "incompat"

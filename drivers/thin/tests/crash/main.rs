@@ -7,6 +7,7 @@
 mod concurrency;
 mod controls;
 mod damage;
+mod every_allocation;
 mod every_step;
 mod faults;
 mod full_pool;

@@ -86,14 +86,17 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
                 pool.close().unwrap();
             }
         }
-        // And it can be gone on with.
+        // And it can be gone on with, with what the format did not have then.
         let pool = open(&path);
+        let reserved = pool.reserve_volume(VolumeId(uuid::Uuid::from_u128(1)), true);
+        assert!(reserved.unwrap().is_changed(), "{image:?}");
         let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(1)));
         let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
         volume.write(8192, &[7; 4096], Durability::Flushed).unwrap();
         drop(volume);
         drop(pool);
         let pool = open(&path);
+        assert!(pool.volume(VolumeId(uuid::Uuid::from_u128(1))).unwrap().reserved);
         let mut bytes = [0; 4096];
         let volume = pool.open_version(id, OpenMode::ReadOnly).unwrap();
         volume.read(8192, &mut bytes).unwrap();

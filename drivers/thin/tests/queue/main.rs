@@ -5,4 +5,5 @@ mod busy;
 mod conformance;
 mod deep;
 mod finishing;
+mod waiting;
 mod waking;

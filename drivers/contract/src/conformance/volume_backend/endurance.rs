@@ -11,6 +11,40 @@ pub(super) fn run(fixture: &mut dyn BackendFixture) {
     metadata_calls_do_not_wait_for_data(fixture);
     answered_calls_survive_a_power_cut(fixture);
     a_check_of_a_sound_pool_in_use_finds_nothing(fixture);
+    a_reserved_volume_is_one_until_told_otherwise(fixture);
+}
+
+fn a_reserved_volume_is_one_until_told_otherwise(fixture: &mut dyn BackendFixture) {
+    let subject = Subject::fresh(fixture);
+    assert!(!subject.blank(1, MIB).reserved, "V11: a new volume");
+    subject.snapshot(1, 1);
+    assert!(subject.reserve(1, true).expect("V11: reserve").is_changed());
+    let again = subject.reserve(1, true).expect("V1: reserve again");
+    assert!(
+        !again.is_changed() && again.into_inner().reserved,
+        "V1: reserve again"
+    );
+    subject.clone_of(2, MIB, DataSource::Volume(volume_id(1)));
+    subject.extend(1, 2 * MIB).expect("extend");
+    subject.revert(1, 1).expect("revert");
+    let info = |number| block_on(subject.backend.volume(volume_id(number))).expect("volume");
+    assert!(
+        info(1).reserved && !info(2).reserved,
+        "V11: its clone is an ordinary volume"
+    );
+    let Some(backend) = fixture.power_cut(subject.backend) else {
+        return;
+    };
+    let subject = Subject { backend };
+    let reserved = |number| {
+        let volume = block_on(subject.backend.volume(volume_id(number)));
+        volume.expect("volume").reserved
+    };
+    assert!(reserved(1), "V11: after extend, revert and a power cut");
+    assert!(!reserved(2), "V11: a clone is an ordinary volume");
+    assert!(subject.reserve(1, false).expect("V11: undo").is_changed());
+    assert!(!reserved(1), "V11: told otherwise");
+    assert!(subject.reserve(7, true).is_err(), "NotFound");
 }
 
 /// V3. The limit is far above what a call takes and far below what touching the volume's range would.

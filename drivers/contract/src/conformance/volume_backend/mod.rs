@@ -1,8 +1,8 @@
-//! What every [`VolumeBackend`] promises (V1 to V10).
+//! What every [`VolumeBackend`] promises (V1 to V11).
 //!
 //! The checks are grouped by what they are about: `objects` (V1, errors, lists), `versions` (V4, V5, revert and
 //! clone), `openings` (V7 and handles), `space` (V6, V8), `differences` (V9), `endurance`
-//! (V2, V3, V10).
+//! (V2, V3, V10, V11).
 
 mod differences;
 mod endurance;
@@ -117,6 +117,10 @@ impl Subject {
 
     fn extend(&self, number: u64, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
         block_on(self.backend.extend_volume(volume_id(number), size_bytes))
+    }
+
+    fn reserve(&self, number: u64, reserved: bool) -> Result<Outcome<VolumeInfo>, DriverError> {
+        block_on(self.backend.reserve_volume(volume_id(number), reserved))
     }
 
     fn revert(&self, number: u64, snapshot: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
