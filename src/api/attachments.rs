@@ -93,11 +93,11 @@ impl v1::attachments_server::Attachments for Api {
         &self,
         request: Request<v1::DeleteAttachmentRequest>,
     ) -> Result<Response<v1::DeleteAttachmentResponse>, Status> {
-        let v1::DeleteAttachmentRequest { id, mutation } = request.into_inner();
+        let v1::DeleteAttachmentRequest { id, force, mutation } = request.into_inner();
         let id = AttachmentId(request::uuid("id", &id)?);
         let host_still_attached = self
             .model
-            .delete_attachment(id, request::mutation(mutation)?)
+            .delete_attachment(id, force, request::mutation(mutation)?)
             .await?;
         Ok(Response::new(v1::DeleteAttachmentResponse {
             host_still_attached,

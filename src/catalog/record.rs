@@ -346,6 +346,9 @@ pub enum Request {
     DeleteAttachment {
         /// The attachment.
         id: AttachmentId,
+        /// Whether the host's other attachments of the volume go too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
     },
 }
 
@@ -362,7 +365,7 @@ impl Request {
             | Request::DeleteVolume { id, .. } => id.0,
             Request::CreateSnapshots { members, .. } => members.first().map_or(Uuid::nil(), |(id, _)| id.0),
             Request::DeleteSnapshot { id } => id.0,
-            Request::CreateAttachment { id, .. } | Request::DeleteAttachment { id } => id.0,
+            Request::CreateAttachment { id, .. } | Request::DeleteAttachment { id, .. } => id.0,
         }
     }
 }

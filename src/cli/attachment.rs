@@ -82,6 +82,9 @@ connection_info, exactly as OpenStack's os-brick reads it, with the secret the h
         /// The attachment's id
         #[arg(value_parser = parse_id)]
         id: Uuid,
+        /// Fence the host: its other attachments of the volume go too
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -165,9 +168,10 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 .into_inner();
             shown(&attachment, &info)
         }
-        Command::Delete { id, mutation } => {
+        Command::Delete { id, force, mutation } => {
             let request = DeleteAttachmentRequest {
                 id: id.to_string(),
+                force,
                 mutation: mutation.into(),
             };
             let deleted = client.delete_attachment(request).await?.into_inner();

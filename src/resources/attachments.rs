@@ -164,13 +164,14 @@ impl Resources {
         }
     }
 
-    /// Detaches. Returns whether the host has another attachment of the volume.
+    /// Detaches; with `force`, all attachments of the host to the volume. Returns whether the host has another one.
     ///
     /// # Errors
     /// `StaleGeneration`, and the driver's.
     pub async fn delete_attachment(
         self: &Arc<Self>,
         id: AttachmentId,
+        force: bool,
         mutation: Mutation,
     ) -> Result<bool, ResourceError> {
         let volume = self.catalog.attachment(id)?.map(|record| record.volume);
@@ -179,9 +180,9 @@ impl Resources {
             .flatten()
             .collect();
         let if_generation = mutation.if_generation;
-        let request = Request::DeleteAttachment { id };
+        let request = Request::DeleteAttachment { id, force };
         self.mutate(locks, request, mutation, move |model, intent| {
-            Box::pin(model.detach(id, volume, if_generation, intent))
+            Box::pin(model.detach(id, force, volume, if_generation, intent))
         })
         .await
     }
@@ -190,6 +191,7 @@ impl Resources {
     pub(super) async fn detach(
         &self,
         id: AttachmentId,
+        force: bool,
         locked: Option<VolumeId>,
         if_generation: Option<u64>,
         intent: &mut Intent,
@@ -202,11 +204,12 @@ impl Resources {
             return Err(ResourceError::InUseByOperation(Object::attachment(id)));
         }
         check_generation(Object::attachment(id), record.generation, if_generation)?;
-        let mut remaining = self.catalog.attachments_of(record.volume)?;
-        remaining.retain(|(other, _)| *other != id);
-        let host_still_attached = remaining
-            .iter()
-            .any(|(_, r)| r.connector.initiator == record.connector.initiator);
+        let of_host = |other: &AttachmentRecord| other.connector.initiator == record.connector.initiator;
+        let all = self.catalog.attachments_of(record.volume)?;
+        let (leaving, remaining): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|(other, r)| *other == id || force && of_host(r));
+        let host_still_attached = remaining.iter().any(|(_, r)| of_host(r));
         intent.open().await?;
         self.sync_export(
             record.volume,
@@ -215,7 +218,10 @@ impl Resources {
         .await?;
         Ok(Done::changed(
             host_still_attached,
-            vec![Change::RemoveAttachment(id)],
+            leaving
+                .into_iter()
+                .map(|(id, _)| Change::RemoveAttachment(id))
+                .collect(),
         ))
     }
 

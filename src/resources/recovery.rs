@@ -125,9 +125,9 @@ impl Resources {
                 .await
                 .map(|done| done.changes),
             Request::CreateAttachment { id, .. } => Err(interrupted(Object::attachment(*id))),
-            Request::DeleteAttachment { id } => {
+            Request::DeleteAttachment { id, force } => {
                 let volume = self.catalog.attachment(*id)?.map(|record| record.volume);
-                self.detach(*id, volume, None, &mut intent)
+                self.detach(*id, *force, volume, None, &mut intent)
                     .await
                     .map(|done| done.changes)
             }

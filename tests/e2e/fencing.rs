@@ -91,13 +91,15 @@ impl Storage {
         Attachment { id, login }
     }
 
-    fn detach(&mut self, attachment: &Attachment) {
+    fn detach(&mut self, attachment: &Attachment, force: bool) {
         let request = DeleteAttachmentRequest {
             id: attachment.id.to_string(),
+            force,
             mutation: None,
         };
         let detached = self.api.attachments.delete_attachment(request);
-        self.runtime.block_on(detached).unwrap();
+        let detached = self.runtime.block_on(detached).unwrap().into_inner();
+        assert!(!detached.host_still_attached);
     }
 
     fn snapshot(&mut self, volume: Uuid) -> Uuid {
@@ -165,6 +167,16 @@ fn write_until_cut(
     }
 }
 
+/// Asks for much, reads nothing of it, and stops in the middle of a request.
+fn hang(client: &mut Client) {
+    for _ in 0..120 {
+        let read = client.command_pdu(&cdb10(0x28, 0, 2048), 1 << 20, 0xc1, &[]);
+        client.send(&read);
+    }
+    let write = client.command_pdu(&cdb10(0x2a, 0, 8), BLOCK_BYTES as u32, 0xa1, &[0xee; BLOCK_BYTES]);
+    std::io::Write::write_all(&mut client.socket, &write.bytes()[..BLOCK_BYTES]).unwrap();
+}
+
 /// Writes and reads its own blocks over one session until it is told to stop; nothing may go wrong.
 fn stay(mut client: Client, stop: &AtomicBool, rounds: &AtomicU64) -> Client {
     for fill in (1..=u8::MAX).cycle() {
@@ -224,6 +236,14 @@ fn nothing_of_a_detached_host_reaches_the_volume_however_it_races_the_detach() {
 
     for round in 0..ROUNDS {
         let leaves = storage.attach(volume, "leaves");
+        // Every other time the host has a second attachment, and a session that hangs, and is fenced by force.
+        let force = round % 2 == 1;
+        let hanging = force.then(|| {
+            storage.attach(volume, "leaves");
+            let mut client = log_in(&leaves.login, 3).unwrap();
+            hang(&mut client);
+            client
+        });
         let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
         let turns_before = turns.load(Ordering::Relaxed);
         let before = number;
@@ -250,7 +270,7 @@ fn nothing_of_a_detached_host_reaches_the_volume_however_it_races_the_detach() {
                 (done.load(Ordering::Relaxed) > 100).then_some(())
             });
             std::thread::sleep(Duration::from_micros(storage.dice.below(5000)));
-            storage.detach(&leaves);
+            storage.detach(&leaves, force);
             let snapshot = storage.snapshot(volume);
             let first = contents(&mut reader);
             std::thread::sleep(Duration::from_millis(20));
@@ -258,6 +278,7 @@ fn nothing_of_a_detached_host_reaches_the_volume_however_it_races_the_detach() {
             over.store(true, Ordering::Relaxed);
             (first, later, snapshot)
         });
+        drop(hanging);
         number += 2_000_000;
         assert!(first == later, "round {round}: the volume has changed");
         let changes = json(
@@ -332,14 +353,14 @@ fn a_revoked_secret_fails_from_the_very_next_attempt() {
             ..attachment.login.clone()
         };
         halfway.authenticate(&other).unwrap();
-        storage.detach(&attachment);
+        storage.detach(&attachment, false);
         let refused = Client::log_in_at(portal, &attachment.login).err();
         assert_eq!(refused, Some(refusal), "round {round}");
         client.expect_close();
         let again = storage.attach(volume, "host");
         let late = halfway.login_step(&other, 0x87, &[]).err();
         assert_eq!(late, Some(AUTHENTICATION_FAILED), "round {round}: begun before");
-        storage.detach(&again);
+        storage.detach(&again, false);
         before = Some(attachment.login);
     }
 }

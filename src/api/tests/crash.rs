@@ -265,6 +265,7 @@ async fn attach_is_undone_and_detach_is_finished_and_other_hosts_stay() {
         kit,
         Call::DeleteAttachment {
             id: AttachmentId(Uuid::from_u128(31)),
+            force: false,
         },
     )
     .await;
@@ -272,14 +273,17 @@ async fn attach_is_undone_and_detach_is_finished_and_other_hosts_stay() {
     assert_eq!(kit.target.access(1), [(HOST_A.to_owned(), true)].into());
     assert_eq!(kit.info(30).await.unwrap(), info);
 
-    // The last one: nothing is exported, and the volume can be deleted.
+    // The last host, with all it has: nothing is exported, and the volume can be deleted.
+    kit.attach(32, 1, HOST_A, ReadWrite).await.unwrap();
     let kit = die_in(
         kit,
         Call::DeleteAttachment {
             id: AttachmentId(Uuid::from_u128(30)),
+            force: true,
         },
     )
     .await;
+    assert_eq!(refused(kit.attachment(32).await).0, Code::NotFound);
     assert!(kit.target.inner.exports().is_empty());
     kit.delete(1, false).await.unwrap();
 }

@@ -404,8 +404,17 @@ impl Kit {
     }
 
     pub(super) async fn detach(&self, id: u128) -> Result<bool, Status> {
+        self.detach_with(id, false).await
+    }
+
+    pub(super) async fn fence(&self, id: u128) -> Result<bool, Status> {
+        self.detach_with(id, true).await
+    }
+
+    async fn detach_with(&self, id: u128, force: bool) -> Result<bool, Status> {
         let request = v1::DeleteAttachmentRequest {
             id: uuid(id),
+            force,
             mutation: None,
         };
         let answer = self.api.delete_attachment(Request::new(request)).await?;

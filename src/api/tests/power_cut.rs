@@ -23,7 +23,7 @@ macro_rules! call {
     };
 }
 
-const CALLS: [(&str, Call); 13] = [
+const CALLS: [(&str, Call); 14] = [
     ("create", call!(kit => kit.try_create(new_volume(50, 8)))),
     (
         "create from a snapshot",
@@ -46,6 +46,7 @@ const CALLS: [(&str, Call); 13] = [
     ),
     ("detach one of two of a host", call!(kit => kit.detach(31))),
     ("detach the last of a host", call!(kit => kit.detach(30))),
+    ("fence a host", call!(kit => kit.fence(30))),
 ];
 
 async fn prepared(disk: CutDisk) -> Kit {

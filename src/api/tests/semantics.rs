@@ -276,6 +276,24 @@ async fn attach_repeated_answers_the_same_bytes_and_another_spec_is_a_mismatch()
 }
 
 #[tokio::test]
+async fn a_forced_detach_takes_all_attachments_of_the_host_and_leaves_others_alone() {
+    let kit = Kit::new().await;
+    kit.create(1, 64).await;
+    kit.create(2, 64).await;
+    for (id, volume, host) in [(30, 1, HOST_A), (31, 1, HOST_A), (32, 1, HOST_B), (33, 2, HOST_A)] {
+        kit.attach(id, volume, host, ReadWrite).await.unwrap();
+    }
+    kit.target.calls.lock().unwrap().clear();
+    assert!(!kit.fence(30).await.unwrap(), "the host is not attached any more");
+    assert_eq!(*kit.target.calls.lock().unwrap(), [format!("revoke {HOST_A}")]);
+    assert_eq!(kit.target.access(1), [(HOST_B.to_owned(), true)].into());
+    assert_eq!(kit.target.access(2), [(HOST_A.to_owned(), true)].into());
+    assert_eq!(refused(kit.attachment(31).await).0, Code::NotFound);
+    assert_eq!(kit.volume(1).await.unwrap().attachment_ids, [uuid(32)]);
+    assert!(!kit.fence(30).await.unwrap(), "again is fine");
+}
+
+#[tokio::test]
 async fn rights_are_counted_by_host_and_one_detach_never_cuts_another() {
     let kit = Kit::new().await;
     kit.create(1, 64).await;

@@ -244,6 +244,7 @@ impl Player {
     async fn detach(&mut self, id: Uuid) -> Result<(), Status> {
         let request = DeleteAttachmentRequest {
             id: id.to_string(),
+            force: false,
             mutation: None,
         };
         self.api.attachments.delete_attachment(request).await?;
