@@ -11,6 +11,7 @@
 
 mod listener;
 mod lock;
+mod metrics;
 
 #[cfg(test)]
 mod tests;
@@ -89,6 +90,15 @@ pub enum AgentError {
     /// The API cannot be served.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The figures cannot be served.
+    #[error("cannot listen on {address} for metrics; check that nothing else does and that this user may")]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The operating system refuses what every process needs.
     #[error("the operating system refuses {what}")]
     System {
@@ -236,6 +246,16 @@ impl Agent {
             Arc::clone(&model),
             |model| async move { model.forget_old_operations().await.map(|_| ()) },
         ));
+        if let Some(address) = config.metrics {
+            let listener = metrics::bind(address)
+                .await
+                .map_err(|source| AgentError::Metrics { address, source })?;
+            let target = Arc::clone(&registry.target().target);
+            tasks.spawn(metrics::serve(listener, stopping.clone(), move || {
+                target.metrics()
+            }));
+            info!(%address, "serving metrics");
+        }
         tasks.close();
         info!(%endpoint, "answering calls");
         Ok(Self {

@@ -67,6 +67,7 @@ pub(super) fn config(folder: &Path, pool_bytes: Option<u64>) -> Result<Config, C
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))],
             port_file: Some(port_file),
         },
+        metrics: None,
         log: LogConfig {
             filter: "info".to_owned(),
             format: LogFormat::Auto,

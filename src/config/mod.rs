@@ -32,6 +32,8 @@ pub struct Config {
     pub pools: Vec<PoolConfig>,
     /// The target.
     pub target: TargetConfig,
+    /// Where figures are served, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// The log.
     pub log: LogConfig,
 }

@@ -23,6 +23,7 @@ pub(super) struct RawConfig {
     #[serde(default)]
     pub(super) pool: BTreeMap<Spanned<String>, RawPool>,
     pub(super) target: Option<RawTarget>,
+    pub(super) metrics: Option<RawMetrics>,
     pub(super) log: Option<RawLog>,
 }
 
@@ -62,13 +63,18 @@ pub(super) struct RawTarget {
 }
 
 #[derive(Debug, Deserialize)]
+pub(super) struct RawMetrics {
+    pub(super) listen: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(super) struct RawLog {
     pub(super) filter: Option<Spanned<String>>,
     pub(super) format: Option<Spanned<String>>,
 }
 
 /// The sections and their keys. `pool` has a section for each pool.
-const SECTIONS: [(&str, &[&str]); 5] = [
+const SECTIONS: [(&str, &[&str]); 6] = [
     ("agent", &["state_dir"]),
     (
         "api",
@@ -97,6 +103,7 @@ const SECTIONS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("target", &["driver", "listen"]),
+    ("metrics", &["listen"]),
     ("log", &["filter", "format"]),
 ];
 

@@ -85,6 +85,9 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         "\n[target]\ndriver = \"iscsi\"\nlisten = [{}]",
         listen.join(", ")
     )?;
+    if let Some(address) = config.metrics {
+        writeln!(out, "\n[metrics]\nlisten = \"{address}\"")?;
+    }
     let format = match config.log.format {
         LogFormat::Auto => "auto",
         LogFormat::Text => "text",

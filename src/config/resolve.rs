@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use quarry_contract::PoolName;
 use toml::Spanned;
 
-use super::raw::{RawApi, RawConfig, RawLog, RawPool, RawTarget, Wrong};
+use super::raw::{RawApi, RawConfig, RawLog, RawMetrics, RawPool, RawTarget, Wrong};
 use super::{
     Config, Fullness, IfAbsent, Listen, LogConfig, LogFormat, PoolConfig, PoolDriver, Share, TargetConfig,
 };
@@ -58,6 +58,7 @@ pub(super) fn resolve(raw: RawConfig) -> Result<Config, Wrong> {
         listen,
         pools,
         target: target(raw.target)?,
+        metrics: metrics(raw.metrics)?,
         log: log(raw.log)?,
     })
 }
@@ -298,6 +299,20 @@ fn target(target: Option<RawTarget>) -> Result<TargetConfig, Wrong> {
         listen,
         port_file: None,
     })
+}
+
+fn metrics(metrics: Option<RawMetrics>) -> Result<Option<SocketAddr>, Wrong> {
+    let Some(text) = metrics.and_then(|metrics| metrics.listen) else {
+        return Ok(None);
+    };
+    let Ok(address) = text.get_ref().parse() else {
+        let problem = format!(
+            "{:?} is not an IP address with port, like 127.0.0.1:9469",
+            text.get_ref()
+        );
+        return Err(wrong("metrics.listen", &text, problem));
+    };
+    Ok(Some(address))
 }
 
 fn log(log: Option<RawLog>) -> Result<LogConfig, Wrong> {

@@ -58,6 +58,8 @@ critical = "0"
 on_full = "wait 90s"
 [target]
 listen = ["10.0.0.1:3260", "[fd00::1]:3261"]
+[metrics]
+listen = "[::1]:9469"
 [log]
 filter = "warn"
 format = "json"
@@ -146,6 +148,11 @@ fn wrong_values_are_refused_with_line_key_and_remedy() {
             "[pool.a]\npath = \"/p\"\ndriver = \"zfs\"\n",
             "3: pool.a.driver",
             "there is \"thin\"",
+        ),
+        (
+            "[metrics]\nlisten = \"9469\"\n[pool.a]\npath = \"/p\"\n[target]\nlisten = [\"10.0.0.1\"]\n",
+            "2: metrics.listen",
+            "IP address with port",
         ),
         (
             "[pool.a]\npath = \"/p\"\ncreate = true\n",

@@ -23,6 +23,7 @@ mod full_pool;
 mod garbage;
 mod lab;
 mod limits;
+mod metrics;
 mod os_brick;
 mod pool_file;
 mod pool_tools;

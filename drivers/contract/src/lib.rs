@@ -23,6 +23,7 @@ mod id;
 mod io_buffer;
 mod io_limits;
 pub mod memory;
+mod metric;
 mod outcome;
 mod pool_space;
 mod share;
@@ -38,6 +39,7 @@ pub use error::{DriverError, ErrorKind, FieldDifference};
 pub use id::{AccessRuleId, PoolName, ShareId, ShareSnapshotId, SnapshotId, VolumeId};
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use io_limits::{IoLimits, Rate, RateLimits};
+pub use metric::{Metric, MetricKind, MetricValue, Sample};
 pub use outcome::Outcome;
 pub use pool_space::{PoolSpace, SpaceLevel};
 pub use share::{

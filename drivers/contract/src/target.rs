@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{BlockDevice, DriverError, IoLimits, Outcome, VolumeId};
+use crate::{BlockDevice, DriverError, IoLimits, Metric, Outcome, VolumeId};
 
 /// Exports block devices over a network protocol, one target per volume.
 ///
@@ -72,6 +72,11 @@ pub trait Target: Send + Sync + 'static {
 
     /// Returns the live sessions of one volume, or of all.
     async fn sessions(&self, volume: Option<VolumeId>) -> Result<Vec<SessionInfo>, DriverError>;
+
+    /// Returns what the target counts.
+    fn metrics(&self) -> Vec<Metric> {
+        Vec::new()
+    }
 
     /// Stops taking logins, lets initiators log out for a short time, closes the other sessions after the commands in
     /// flight, and joins the threads.

@@ -503,6 +503,12 @@ impl ExportTable {
             .remove(&tsih);
     }
 
+    /// Returns how many sessions are live.
+    pub fn session_count(&self) -> usize {
+        let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.used.len()
+    }
+
     fn take_handle(&self) -> Option<u16> {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         if handles.used.len() >= self.max_sessions {

@@ -17,6 +17,7 @@
 //! | `exports` | who may reach what |
 //! | `sanitizer` | destroying all data of a unit |
 //! | `background` | work that waits for the disk |
+//! | `metrics` | what is counted |
 //! | `nexus` | what others may tell a session |
 //! | `target` | start, control calls, end |
 //! | `fuzzing` | what fuzz targets call, not part of a build otherwise |
@@ -33,6 +34,7 @@ mod exports;
 pub mod fuzzing;
 mod limiter;
 mod login;
+mod metrics;
 mod negotiation;
 mod nexus;
 mod pass;

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use quarry_contract::{
-    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Outcome, Portal, SessionInfo,
-    Target, VolumeId,
+    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Metric, Outcome, Portal,
+    SessionInfo, Target, VolumeId,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -22,6 +22,7 @@ use crate::config::TargetConfig;
 use crate::error::StartError;
 use crate::exports::{ConnectionAddress, Export, ExportTable};
 use crate::limiter::Turn;
+use crate::metrics::{self, Counters};
 use crate::nexus::Attention;
 use crate::pass::Pass;
 use crate::range_locks::Ticket;
@@ -50,6 +51,7 @@ pub struct Shared {
     pub background: Background,
     /// Fills bytes with random ones, for challenges.
     pub random: Random,
+    counters: Vec<Counters>,
     portals: Vec<Portal>,
     mailboxes: Vec<Mailbox>,
     pending_logins: AtomicUsize,
@@ -80,6 +82,7 @@ impl Shared {
             exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
             config,
             random,
+            counters: (0..reactors).map(|_| Counters::default()).collect(),
             portals,
             mailboxes,
             pending_logins: AtomicUsize::new(0),
@@ -96,6 +99,11 @@ impl Shared {
     /// Returns the number of reactors.
     pub fn reactors(&self) -> usize {
         self.mailboxes.len()
+    }
+
+    /// Returns what a reactor counts.
+    pub fn counters(&self, reactor: usize) -> &Counters {
+        &self.counters[reactor]
     }
 
     /// Sends a reactor a message.
@@ -462,6 +470,12 @@ impl Target for IscsiTarget {
 
     async fn sessions(&self, volume: Option<VolumeId>) -> Result<Vec<SessionInfo>, DriverError> {
         Ok(self.shared.exports.sessions(volume))
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        let shared = &self.shared;
+        let sessions = shared.exports.session_count();
+        metrics::collect(shared.counters.iter(), sessions, shared.pending_logins())
     }
 
     async fn shutdown(&self) {

@@ -94,6 +94,7 @@ impl Connection {
                     username: username.clone(),
                 };
                 // A discovery session is not registered: nothing of it can be taken away.
+                around.counters.login(None);
                 self.start_session(&login, reply, 1, admitted.parameters, role);
                 return Ok(());
             }
@@ -106,6 +107,7 @@ impl Connection {
             Registered::Live(export, Registration { tsih, nexus, device }) => {
                 let queue = around.devices.attach(export.volume, &device);
                 let unit = LogicalUnit::new(Arc::clone(&export.identity), device);
+                around.counters.login(None);
                 tracing::info!(volume = %export.volume, initiator = %admitted.initiator, peer = %self.peer,
                     tsih, "session opened");
                 let medium = Medium::new(unit, export, (nexus, tsih), queue, self.address);

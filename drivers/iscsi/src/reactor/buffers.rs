@@ -46,6 +46,11 @@ impl BufferPool {
         self.in_use = self.in_use - before + now;
     }
 
+    /// Returns what all sessions use, in bytes.
+    pub fn in_use(&self) -> usize {
+        self.in_use
+    }
+
     /// Tells whether sessions have to get along with little.
     pub fn are_scarce(&self) -> bool {
         self.in_use > self.limit

@@ -19,6 +19,7 @@ use super::{BufferPool, DeviceQueues};
 use crate::exports::ConnectionAddress;
 use crate::limiter::Place;
 use crate::login::{Admitted, LoginMachine, LoginStatus, Reply};
+use crate::metrics::Counters;
 use crate::negotiation::DEFAULT_SEGMENT_BYTES;
 use crate::pass::Pass;
 use crate::pdu::{AsyncEvent, BHS_BYTES, Bhs, Lengths, Login, Malformed, RejectReason, Request, padded};
@@ -120,6 +121,10 @@ pub struct Surroundings<'a> {
     pub buffers: &'a mut BufferPool,
     /// The target as a whole.
     pub shared: &'a Arc<Shared>,
+    /// What the reactor counts.
+    pub counters: &'a Counters,
+    /// The time, as the reactor knows it.
+    pub now: Instant,
 }
 
 /// See the module.
@@ -161,6 +166,8 @@ macro_rules! io {
             buffers: $around.buffers,
             outbox: &mut $connection.outbox,
             shared: $around.shared,
+            counters: $around.counters,
+            now: $around.now,
             connection: $connection.address.index,
         }
     };

@@ -135,6 +135,8 @@ macro_rules! around {
             devices: &mut $reactor.devices,
             buffers: &mut $reactor.buffers,
             shared: &$reactor.shared,
+            counters: $reactor.shared.counters($reactor.number),
+            now: $reactor.now,
         }
     };
 }
@@ -235,6 +237,8 @@ impl Reactor {
         self.pace();
         self.go_on_stopping();
         self.settle();
+        let counters = self.shared.counters(self.number);
+        counters.set_buffer_bytes(self.buffers.in_use());
         (self.stop.is_none() || self.live > 0).then_some(count + usize::from(self.has_work()))
     }
 
@@ -664,6 +668,8 @@ impl Reactor {
         }
         let mut completions = std::mem::take(&mut self.completions);
         device.service(&mut completions);
+        // A turn may have taken long until here, and how long commands take is told by this.
+        self.now = Instant::now();
         for completion in completions.drain(..) {
             let owner = (completion.tag.0 >> 32) as usize;
             if let Some(slot) = self.connections.get_mut(owner).and_then(Option::as_deref_mut) {
@@ -713,6 +719,9 @@ impl Reactor {
             return;
         }
         slot.cut = true;
+        if let Closed::Refused(status) = reason {
+            self.shared.counters(self.number).login(Some(*status));
+        }
         let peer = slot.connection.peer();
         match (reason, slot.connection.medium()) {
             (Closed::Violation(_) | Closed::HeaderDigest | Closed::Oversize(..), _) => {

@@ -5,6 +5,7 @@ use super::pacing::Pace;
 use super::steps::Advance;
 use super::task::{Awaiting, Copy, ListUse, Work};
 use super::{Io, Role, Session, Sink, Violation, numbers};
+use crate::metrics::{Ended, Op};
 use crate::pdu::{RejectReason, ScsiCommand, ScsiResponse};
 use crate::scsi::{Failure, Status, parse_copy_list};
 
@@ -51,6 +52,8 @@ impl Session {
             return Ok(Sink::Discard);
         };
         task.lun = command.lun;
+        task.op = Op::of(command.cdb[0]);
+        task.begun = Some(io.now);
         task.ordered = command.attribute == 2;
         task.expected_bytes = command.expected_bytes;
         if !command.immediate {
@@ -315,6 +318,16 @@ impl Session {
         let Some(task) = self.tasks.get(slot) else {
             return;
         };
+        if let Some(begun) = task.begun.take() {
+            let ended = task.ended();
+            let moved = if ended == Ended::Good {
+                task.moved_bytes()
+            } else {
+                0
+            };
+            io.counters
+                .command(task.op, ended, moved, io.now.saturating_duration_since(begun));
+        }
         for segment in &mut task.segments {
             if let Some(buffer) = segment.take() {
                 io.buffers.give(buffer);

@@ -30,6 +30,7 @@ mod two_pass;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use quarry_contract::Completion;
 
@@ -40,6 +41,7 @@ pub use numbers::Numbers;
 use ordering::Drain;
 use task::TaskTable;
 
+use crate::metrics::Counters;
 use crate::negotiation::Parameters;
 use crate::pass::Pass;
 use crate::pdu::{
@@ -67,6 +69,10 @@ pub struct Io<'a> {
     pub outbox: &'a mut Outbox,
     /// The target as a whole.
     pub shared: &'a Arc<Shared>,
+    /// What the reactor counts.
+    pub counters: &'a Counters,
+    /// The time, as the reactor knows it.
+    pub now: Instant,
     /// The connection's slot, which is half of a request's tag.
     pub connection: u32,
 }

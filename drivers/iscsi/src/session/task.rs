@@ -11,12 +11,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use quarry_contract::{Durability, IoBuffer, Verb};
 
 use super::ordering::Claim;
 use super::pacing::Pace;
 use crate::background::Answer;
+use crate::metrics::{Ended, Op};
 use crate::range_locks::{EVERYTHING, overlap};
 use crate::reservations::{Kind, OutAction};
 use crate::sanitizer::Waiter;
@@ -263,6 +265,9 @@ pub struct Task {
     pub charged: usize,
     pub failure: Option<Failure>,
     pub aborted: bool,
+    /// What it is counted as, and since when.
+    pub op: Op,
+    pub begun: Option<Instant>,
     /// Things elsewhere that it waits for; each ends with a message to the session.
     pub awaited: usize,
     /// Where it stands with the volume's limits.
@@ -304,6 +309,8 @@ impl Task {
             charged: 0,
             failure: None,
             aborted: false,
+            op: Op::Other,
+            begun: None,
             awaited: 0,
             pace: Pace::Due,
             claim: Claim::None,
@@ -353,6 +360,25 @@ impl Task {
     /// Remembers the first thing that went wrong.
     pub fn fail(&mut self, failure: impl Into<Failure>) {
         self.failure.get_or_insert(failure.into());
+    }
+
+    /// Returns how it ends if it does now.
+    pub fn ended(&self) -> Ended {
+        match &self.failure {
+            _ if self.aborted => Ended::Aborted,
+            None => Ended::Good,
+            Some(Failure::Check(_)) => Ended::CheckCondition,
+            Some(Failure::Conflict) => Ended::Conflict,
+        }
+    }
+
+    /// Returns how much data of the medium it has moved from or to the initiator, when it has ended well, in bytes.
+    pub fn moved_bytes(&self) -> u64 {
+        u64::from(match self.work {
+            Work::Read => self.span.bytes().min(self.expected_bytes),
+            Work::Write(_) | Work::TwoPass { .. } => self.received.min(self.wanted),
+            _ => 0,
+        })
     }
 
     /// Tells whether one of the task's device requests writes.

@@ -1,0 +1,84 @@
+//! Figures for those who watch an agent.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use crate::agent_process::AgentProcess;
+use crate::command;
+use crate::initiator::{attach, detach};
+use crate::scripted_initiator::{Client, Login};
+
+/// Reads the page and returns the value of one figure.
+fn figure(address: SocketAddr, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
+    let prefix = format!("{name} ");
+    let value = page.lines().find_map(|line| line.strip_prefix(&prefix));
+    value
+        .unwrap_or_else(|| panic!("no {name} in:\n{page}"))
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn commands_sessions_and_stale_initiators_show_in_the_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display();
+    // A port that was free a moment ago.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = folder.path().join("quarry.toml");
+    let text = format!(
+        r#"
+[agent]
+state_dir = "{path}/state"
+[api]
+listen = "unix:{path}/quarry.sock"
+[pool.default]
+path = "{path}/default.pool"
+create = true
+size = "1GiB"
+[target]
+listen = ["127.0.0.1:0"]
+[metrics]
+listen = "{address}"
+"#
+    );
+    std::fs::write(&config, text).unwrap();
+    let agent = AgentProcess::start_configured(&config);
+    let attached = attach(&agent, command::volume(&agent, "8MiB"));
+    attached
+        .qemu_io(&["write -P 0x31 0 1M", "flush", "read -P 0x31 0 64k"])
+        .unwrap();
+    let of = |name: &str| figure(address, name);
+    assert_eq!(of("quarry_iscsi_command_bytes_total{op=\"write\"}"), 1 << 20);
+    assert!(of("quarry_iscsi_command_bytes_total{op=\"read\"}") >= 64 << 10);
+    assert!(of("quarry_iscsi_commands_total{op=\"flush\",result=\"good\"}") >= 1);
+    assert!(of("quarry_iscsi_command_seconds_count{op=\"write\"}") >= 1);
+    let logins = of("quarry_iscsi_logins_total{result=\"ok\"}");
+    assert!(logins >= 1);
+    assert_eq!(of("quarry_iscsi_sessions"), 0);
+    let session = attached.session();
+    crate::agent_process::eventually("the session shows", || {
+        (of("quarry_iscsi_sessions") == 1).then_some(())
+    });
+    drop(session);
+
+    // A host that keeps trying after it has been detached.
+    let data = &attached.connection_info["data"];
+    let login = Login {
+        initiator: attached.initiator.clone(),
+        target: data["target_iqn"].as_str().unwrap().to_owned(),
+        user: String::new(),
+        secret: String::new(),
+        isid: [0x40, 0, 0, 0, 0, 1],
+        keys: Vec::new(),
+    };
+    detach(&agent, &attached);
+    for _ in 0..3 {
+        assert_eq!(Client::log_in_at(agent.portal, &login).err(), Some(0x0204));
+    }
+    assert_eq!(of("quarry_iscsi_logins_total{result=\"target_removed\"}"), 3);
+}
