@@ -123,6 +123,7 @@ pub fn run(options: &Options) -> Result<(), AgentError> {
         return print(config.render().trim_end());
     }
     telemetry::start(&config.log);
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("quarry-api")
@@ -140,6 +141,16 @@ pub fn run(options: &Options) -> Result<(), AgentError> {
         agent.stop().await;
         Ok(())
     })
+}
+
+/// Takes as many descriptors as the system allows: each session is one, and the soft limit is often 1024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of descriptors stays as it is, and with it that of sessions");
+    }
 }
 
 fn print(line: &str) -> Result<(), AgentError> {
