@@ -5,9 +5,9 @@
 //! end of its guard. It is the same as the [slow path](crate::data_path) does, without a thread that waits.
 //!
 //! Invariants
-//! - P1: the latch of each chunk index is held exclusively from the plan to the end of its guard. So what was found there,
+//! - I1: the latch of each chunk index is held exclusively from the plan to the end of its guard. So what was found there,
 //!   and what the new chunk borrows from it (F2), is still so when it is mapped (L1).
-//! - P2: a chunk that was taken is mapped or given back before its guard is gone.
+//! - I2: a chunk that was taken is mapped or given back before its guard is gone.
 
 use std::ops::Range;
 
@@ -31,9 +31,9 @@ const MAP_BYTES: u64 = 1 << 20;
 /// What a plan is to map, and what it holds for that.
 pub(crate) struct PlannedMaps {
     node: NodeId,
-    /// Held exclusively (P1).
+    /// Held exclusively (I1).
     stripes: SmallVec<[StripeIndex; 4]>,
-    /// Chunks taken, and not yet assigned or given back (P2).
+    /// Chunks taken, and not yet assigned or given back (I2).
     unused: Vec<u64>,
     maps: SmallVec<[PlannedMap; 2]>,
 }
@@ -122,7 +122,7 @@ impl PlannedMaps {
         records
     }
 
-    /// Gives back everything that is held (P1, P2).
+    /// Gives back everything that is held (I1, I2).
     pub fn release(&mut self, pool: &Pool) {
         self.unused.extend(self.maps.iter().map(|map| map.chunk));
         if !self.unused.is_empty() {

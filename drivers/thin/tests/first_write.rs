@@ -275,7 +275,7 @@ fn a_first_write_is_planned_and_counts_once_it_is_finished() {
     let (offset, length) = (CHUNK + 8192, 3 * CHUNK);
     let status = fixture.pool.status();
     drop(planned(&fixture, offset, length, 2));
-    assert_eq!(fixture.pool.status(), status, "P2");
+    assert_eq!(fixture.pool.status(), status, "I2");
     let mut bytes = vec![0xa5; CHUNK as usize];
     fixture.handle.read(3 * CHUNK, &mut bytes).unwrap();
     assert!(bytes.iter().all(|byte| *byte == 0), "W1");
@@ -293,18 +293,18 @@ fn a_first_write_is_planned_and_counts_once_it_is_finished() {
 }
 
 #[test]
-fn p1_nothing_else_is_planned_where_a_first_write_is_going_on() {
+fn i1_nothing_else_is_planned_where_a_first_write_is_going_on() {
     let fixture = Fixture::new();
     fixture.write(0, 3 * CHUNK, 1).unwrap();
     fixture.snapshot(7);
     let (plan, data) = planned(&fixture, CHUNK, 4096, 2);
     let is_planned = |planned| matches!(planned, Planned::Direct(_));
-    assert!(!is_planned(fixture.handle.plan_read(CHUNK, 4096)), "P1");
-    assert!(!is_planned(fixture.handle.plan_write(CHUNK + 4096, 4096)), "P1");
+    assert!(!is_planned(fixture.handle.plan_read(CHUNK, 4096)), "I1");
+    assert!(!is_planned(fixture.handle.plan_write(CHUNK + 4096, 4096)), "I1");
     assert!(is_planned(fixture.handle.plan_write(2 * CHUNK, 4096)));
     plan.guard.finish_blocking(&data).unwrap();
-    assert!(is_planned(fixture.handle.plan_read(CHUNK, 4096)), "P1");
-    assert!(is_planned(fixture.handle.plan_write(CHUNK + 4096, 4096)), "P1");
+    assert!(is_planned(fixture.handle.plan_read(CHUNK, 4096)), "I1");
+    assert!(is_planned(fixture.handle.plan_write(CHUNK + 4096, 4096)), "I1");
 }
 
 #[test]
