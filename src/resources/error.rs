@@ -232,6 +232,8 @@ impl ResourceError {
                 ErrorKind::Full => "POOL_FULL",
                 ErrorKind::Limit => "LIMIT_REACHED",
                 ErrorKind::Unsupported => "CAPABILITY_MISSING",
+                ErrorKind::Locked => "VOLUME_LOCKED",
+                ErrorKind::WrongKey => "WRONG_KEY",
                 ErrorKind::Denied => "DENIED",
                 ErrorKind::Unavailable => "UNAVAILABLE",
                 ErrorKind::Timeout => "TIMEOUT",

@@ -33,6 +33,10 @@ pub enum ErrorKind {
     Limit,
     /// The driver lacks the capability.
     Unsupported,
+    /// The object is encrypted, and its key is not there; the caller hands it in first.
+    Locked,
+    /// The key is not the object's.
+    WrongKey,
     /// Not allowed.
     Denied,
     /// A device or daemon is absent or fail-stopped; retry with backoff, then an operator.
@@ -79,6 +83,18 @@ pub enum DriverError {
         object: String,
         /// What uses it.
         blockers: Vec<String>,
+    },
+    /// The object is encrypted, and its key has not been handed in since the start.
+    #[error("{object} is locked; unlock it with its key first")]
+    Locked {
+        /// The object.
+        object: String,
+    },
+    /// A key was handed in that is not the object's.
+    #[error("that is not the key of {object}")]
+    WrongKey {
+        /// The object.
+        object: String,
     },
     /// Another operation holds the object.
     #[error("another operation holds {object}")]
@@ -168,6 +184,8 @@ impl DriverError {
             DriverError::NotFound { .. } => ErrorKind::NotFound,
             DriverError::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             DriverError::Busy { .. } => ErrorKind::Busy,
+            DriverError::Locked { .. } => ErrorKind::Locked,
+            DriverError::WrongKey { .. } => ErrorKind::WrongKey,
             DriverError::Conflict { .. } => ErrorKind::Conflict,
             DriverError::Full { .. } | DriverError::NearlyFull { .. } => ErrorKind::Full,
             DriverError::Limit { .. } => ErrorKind::Limit,

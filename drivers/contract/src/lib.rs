@@ -18,6 +18,7 @@
 mod block_device;
 mod blocking_queue;
 pub mod conformance;
+mod encryption;
 mod error;
 mod id;
 mod io_buffer;
@@ -35,6 +36,7 @@ pub use block_device::{
     Verb, ZeroMode,
 };
 pub use blocking_queue::{BlockingQueue, wait_for_completions};
+pub use encryption::{Encryption, VolumeEncryption, VolumeKey};
 pub use error::{DriverError, ErrorKind, FieldDifference};
 pub use id::{AccessRuleId, PoolName, ShareId, ShareSnapshotId, SnapshotId, VolumeId};
 pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};

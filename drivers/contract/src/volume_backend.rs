@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::{BlockDevice, DriverError, Outcome, PoolName, PoolSpace, SnapshotId, VolumeId};
+use crate::{
+    BlockDevice, DriverError, Encryption, Outcome, PoolName, PoolSpace, SnapshotId, VolumeEncryption,
+    VolumeId,
+};
 
 /// One pool that volumes are cut from.
 ///
@@ -134,8 +137,13 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// and every queue on it is dropped.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` for a second read-write handle; `InvalidArgument` for a writable snapshot.
+    /// `NotFound`; `Busy` for a second read-write handle; `InvalidArgument` for a writable snapshot; `Locked`.
     async fn open(&self, id: VersionId, mode: OpenMode) -> Result<Arc<dyn BlockDevice>, DriverError>;
+
+    /// Returns what can be done with encrypted volumes; `None` for a backend that has none.
+    fn encryption(&self) -> Option<&dyn VolumeEncryption> {
+        None
+    }
 }
 
 /// Something wrong with a pool's own structure.
@@ -205,6 +213,8 @@ pub enum Capability {
     Discard,
     /// What has changed between two versions, without reading them.
     Differences,
+    /// Volumes that are encrypted at rest.
+    Encryption,
 }
 
 impl Capability {
@@ -219,6 +229,7 @@ impl Capability {
             Capability::GroupSnapshots => "group-snapshots",
             Capability::Discard => "discard",
             Capability::Differences => "differences",
+            Capability::Encryption => "encryption",
         }
     }
 }
@@ -315,6 +326,8 @@ pub struct VolumeInfo {
     pub mapped_bytes: u64,
     /// Whether it takes space from a nearly full pool when others may not (V11).
     pub reserved: bool,
+    /// Whether it is encrypted.
+    pub encryption: Encryption,
 }
 
 /// A snapshot, described by its creator.

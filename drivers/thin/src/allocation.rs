@@ -14,7 +14,7 @@ use crate::state::State;
 impl VersionHandle {
     /// Returns whose space it takes.
     pub(crate) fn space_class(&self) -> SpaceClass {
-        read(&self.pool.state).space_class(self)
+        read(&self.pool.state).space_class(Some(self))
     }
 
     /// Takes free chunks for data, all or none, in sequence where the space allows; may commit and checkpoint to end
@@ -23,15 +23,23 @@ impl VersionHandle {
     /// # Errors
     /// `Full`; what a checkpoint hit.
     pub(crate) fn take_chunks(&self, count: u64) -> Result<Vec<u64>, PoolError> {
-        let pool = &self.pool;
-        let taken = pool.take_chunks(self, count);
-        pool.note_level();
-        taken
+        self.pool.take_chunks_for(Some(self), count)
     }
 }
 
 impl Pool {
-    fn take_chunks(&self, taker: &VersionHandle, count: u64) -> Result<Vec<u64>, PoolError> {
+    /// As [`take_chunks`](VersionHandle::take_chunks), for what the pool itself keeps like data.
+    pub(crate) fn take_own_chunks(&self, count: u64) -> Result<Vec<u64>, PoolError> {
+        self.take_chunks_for(None, count)
+    }
+
+    fn take_chunks_for(&self, taker: Option<&VersionHandle>, count: u64) -> Result<Vec<u64>, PoolError> {
+        let taken = self.take_chunks(taker, count);
+        self.note_level();
+        taken
+    }
+
+    fn take_chunks(&self, taker: Option<&VersionHandle>, count: u64) -> Result<Vec<u64>, PoolError> {
         for attempt in 0..2 {
             {
                 let mut state = write(&self.state);
@@ -65,7 +73,7 @@ impl Pool {
         taker: &VersionHandle,
         count: u64,
     ) -> Option<Vec<u64>> {
-        let class = state.space_class(taker);
+        let class = state.space_class(Some(taker));
         if self.stopped().is_some() || !self.waiters.may_take(class) {
             return None;
         }
@@ -86,8 +94,8 @@ impl Pool {
 }
 
 impl State {
-    fn space_class(&self, taker: &VersionHandle) -> SpaceClass {
-        let version = self.versions.at_row(taker.row, taker.node);
+    fn space_class(&self, taker: Option<&VersionHandle>) -> SpaceClass {
+        let version = taker.and_then(|taker| self.versions.at_row(taker.row, taker.node));
         match version.is_some_and(|version| version.reserved) {
             true => SpaceClass::Reserved,
             false => SpaceClass::BestEffort,

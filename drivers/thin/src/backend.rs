@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use quarry_contract::{
     BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolProblem,
-    PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo,
-    VolumeSpec,
+    PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId,
+    VolumeInfo, VolumeKey, VolumeSpec,
 };
 
 use crate::data_path::LOGICAL_BLOCK_BYTES;
@@ -172,6 +172,7 @@ impl VolumeBackend for ThinBackend {
             Capability::GroupSnapshots,
             Capability::Discard,
             Capability::Differences,
+            Capability::Encryption,
         ];
         features.sort_unstable();
         BackendCapabilities {
@@ -282,5 +283,42 @@ impl VolumeBackend for ThinBackend {
             Ok(device)
         })
         .await
+    }
+
+    fn encryption(&self) -> Option<&dyn VolumeEncryption> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl VolumeEncryption for ThinBackend {
+    async fn create_encrypted_volume(
+        &self,
+        spec: &VolumeSpec,
+        key: &VolumeKey,
+    ) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let (spec, key) = (*spec, key.clone());
+        self.blocking(move |pool| pool.create_encrypted_volume(&spec, &key))
+            .await
+    }
+
+    async fn unlock(&self, id: VersionId, key: &VolumeKey) -> Result<Outcome<()>, DriverError> {
+        let key = key.clone();
+        self.blocking(move |pool| pool.unlock_version(id, &key)).await
+    }
+
+    async fn lock(&self, id: VersionId) -> Result<Outcome<()>, DriverError> {
+        self.blocking(move |pool| pool.lock_version(id)).await
+    }
+
+    async fn change_key(
+        &self,
+        id: VersionId,
+        key: &VolumeKey,
+        new_key: &VolumeKey,
+    ) -> Result<Outcome<()>, DriverError> {
+        let (key, new_key) = (key.clone(), new_key.clone());
+        self.blocking(move |pool| pool.change_key(id, &key, &new_key))
+            .await
     }
 }

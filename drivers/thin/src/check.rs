@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::PoolError;
 use crate::format::{BITS_PER_BLOCK, BLOCK_BYTES, PagePointer, SUPERBLOCK_COPIES, Superblock};
+use crate::keys::KeyRef;
 use crate::locks::{lock, read};
 use crate::map::{Child, INNER_LEVELS, Node, Ownership, Slot, leaves_covered};
 use crate::page_io::{read_block, read_copy};
@@ -27,6 +28,8 @@ pub struct CheckReport {
     pub beyond_repair: Vec<String>,
     /// Copies that their other copy can replace: the page, and who has what belongs there.
     pub(crate) lost_copies: Vec<(u64, PagePointer)>,
+    /// Keys of which the other copy is left.
+    pub(crate) lost_keys: Vec<KeyRef>,
     /// Chunks that hold data.
     pub data_chunks: u64,
     /// Chunks that hold map pages.
@@ -61,6 +64,8 @@ struct Picture {
     garbage: Vec<PagePointer>,
     loans: Vec<(u64, Option<u64>)>,
     orphans: HashSet<u64>,
+    key_chunks: HashSet<u64>,
+    keys: Vec<KeyRef>,
     reclaim_in_progress: bool,
 }
 
@@ -111,6 +116,7 @@ impl Pool {
             check.version(subject, &picture);
         }
         check.totals(&picture);
+        check.keys(&picture.keys);
         Ok(check.report)
     }
 
@@ -133,6 +139,8 @@ impl Pool {
             garbage: state.garbage.pointers(),
             loans: state.partials.loans().collect(),
             orphans: state.partials.orphans().collect(),
+            key_chunks: state.keys.chunks().collect(),
+            keys: state.versions.live_keys().collect(),
             reclaim_in_progress: state.versions.iter().any(|version| version.reap_cursor > 0),
         }
     }
@@ -293,6 +301,29 @@ impl Check<'_> {
         Some(Arc::new(Node::load(level, pointer, &page, &gauge)))
     }
 
+    /// Verifies both copies of the wrapped keys.
+    fn keys(&mut self, keys: &[KeyRef]) {
+        for key in keys {
+            let lost = match self.pool.read_slot(*key) {
+                Ok(copies) => copies.iter().filter(|copy| copy.is_none()).count(),
+                Err(_) => 2,
+            };
+            // It may have been deleted meanwhile, and its slot be erased or another's.
+            let lives = read(&self.pool.state).versions.key_in(key.slot) == Some(*key);
+            match lost {
+                1 if lives => {
+                    self.report.lost_keys.push(*key);
+                    self.repairable(format!("one copy of the key of family {} is lost", key.family));
+                }
+                2 if lives => self.problem(format!(
+                    "both copies of the key of family {} are lost, and its data with them",
+                    key.family
+                )),
+                _ => {}
+            }
+        }
+    }
+
     fn count_mapped(&mut self, slot: &Slot, level: u32) -> u64 {
         if slot.is_empty() {
             return 0;
@@ -321,7 +352,11 @@ impl Check<'_> {
         for (chunk, _) in picture.data.iter().enumerate().filter(|(_, data)| **data) {
             let owned = self.seen_chunks.contains(&(chunk as u64));
             let is_orphan = picture.orphans.contains(&(chunk as u64));
-            match (owned, is_orphan) {
+            let holds_keys = picture.key_chunks.contains(&(chunk as u64));
+            if holds_keys && (owned || is_orphan) {
+                self.problem(format!("chunk {chunk} holds keys and data"));
+            }
+            match (owned, is_orphan || holds_keys) {
                 (false, false) => {
                     self.repairable(format!("chunk {chunk} is allocated, but no version owns it"));
                 }

@@ -20,8 +20,8 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::format::{
-    BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES, IndexPageHeader, KNOWN_INCOMPAT, PagePointer,
-    ROWS_PER_PAGE, SuperblockFields,
+    BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION, INDEX_PAYLOAD_BYTES,
+    IndexPageHeader, PagePointer, ROWS_PER_PAGE, SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::locks::{lock, read, write};
@@ -41,6 +41,8 @@ pub(crate) struct Frozen {
     pages: PageSpace,
     /// As the index stream lists them.
     partials: Vec<u64>,
+    /// As the index stream lists them; `None` in a pool without encrypted volumes.
+    keys: Option<Vec<u64>>,
     reservation: Reservation,
     previous: StoredIndex,
     version_rows: usize,
@@ -55,6 +57,7 @@ pub(crate) struct Stored {
     pages: PageSpace,
     log_batch: u64,
     log_block: u64,
+    incompat: u64,
 }
 
 impl State {
@@ -72,7 +75,8 @@ impl State {
         let chunks = self.pages.chunk_count() + new_chunks;
         let words = mask_words(&self.geometry);
         let partials = 8 * self.partials.most_encoded_words(words) as u64;
-        let bytes = 16 + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials;
+        let keys = 8 * self.keys.most_encoded_words() as u64;
+        let bytes = 16 + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials + keys;
         bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
     }
 
@@ -102,6 +106,7 @@ impl State {
             rows,
             bitmap: self.space.take_dirty_blocks(),
             partials: self.partials.encode(mask_words(&self.geometry)),
+            keys: self.keys.wanted.then(|| self.keys.encode()),
             garbage,
             pages: self.pages.clone(),
             reservation,
@@ -120,7 +125,7 @@ impl State {
         self.stored = stored.index;
         self.allows_partials = true;
         self.log.unsettled.allowed = true;
-        self.incompat = KNOWN_INCOMPAT;
+        self.incompat = stored.incompat;
         self.garbage.let_go_of_stored();
     }
 }
@@ -138,7 +143,8 @@ impl Pool {
             let state = read(&self.state);
             let unchanged =
                 state.garbage.is_empty() && state.versions.dirty_row_pages() == 0 && !state.space.is_dirty();
-            if unchanged && !state.log.has_anything() {
+            let says_all = state.allows_encryption() || !state.keys.wanted;
+            if unchanged && says_all && !state.log.has_anything() {
                 return Ok(());
             }
         }
@@ -207,7 +213,10 @@ impl Frozen {
             generation,
             compat: 0,
             ro_compat: 0,
-            incompat: KNOWN_INCOMPAT,
+            incompat: match self.keys {
+                Some(_) => BASE_INCOMPAT | INCOMPAT_ENCRYPTION,
+                None => BASE_INCOMPAT,
+            },
             geometry: *geometry,
             directory_crc32c,
             directory_side,
@@ -230,6 +239,7 @@ impl Frozen {
             pages,
             log_batch: self.log_batch,
             log_block: self.log_block,
+            incompat: superblock.incompat,
         })
     }
 
@@ -244,7 +254,7 @@ impl Frozen {
         let mut own_pages = 1;
         loop {
             let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
-            let stream = encode_index(geometry, row_pages, &pages, &self.partials);
+            let stream = encode_index(geometry, row_pages, &pages, &self.partials, self.keys.as_deref());
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
                 debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
@@ -336,6 +346,7 @@ fn encode_index(
     row_pages: &[PagePointer],
     pages: &PageSpace,
     partials: &[u64],
+    keys: Option<&[u64]>,
 ) -> Vec<u8> {
     let mut stream = Vec::new();
     let mut word = |word: u64| stream.extend_from_slice(&word.to_le_bytes());
@@ -355,6 +366,7 @@ fn encode_index(
             .for_each(&mut word);
     }
     partials.iter().copied().for_each(&mut word);
+    keys.into_iter().flatten().copied().for_each(&mut word);
     stream
 }
 

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use quarry_contract::{
-    DataSource, DriverError, FieldDifference, Outcome, PoolState, PoolStatus, SnapshotId, SnapshotInfo,
-    SnapshotSpec, VersionId, VolumeId, VolumeInfo, VolumeSpec,
+    DataSource, DriverError, Encryption, FieldDifference, Outcome, PoolState, PoolStatus, SnapshotId,
+    SnapshotInfo, SnapshotSpec, VersionId, VolumeId, VolumeInfo, VolumeSpec,
 };
 use smallvec::{SmallVec, smallvec};
 use uuid::Uuid;
@@ -18,6 +18,7 @@ use crate::PoolError;
 use crate::data_path::LOGICAL_BLOCK_BYTES;
 use crate::format::{INCOMPAT_RESERVED_VOLUMES, MAX_DEPTH};
 use crate::handle::{not_found, object_name};
+use crate::keys::KeyRef;
 use crate::locks::{lock, read};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
@@ -120,6 +121,7 @@ impl Pool {
             source: version.source.into(),
             mapped_bytes: version.mapped_chunks * self.geometry.chunk_bytes,
             reserved: version.reserved,
+            encryption: self.keys.encryption(version.key),
         }
     }
 
@@ -149,6 +151,15 @@ impl Pool {
                     spec.size_bytes.to_string(),
                 ),
                 ("source", describe(existing.source), describe(spec.source)),
+                (
+                    "encryption",
+                    encryption_of(&existing).into(),
+                    match spec.source {
+                        DataSource::Blank => "none".into(),
+                        // It has its source's.
+                        DataSource::Snapshot(_) | DataSource::Volume(_) => encryption_of(&existing).into(),
+                    },
+                ),
             ]);
             drop(control);
             return self.unchanged(existing, VersionId::Volume(spec.id), differences);
@@ -242,7 +253,7 @@ impl Pool {
     }
 
     /// Refuses new versions of what is not reserved when the pool is nearly full.
-    fn check_brake(&self, state: &State, of_reserved: bool) -> Result<(), DriverError> {
+    pub(crate) fn check_brake(&self, state: &State, of_reserved: bool) -> Result<(), DriverError> {
         if of_reserved || !state.brakes(&self.options.levels) {
             return Ok(());
         }
@@ -316,15 +327,15 @@ impl Pool {
     fn delete(&self, id: VersionId) -> Result<Outcome<()>, DriverError> {
         let control = lock(&self.control);
         self.check_open()?;
-        let node = {
+        let found = {
             let state = read(&self.state);
             let version = match id {
                 VersionId::Volume(id) => state.versions.volume(id.0),
                 VersionId::Snapshot(id) => state.versions.snapshot(id.0),
             };
-            version.map(|version| version.node)
+            version.map(|version| (version.node, version.key))
         };
-        let Some(node) = node else {
+        let Some((node, key)) = found else {
             drop(control);
             return self.unchanged((), id, Vec::new());
         };
@@ -333,6 +344,11 @@ impl Pool {
             Ok::<_, PoolError>(Decision::Apply(smallvec![Record::Delete { node }]))
         })
         .map_err(|error| self.driver_error(error))?;
+        let is_last_of = |key: &KeyRef| read(&self.state).versions.key_in(key.slot).is_none();
+        if let Some(key) = key.filter(is_last_of) {
+            self.erase_family(key).map_err(|error| self.driver_error(error))?;
+            return Ok(Outcome::Changed(()));
+        }
         drop(control);
         self.commit_metadata()?;
         Ok(Outcome::Changed(()))
@@ -425,12 +441,12 @@ impl Pool {
         }
     }
 
-    fn commit_metadata(&self) -> Result<(), DriverError> {
+    pub(crate) fn commit_metadata(&self) -> Result<(), DriverError> {
         self.commit().map_err(|error| self.driver_error(error))
     }
 
     /// Answers that nothing had to change, or in what the existing object differs.
-    fn unchanged<T>(
+    pub(crate) fn unchanged<T>(
         &self,
         existing: T,
         id: VersionId,
@@ -452,7 +468,7 @@ impl Pool {
         Ok(Outcome::Unchanged(existing))
     }
 
-    fn check_size(&self, size_bytes: u64) -> Result<(), DriverError> {
+    pub(crate) fn check_size(&self, size_bytes: u64) -> Result<(), DriverError> {
         let (block, max) = (u64::from(LOGICAL_BLOCK_BYTES), self.max_volume_bytes());
         let problem = if size_bytes == 0 {
             "0 is no size; a volume has at least one block".to_owned()
@@ -600,14 +616,28 @@ fn find_snapshot(state: &State, id: SnapshotId) -> Result<&Version, DriverError>
         .ok_or_else(|| not_found(VersionId::Snapshot(id)))
 }
 
-fn invalid(field: &str, problem: String) -> DriverError {
+pub(crate) fn find_version(state: &State, id: VersionId) -> Result<&Version, DriverError> {
+    match id {
+        VersionId::Volume(id) => find_volume(state, id),
+        VersionId::Snapshot(id) => find_snapshot(state, id),
+    }
+}
+
+pub(crate) fn invalid(field: &str, problem: String) -> DriverError {
     DriverError::InvalidArgument {
         field: field.into(),
         problem,
     }
 }
 
-fn describe(source: DataSource) -> String {
+pub(crate) fn encryption_of(volume: &VolumeInfo) -> &'static str {
+    match volume.encryption {
+        Encryption::None => "none",
+        Encryption::Locked | Encryption::Unlocked => "aes-256-xts",
+    }
+}
+
+pub(crate) fn describe(source: DataSource) -> String {
     match source {
         DataSource::Blank => "blank".into(),
         DataSource::Snapshot(id) => format!("snapshot {id}"),
@@ -615,7 +645,7 @@ fn describe(source: DataSource) -> String {
     }
 }
 
-fn differences(fields: &[(&str, String, String)]) -> Vec<FieldDifference> {
+pub(crate) fn differences(fields: &[(&str, String, String)]) -> Vec<FieldDifference> {
     let differing = fields
         .iter()
         .filter(|(_, existing, requested)| existing != requested);

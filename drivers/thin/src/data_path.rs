@@ -57,6 +57,13 @@ impl VersionHandle {
         if buffer.is_empty() {
             return Ok(());
         }
+        self.read_stored(offset, buffer)?;
+        self.decrypt(offset, buffer);
+        Ok(())
+    }
+
+    /// Reads what is on the medium: of an encrypted version, encrypted bytes.
+    fn read_stored(&self, offset: u64, buffer: &mut [u8]) -> Result<(), IoError> {
         if let Planned::Direct(plan) = self.plan_read(offset, buffer.len()) {
             return self.read_planned(&plan, buffer);
         }
@@ -97,6 +104,22 @@ impl VersionHandle {
     /// `OutOfRange`, `Misaligned`, `ReadOnly`, `NoSpace`, `Medium`, `Stopped`, `Closed`.
     pub fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), IoError> {
         self.check_write(offset, data.len() as u64)?;
+        match &self.cipher {
+            None => self.write_stored(offset, data)?,
+            Some(_) => {
+                let mut encrypted = IoBuffer::from_slice(data);
+                self.encrypt(offset, &mut encrypted);
+                self.write_stored(offset, &encrypted)?;
+            }
+        }
+        match durability {
+            Durability::Cached => Ok(()),
+            Durability::Flushed => self.flush(),
+        }
+    }
+
+    /// Writes what is to be on the medium.
+    fn write_stored(&self, offset: u64, data: &[u8]) -> Result<(), IoError> {
         match self.plan_write(offset, data.len()) {
             Planned::Direct(plan) => {
                 for segment in &plan.segments {
@@ -110,14 +133,9 @@ impl VersionHandle {
                 }
                 plan.guard.finish_blocking(data)?;
             }
-            Planned::NeedsSlowPath => {
-                self.write_mapping(offset, data)?;
-            }
+            Planned::NeedsSlowPath => self.write_mapping(offset, data)?,
         }
-        match durability {
-            Durability::Cached => Ok(()),
-            Durability::Flushed => self.flush(),
-        }
+        Ok(())
     }
 
     /// Writes where mappings may have to change: whole chunks together, parts of chunks one by one.

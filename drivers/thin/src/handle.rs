@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use quarry_contract::{DriverError, OpenMode, VersionId};
 
+use crate::keys::Cipher;
 use crate::locks::{lock, read};
 use crate::pool::Pool;
 use crate::version::NodeId;
@@ -16,6 +17,8 @@ pub struct VersionHandle {
     pub(crate) row: usize,
     mode: OpenMode,
     size_bytes: Arc<AtomicU64>,
+    /// What its data is encrypted with, if it is (Y1).
+    pub(crate) cipher: Option<Arc<Cipher>>,
 }
 
 /// Who has a version open.
@@ -29,7 +32,7 @@ impl Pool {
     /// Opens a volume or snapshot for I/O: at most one read-write handle of a volume at a time.
     ///
     /// # Errors
-    /// `NotFound`, `Busy`, `InvalidArgument` for a writable snapshot.
+    /// `NotFound`, `Busy`, `InvalidArgument` for a writable snapshot, `Locked` (Y4).
     pub fn open_version(
         self: &Arc<Self>,
         id: VersionId,
@@ -49,6 +52,12 @@ impl Pool {
             VersionId::Snapshot(id) => state.versions.snapshot(id.0),
         };
         let version = version.ok_or_else(|| not_found(id))?;
+        let cipher = match version.key {
+            None => None,
+            Some(key) => Some(self.keys.get(key).ok_or_else(|| DriverError::Locked {
+                object: object_name(id),
+            })?),
+        };
         let mut openings = lock(&self.openings);
         let opening = openings.entry(version.node).or_default();
         match mode {
@@ -67,6 +76,7 @@ impl Pool {
             row: state.versions.row(version.node).ok_or_else(|| not_found(id))?,
             mode,
             size_bytes: Arc::clone(&version.size_bytes),
+            cipher,
         }))
     }
 
@@ -104,6 +114,21 @@ impl VersionHandle {
     /// Returns the size in bytes, as of now.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::SeqCst)
+    }
+
+    /// Makes of what is to be written at `offset` what is to be on the medium: for who carries out a [plan](crate::Plan).
+    /// Bytes of a version that is not encrypted stay the same. Offset and length are multiples of 512 bytes.
+    pub fn encrypt(&self, offset: u64, bytes: &mut [u8]) {
+        if let Some(cipher) = &self.cipher {
+            cipher.encrypt(offset, bytes);
+        }
+    }
+
+    /// Makes of what the medium holds for `offset` what is read there; see [`encrypt`](Self::encrypt).
+    pub fn decrypt(&self, offset: u64, bytes: &mut [u8]) {
+        if let Some(cipher) = &self.cipher {
+            cipher.decrypt(offset, bytes);
+        }
     }
 
     /// Tells whether writes are refused.

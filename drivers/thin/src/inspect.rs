@@ -37,6 +37,8 @@ pub struct PoolStat {
     pub partial_chunks: u64,
     /// Those of them that no version owns and that are kept because they lend to partial ones.
     pub orphan_chunks: u64,
+    /// Those of them that hold the wrapped keys of encrypted volumes.
+    pub key_chunks: u64,
     /// Chunks that hold map pages.
     pub metadata_chunks: u64,
     /// Chunks that can be allocated.
@@ -143,6 +145,7 @@ impl Pool {
             chunks: self.geometry.chunk_count,
             data_chunks: state.space.data_chunks(),
             partial_chunks: state.partials.len() as u64,
+            key_chunks: state.keys.chunks().count() as u64,
             orphan_chunks: state.partials.orphans().count() as u64,
             metadata_chunks: state.pages.chunk_count(),
             free_chunks: state.space.free(),

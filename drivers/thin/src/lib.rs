@@ -14,6 +14,7 @@
 //! | reads and writes | `data_path`, `whole_chunks`, `part_write`, `discard`; without blocking, `plan` |
 //! | chunks that are not filled yet | `partial`, `filler` |
 //! | volumes and snapshots | `control`, `handle` |
+//! | encrypted volumes | `keys` |
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
@@ -37,6 +38,7 @@ mod format;
 mod garbage;
 mod handle;
 mod inspect;
+mod keys;
 mod latch;
 mod levels;
 mod locks;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::commit::Rounds;
 use crate::format::{Geometry, LEAF_ENTRIES};
 use crate::handle::Openings;
+use crate::keys::KeyRing;
 use crate::latch::LatchTable;
 use crate::locks::{read, write};
 use crate::log::Room;
@@ -48,6 +49,7 @@ pub struct Pool {
     pub(crate) waiters: SpaceWaiters,
     /// The level that was last told of, as a number.
     pub(crate) level: AtomicU8,
+    pub(crate) keys: KeyRing,
     stopped: OnceLock<String>,
     closed: AtomicBool,
 }
@@ -99,6 +101,7 @@ impl Pool {
             openings: Mutex::default(),
             waiters: SpaceWaiters::default(),
             level: AtomicU8::new(SpaceLevel::Normal as u8),
+            keys: KeyRing::default(),
             stopped: OnceLock::new(),
             closed: AtomicBool::new(false),
         }
@@ -321,6 +324,8 @@ fn dirtied_by(record: &Record) -> u64 {
             u64::from(INNER_LEVELS) + 1
         }
         Record::CreateVolume { .. }
+        | Record::CreateEncrypted { .. }
+        | Record::KeyArea { .. }
         | Record::Snapshot { .. }
         | Record::Clone { .. }
         | Record::Extend { .. }

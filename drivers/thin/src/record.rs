@@ -18,6 +18,15 @@ pub(crate) enum Record {
         uuid: Uuid,
         size_bytes: u64,
     },
+    /// A blank volume that is encrypted with the family key in this slot; it begins a family.
+    CreateEncrypted {
+        node: NodeId,
+        uuid: Uuid,
+        size_bytes: u64,
+        slot: u32,
+    },
+    /// Two chunks hold slots of keys from now on, the same ones.
+    KeyArea { chunks: [u64; 2] },
     /// `node` takes the place of `head` in the tree, with its contents so far.
     Snapshot {
         head: NodeId,
@@ -130,6 +139,18 @@ impl Record {
                 crc32c,
             } => fields.byte(12).word(chunk).blocks(blocks).half_word(crc32c),
             Record::Reserve { node, reserved } => fields.byte(13).word(node.0).byte(u8::from(reserved)),
+            Record::KeyArea { chunks } => fields.byte(14).word(chunks[0]).word(chunks[1]),
+            Record::CreateEncrypted {
+                node,
+                uuid,
+                size_bytes,
+                slot,
+            } => fields
+                .byte(15)
+                .word(node.0)
+                .uuid(uuid)
+                .word(size_bytes)
+                .half_word(slot),
         };
     }
 
@@ -200,6 +221,15 @@ impl Record {
                     1 => true,
                     _ => return None,
                 },
+            },
+            14 => Record::KeyArea {
+                chunks: [word(bytes)?, word(bytes)?],
+            },
+            15 => Record::CreateEncrypted {
+                node: node(bytes)?,
+                uuid: uuid(bytes)?,
+                size_bytes: word(bytes)?,
+                slot: half_word(bytes)?,
             },
             _ => return None,
         };
@@ -345,6 +375,13 @@ mod tests {
             Record::Reserve {
                 node: NodeId(3),
                 reserved: true,
+            },
+            Record::KeyArea { chunks: [5, 6] },
+            Record::CreateEncrypted {
+                node: a,
+                uuid,
+                size_bytes: 4096,
+                slot: 77,
             },
         ];
         let mut all = Vec::new();

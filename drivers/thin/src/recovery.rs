@@ -22,6 +22,7 @@ use crate::format::{
     PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock, SuperblockFields,
 };
 use crate::garbage::Garbage;
+use crate::keys::KeyAreas;
 use crate::log::LogRing;
 use crate::map::{Node, PageGauge, install};
 use crate::page_io::{read_block, read_page};
@@ -99,6 +100,9 @@ impl Pool {
                 superblock.unknown_ro_compat()
             ));
         }
+        if pool.stopped().is_none() {
+            pool.erase_stale_slots()?;
+        }
         Ok(Arc::new(pool))
     }
 }
@@ -112,6 +116,7 @@ impl State {
             partials: PartialChunks::default(),
             allows_partials: false,
             incompat: 0,
+            keys: KeyAreas::default(),
             pages: PageSpace::default(),
             garbage: Garbage::default(),
             gauge: Arc::new(PageGauge::default()),
@@ -302,6 +307,34 @@ fn load_checkpoint(
                 )));
             }
         }
+    }
+    if superblock.allows_encryption() {
+        state.keys =
+            KeyAreas::decode(|| reader.word()).ok_or_else(|| damaged("cut short in the key areas"))?;
+        for chunk in state.keys.chunks() {
+            let is_there = match bitmap {
+                BitmapSource::Stored => state.space.is_data(chunk),
+                // No map names them.
+                BitmapSource::Maps => state.space.record_mapped(chunk, true),
+            };
+            if !is_there {
+                return Err(damaged(&format!(
+                    "chunk {chunk} holds keys, and it is free or more"
+                )));
+            }
+        }
+    }
+    let slots = state.keys.slots(&geometry);
+    if let Some(slot) = state
+        .versions
+        .used_key_slots()
+        .last()
+        .filter(|slot| u64::from(**slot) >= slots)
+    {
+        return Err(PoolError::damaged(
+            "version table",
+            format!("a key is in slot {slot}, of {slots}"),
+        ));
     }
     Ok(state)
 }

@@ -3,7 +3,7 @@
 //! | damage | put right from |
 //! |---|---|
 //! | a superblock copy | the newest valid copy |
-//! | one copy of a map, version table or index page | the other copy |
+//! | one copy of a map, version table or index page, or of a wrapped key | the other copy |
 //! | the chunk bitmap or its directory: damaged, or contradicting the maps | the maps |
 //!
 //! Nothing is guessed: what cannot be derived is reported and left as it is. What is written is what is there
@@ -14,9 +14,9 @@ use std::sync::Arc;
 use quarry_contract::IoBuffer;
 
 use crate::check::BitmapBlocks;
-use crate::format::{BLOCK, PagePointer};
+use crate::format::BLOCK;
 use crate::page_io::read_page;
-use crate::{Access, BitmapSource, OpenOptions, Pool, PoolDevice, PoolError};
+use crate::{Access, BitmapSource, CheckReport, OpenOptions, Pool, PoolDevice, PoolError};
 
 /// What a repair found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub fn repair(
             let report = pool.check_parts(BitmapBlocks::Ignore)?;
             match access {
                 Access::ReadOnly => report.beyond_repair,
-                Access::ReadWrite => pool.put_right(&report.lost_copies)?,
+                Access::ReadWrite => pool.put_right(&report)?,
             }
         }
         Err(error @ PoolError::Damaged { .. }) => vec![error.to_string()],
@@ -69,8 +69,11 @@ pub fn repair(
 
 impl Pool {
     /// Rewrites copies from their other copies and everything else by a checkpoint; returns what is still wrong.
-    fn put_right(&self, lost_copies: &[(u64, PagePointer)]) -> Result<Vec<String>, PoolError> {
-        for (number, pointer) in lost_copies {
+    fn put_right(&self, report: &CheckReport) -> Result<Vec<String>, PoolError> {
+        for key in &report.lost_keys {
+            self.heal_slot(*key)?;
+        }
+        for (number, pointer) in &report.lost_copies {
             let page = read_page(&*self.device, *pointer, "page")?;
             self.device
                 .write_at(number * BLOCK, &IoBuffer::from_slice(&page))

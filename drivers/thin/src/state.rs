@@ -11,8 +11,11 @@
 
 use std::sync::Arc;
 
-use crate::format::{DirectoryEntry, Geometry, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer};
+use crate::format::{
+    DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
+};
 use crate::garbage::Garbage;
+use crate::keys::{KeyAreas, KeyRef};
 use crate::log::LogRing;
 use crate::map::{
     LeafView, MAX_CHUNKS, MAX_LEAVES, Missing, PageGauge, ReapScan, ReapSide, Walk, find_leaf, missing_leaf,
@@ -34,6 +37,7 @@ pub(crate) struct State {
     pub allows_partials: bool,
     /// The superblock's incompatible features.
     pub incompat: u64,
+    pub keys: KeyAreas,
     pub pages: PageSpace,
     pub garbage: Garbage,
     pub gauge: Arc<PageGauge>,
@@ -85,6 +89,8 @@ impl State {
                 Some(self.wanted_by_reap(node, side, missing))
             }
             Record::CreateVolume { .. }
+            | Record::CreateEncrypted { .. }
+            | Record::KeyArea { .. }
             | Record::Snapshot { .. }
             | Record::Clone { .. }
             | Record::Extend { .. }
@@ -145,6 +151,13 @@ impl State {
                 self.versions.insert(volume);
                 Ok(())
             }
+            Record::CreateEncrypted {
+                node,
+                uuid,
+                size_bytes,
+                slot,
+            } => self.apply_create_encrypted(node, uuid, size_bytes, slot),
+            Record::KeyArea { chunks } => self.apply_key_area(chunks, origin),
             Record::Snapshot {
                 head,
                 node,
@@ -201,6 +214,38 @@ impl State {
         }
     }
 
+    /// Tells whether the superblock says that volumes may be encrypted.
+    pub fn allows_encryption(&self) -> bool {
+        self.incompat & INCOMPAT_ENCRYPTION != 0
+    }
+
+    fn apply_create_encrypted(
+        &mut self,
+        node: NodeId,
+        uuid: uuid::Uuid,
+        size_bytes: u64,
+        slot: u32,
+    ) -> Result<(), String> {
+        if u64::from(slot) >= self.keys.slots(&self.geometry) || self.versions.key_in(slot).is_some() {
+            return Err(format!("has its key in slot {slot}, which is not free for it"));
+        }
+        self.claim_node(node)?;
+        let mut volume = Version::new(node, uuid, VersionKind::Volume, Source::Blank, size_bytes);
+        volume.key = Some(KeyRef { family: node.0, slot });
+        self.versions.insert(volume);
+        Ok(())
+    }
+
+    fn apply_key_area(&mut self, chunks: [u64; 2], origin: Origin) -> Result<(), String> {
+        for chunk in chunks {
+            if !self.space.record_mapped(chunk, origin == Origin::Replay) {
+                return Err(format!("keeps keys in chunk {chunk}, which is not free for it"));
+            }
+        }
+        self.keys.push(chunks);
+        Ok(())
+    }
+
     fn claim_node(&mut self, node: NodeId) -> Result<(), String> {
         if self.versions.find(node).is_some() {
             return Err(format!("node {} exists already", node.0));
@@ -226,6 +271,7 @@ impl State {
         child.depth = parent.depth + 1;
         child.root = parent.root.clone();
         child.mapped_chunks = parent.mapped_chunks;
+        child.key = parent.key;
         Ok(child)
     }
 
@@ -247,6 +293,7 @@ impl State {
         snapshot.root = head_version.root.clone();
         snapshot.mapped_chunks = head_version.mapped_chunks;
         snapshot.reserved = head_version.reserved;
+        snapshot.key = head_version.key;
         snapshot.own_chunks = std::mem::take(&mut head_version.own_chunks);
         // Writes in flight belong to the snapshot; whoever acknowledges it waits for their epoch.
         head_version.epoch = Arc::default();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quarry_contract::conformance::block_device::{self, DeviceFixture};
-use quarry_contract::{BlockDevice, DataSource, OpenMode, VersionId, VolumeId, VolumeSpec};
+use quarry_contract::{BlockDevice, DataSource, OpenMode, VersionId, VolumeId, VolumeKey, VolumeSpec};
 use quarry_thin::sim::SimDevice;
 use quarry_thin::{
     Caching, FileDevice, FileOptions, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice,
@@ -20,6 +20,7 @@ trait Medium {
 /// One volume of a fresh pool for each device asked for.
 struct Volumes<M: Medium> {
     medium: M,
+    key: Option<VolumeKey>,
     /// What the last device was made of.
     latest: Option<(Arc<Pool>, Arc<Workers>)>,
 }
@@ -30,7 +31,18 @@ fn volume_id() -> VolumeId {
 
 impl<M: Medium> Volumes<M> {
     fn over(medium: M) -> Self {
-        Self { medium, latest: None }
+        Self {
+            medium,
+            key: None,
+            latest: None,
+        }
+    }
+
+    fn encrypted_over(medium: M) -> Self {
+        Self {
+            key: Some(VolumeKey::new([7; 32])),
+            ..Self::over(medium)
+        }
     }
 
     fn open(&mut self, mode: OpenMode) -> Arc<dyn BlockDevice> {
@@ -54,7 +66,11 @@ impl<M: Medium> Volumes<M> {
             size_bytes,
             source: DataSource::Blank,
         };
-        pool.create_volume(&spec).expect("creating the volume");
+        match &self.key {
+            Some(key) => pool.create_encrypted_volume(&spec, key),
+            None => pool.create_volume(&spec),
+        }
+        .expect("creating the volume");
         self.latest = Some((pool, Workers::new()));
         self.open(mode)
     }
@@ -73,6 +89,10 @@ impl<M: Medium> DeviceFixture for Volumes<M> {
         drop(device);
         self.latest = None;
         let pool = Pool::open(self.medium.power_cut(), OpenOptions::default()).expect("recovery");
+        if let Some(key) = &self.key {
+            pool.unlock_version(VersionId::Volume(volume_id()), key)
+                .expect("unlocking the volume");
+        }
         self.latest = Some((pool, Workers::new()));
         Some(self.open(OpenMode::ReadWrite))
     }
@@ -123,6 +143,7 @@ impl Medium for File {
 #[test]
 fn volumes_on_a_simulated_medium_keep_the_block_device_contract() {
     block_device::run(&mut Volumes::over(Simulated::default()));
+    block_device::run(&mut Volumes::encrypted_over(Simulated::default()));
 }
 
 #[test]
@@ -132,12 +153,12 @@ fn volumes_on_a_file_keep_the_block_device_contract_in_every_io_mode() {
         ..FileOptions::default()
     };
     for options in [IoMode::Auto.into(), IoMode::Threads.into(), through_page_cache] {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let file = File {
-            directory,
+        let file = || File {
+            directory: tempfile::tempdir().expect("a temporary directory"),
             options,
             count: 0,
         };
-        block_device::run(&mut Volumes::over(file));
+        block_device::run(&mut Volumes::over(file()));
+        block_device::run(&mut Volumes::encrypted_over(file()));
     }
 }

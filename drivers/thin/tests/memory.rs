@@ -51,7 +51,7 @@ fn scale() -> Scale {
             mapped_bytes: 10 * TIB,
             cache_bytes: defaults.cache_bytes,
             checkpoint_dirty_pages: defaults.checkpoint_dirty_pages,
-            limit_bytes: 1024 * MIB,
+            limit_bytes: 768 * MIB,
             operations: 100_000,
         },
     }

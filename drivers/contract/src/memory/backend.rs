@@ -1,6 +1,7 @@
 //! A pool in memory.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -9,9 +10,10 @@ use super::contents::{CHUNK_BYTES, Contents, Space};
 use super::device::MemoryDevice;
 use super::lock;
 use crate::{
-    BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, FieldDifference,
-    OpenMode, Outcome, PoolName, PoolProblem, PoolSpace, PoolState, PoolStatus, SnapshotId, SnapshotInfo,
-    SnapshotSpec, VersionId, VolumeBackend, VolumeId, VolumeInfo, VolumeSpec,
+    BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, Encryption,
+    FieldDifference, OpenMode, Outcome, PoolName, PoolProblem, PoolSpace, PoolState, PoolStatus, SnapshotId,
+    SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo, VolumeKey,
+    VolumeSpec,
 };
 
 /// How a [`MemoryBackend`] is made.
@@ -58,11 +60,36 @@ struct Volume {
     source: DataSource,
     reserved: bool,
     contents: Arc<Mutex<Contents>>,
+    family: Option<Arc<Family>>,
 }
 
 struct Snapshot {
     volume: VolumeId,
     contents: Contents,
+    family: Option<Arc<Family>>,
+}
+
+/// An encrypted volume and all that descends from it. Nothing is encrypted in memory; the key is asked for.
+struct Family {
+    key: Mutex<VolumeKey>,
+    locked: AtomicBool,
+}
+
+impl Family {
+    fn has(&self, key: &VolumeKey) -> bool {
+        lock(&self.key).expose() == key.expose()
+    }
+
+    fn encryption(&self) -> Encryption {
+        match self.locked.load(Ordering::Relaxed) {
+            true => Encryption::Locked,
+            false => Encryption::Unlocked,
+        }
+    }
+}
+
+fn encryption_of(family: Option<&Arc<Family>>) -> Encryption {
+    family.map_or(Encryption::None, |family| family.encryption())
 }
 
 /// Who has what open.
@@ -144,6 +171,70 @@ impl MemoryBackend {
         })
     }
 
+    fn create(&self, spec: &VolumeSpec, key: Option<&VolumeKey>) -> Result<Outcome<VolumeInfo>, DriverError> {
+        let mut objects = lock(&self.objects);
+        if let Some(existing) = objects.volumes.get(&spec.id) {
+            let info = existing.info(spec.id);
+            let mut differences = Vec::new();
+            if info.size_bytes != spec.size_bytes {
+                differences.push(difference("size_bytes", info.size_bytes, spec.size_bytes));
+            }
+            if info.source != spec.source {
+                let (existing, requested) = (describe_source(info.source), describe_source(spec.source));
+                differences.push(difference("source", existing, requested));
+            }
+            let is_encrypted = info.encryption != Encryption::None;
+            let stays_plain = spec.source != DataSource::Blank || !is_encrypted;
+            let same_key = match (key, &existing.family) {
+                (None, _) => stays_plain,
+                (Some(key), Some(family)) => family.has(key),
+                (Some(_), None) => false,
+            };
+            if !same_key {
+                differences.push(difference("key", "another one", "this one"));
+            }
+            if differences.is_empty() {
+                if let (Some(_), Some(family)) = (key, &existing.family) {
+                    family.locked.store(false, Ordering::Relaxed);
+                    return Ok(Outcome::Unchanged(existing.info(spec.id)));
+                }
+                return Ok(Outcome::Unchanged(info));
+            }
+            return Err(DriverError::AlreadyExists {
+                object: describe(VersionId::Volume(spec.id)),
+                differences,
+            });
+        }
+        self.check_size(spec.size_bytes, 0)?;
+        let contents = match objects.contents_of(spec.source)? {
+            None => Contents::blank(Arc::clone(&self.space), spec.size_bytes),
+            Some(mut contents) => {
+                self.check_size(spec.size_bytes, contents.size_bytes())?;
+                contents.grow(spec.size_bytes);
+                contents
+            }
+        };
+        let family = match (spec.source, key) {
+            (DataSource::Blank, key) => key.map(|key| {
+                Arc::new(Family {
+                    key: Mutex::new(key.clone()),
+                    locked: AtomicBool::new(false),
+                })
+            }),
+            (DataSource::Snapshot(id), _) => objects.family_of(VersionId::Snapshot(id))?,
+            (DataSource::Volume(id), _) => objects.family_of(VersionId::Volume(id))?,
+        };
+        let volume = Volume {
+            source: spec.source,
+            reserved: false,
+            contents: Arc::new(Mutex::new(contents)),
+            family,
+        };
+        let info = volume.info(spec.id);
+        objects.volumes.insert(spec.id, volume);
+        Ok(Outcome::Changed(info))
+    }
+
     fn check_closed(&self, id: VersionId) -> Result<(), DriverError> {
         if !lock(&self.openings).is_open(id) {
             return Ok(());
@@ -166,6 +257,20 @@ impl Objects {
         self.snapshots
             .get(&id)
             .ok_or_else(|| not_found(VersionId::Snapshot(id)))
+    }
+
+    fn family_of(&self, id: VersionId) -> Result<Option<Arc<Family>>, DriverError> {
+        match id {
+            VersionId::Volume(id) => Ok(self.volume(id)?.family.clone()),
+            VersionId::Snapshot(id) => Ok(self.snapshot(id)?.family.clone()),
+        }
+    }
+
+    fn encrypted_family_of(&self, id: VersionId) -> Result<Arc<Family>, DriverError> {
+        self.family_of(id)?.ok_or_else(|| DriverError::InvalidArgument {
+            field: "id".into(),
+            problem: format!("{} is not encrypted; it has no key", describe(id)),
+        })
     }
 
     fn contents_of_version(&self, id: VersionId) -> Result<Contents, DriverError> {
@@ -193,6 +298,7 @@ impl Volume {
             source: self.source,
             mapped_bytes: contents.mapped_bytes(),
             reserved: self.reserved,
+            encryption: encryption_of(self.family.as_ref()),
         }
     }
 }
@@ -249,6 +355,7 @@ impl VolumeBackend for MemoryBackend {
                 Capability::GroupSnapshots,
                 Capability::Discard,
                 Capability::Differences,
+                Capability::Encryption,
             ],
             max_volume_bytes: self.options.max_volume_bytes,
             size_granularity_bytes: u64::from(self.options.logical_block_bytes),
@@ -279,42 +386,7 @@ impl VolumeBackend for MemoryBackend {
     }
 
     async fn create_volume(&self, spec: &VolumeSpec) -> Result<Outcome<VolumeInfo>, DriverError> {
-        let mut objects = lock(&self.objects);
-        if let Some(existing) = objects.volumes.get(&spec.id) {
-            let info = existing.info(spec.id);
-            let mut differences = Vec::new();
-            if info.size_bytes != spec.size_bytes {
-                differences.push(difference("size_bytes", info.size_bytes, spec.size_bytes));
-            }
-            if info.source != spec.source {
-                let (existing, requested) = (describe_source(info.source), describe_source(spec.source));
-                differences.push(difference("source", existing, requested));
-            }
-            if differences.is_empty() {
-                return Ok(Outcome::Unchanged(info));
-            }
-            return Err(DriverError::AlreadyExists {
-                object: describe(VersionId::Volume(spec.id)),
-                differences,
-            });
-        }
-        self.check_size(spec.size_bytes, 0)?;
-        let contents = match objects.contents_of(spec.source)? {
-            None => Contents::blank(Arc::clone(&self.space), spec.size_bytes),
-            Some(mut contents) => {
-                self.check_size(spec.size_bytes, contents.size_bytes())?;
-                contents.grow(spec.size_bytes);
-                contents
-            }
-        };
-        let volume = Volume {
-            source: spec.source,
-            reserved: false,
-            contents: Arc::new(Mutex::new(contents)),
-        };
-        let info = volume.info(spec.id);
-        objects.volumes.insert(spec.id, volume);
-        Ok(Outcome::Changed(info))
+        self.create(spec, None)
     }
 
     async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError> {
@@ -447,11 +519,14 @@ impl VolumeBackend for MemoryBackend {
         let cut: Vec<Snapshot> = ordered
             .iter()
             .zip(&guards)
-            .map(|(spec, contents)| Snapshot {
-                volume: spec.volume,
-                contents: Contents::clone(contents),
+            .map(|(spec, contents)| {
+                Ok(Snapshot {
+                    volume: spec.volume,
+                    contents: Contents::clone(contents),
+                    family: objects.family_of(VersionId::Volume(spec.volume))?,
+                })
             })
-            .collect();
+            .collect::<Result<_, DriverError>>()?;
         drop(guards);
         for (spec, snapshot) in ordered.iter().zip(cut) {
             objects.snapshots.insert(spec.id, snapshot);
@@ -519,6 +594,9 @@ impl VolumeBackend for MemoryBackend {
                 Arc::new(Mutex::new(contents.clone()))
             }
         };
+        if encryption_of(objects.family_of(id)?.as_ref()) == Encryption::Locked {
+            return Err(DriverError::Locked { object: describe(id) });
+        }
         let mut openings = lock(&self.openings);
         match mode {
             OpenMode::ReadOnly => openings.readers.push(id),
@@ -542,5 +620,79 @@ impl VolumeBackend for MemoryBackend {
             mode == OpenMode::ReadOnly,
             Some(Box::new(opening)),
         )))
+    }
+
+    fn encryption(&self) -> Option<&dyn VolumeEncryption> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl VolumeEncryption for MemoryBackend {
+    async fn create_encrypted_volume(
+        &self,
+        spec: &VolumeSpec,
+        key: &VolumeKey,
+    ) -> Result<Outcome<VolumeInfo>, DriverError> {
+        if spec.source != DataSource::Blank {
+            return Err(DriverError::InvalidArgument {
+                field: "key".into(),
+                problem: "what is made of another volume has that one's key; leave it out".into(),
+            });
+        }
+        self.create(spec, Some(key))
+    }
+
+    async fn unlock(&self, id: VersionId, key: &VolumeKey) -> Result<Outcome<()>, DriverError> {
+        let family = lock(&self.objects).encrypted_family_of(id)?;
+        if !family.has(key) {
+            return Err(DriverError::WrongKey { object: describe(id) });
+        }
+        Ok(match family.locked.swap(false, Ordering::Relaxed) {
+            true => Outcome::Changed(()),
+            false => Outcome::Unchanged(()),
+        })
+    }
+
+    async fn lock(&self, id: VersionId) -> Result<Outcome<()>, DriverError> {
+        let objects = lock(&self.objects);
+        let family = objects.encrypted_family_of(id)?;
+        let is_of_it = |id: VersionId| {
+            let other = objects.family_of(id).ok().flatten();
+            other.is_some_and(|other| Arc::ptr_eq(&other, &family))
+        };
+        let openings = lock(&self.openings);
+        if openings
+            .readers
+            .iter()
+            .chain(&openings.writers)
+            .any(|id| is_of_it(*id))
+        {
+            return Err(DriverError::Busy {
+                object: format!("the key of {}", describe(id)),
+                blockers: vec!["an open device".into()],
+            });
+        }
+        Ok(match family.locked.swap(true, Ordering::Relaxed) {
+            true => Outcome::Unchanged(()),
+            false => Outcome::Changed(()),
+        })
+    }
+
+    async fn change_key(
+        &self,
+        id: VersionId,
+        key: &VolumeKey,
+        new_key: &VolumeKey,
+    ) -> Result<Outcome<()>, DriverError> {
+        let family = lock(&self.objects).encrypted_family_of(id)?;
+        if family.has(new_key) {
+            return Ok(Outcome::Unchanged(()));
+        }
+        if !family.has(key) {
+            return Err(DriverError::WrongKey { object: describe(id) });
+        }
+        *lock(&family.key) = new_key.clone();
+        Ok(Outcome::Changed(()))
     }
 }

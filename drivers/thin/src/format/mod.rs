@@ -15,7 +15,9 @@ pub(crate) use map_page::{
     INNER_ENTRIES, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer, decode_inner, decode_leaf, encode_inner,
     encode_leaf,
 };
-pub(crate) use superblock::{INCOMPAT_RESERVED_VOLUMES, KNOWN_INCOMPAT, Superblock, SuperblockFields};
+pub(crate) use superblock::{
+    BASE_INCOMPAT, INCOMPAT_ENCRYPTION, INCOMPAT_RESERVED_VOLUMES, Superblock, SuperblockFields,
+};
 pub(crate) use table::{
     DirectoryEntry, FLAG_RESERVED, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row,
 };

@@ -16,8 +16,11 @@ pub(crate) const INCOMPAT_PARTIAL_CHUNKS: u64 = 1;
 pub(crate) const INCOMPAT_CLAIMS: u64 = 2;
 /// Volumes may be reserved: the log has a record for that.
 pub(crate) const INCOMPAT_RESERVED_VOLUMES: u64 = 4;
-/// What a checkpoint sets.
-pub(crate) const KNOWN_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
+/// Volumes may be encrypted: the index stream lists the chunks of their keys, and the log has records for them.
+pub(crate) const INCOMPAT_ENCRYPTION: u64 = 8;
+/// What every checkpoint sets.
+pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
+const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT | INCOMPAT_ENCRYPTION;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.
@@ -196,6 +199,11 @@ impl SuperblockFields {
     /// Tells whether batches may claim what their data is.
     pub fn allows_claims(&self) -> bool {
         self.incompat & INCOMPAT_CLAIMS != 0
+    }
+
+    /// Tells whether volumes may be encrypted.
+    pub fn allows_encryption(&self) -> bool {
+        self.incompat & INCOMPAT_ENCRYPTION != 0
     }
 
     /// A checksum only proves that the block is what was written; arithmetic below relies on these.

@@ -29,7 +29,9 @@ pub(crate) struct Row {
     pub own_chunks: U64,
     pub reap_cursor: U64,
     pub source: [u8; 16],
-    pub reserved_2: [u8; 16],
+    pub key_family: U64,
+    pub key_slot: U32,
+    pub reserved_2: [u8; 4],
 }
 
 /// In a row's flags: the volume is reserved, or the snapshot's was.
@@ -83,6 +85,7 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Row, depth), 28);
         assert_eq!(std::mem::offset_of!(Row, root), 48);
         assert_eq!(std::mem::offset_of!(Row, source), 96);
+        assert_eq!(std::mem::offset_of!(Row, key_family), 112);
         assert_eq!(size_of::<IndexPageHeader>(), 32);
         assert_eq!(INDEX_PAYLOAD_BYTES, 4064);
         let entry = DirectoryEntry { crc32c: 7, side: 1 };

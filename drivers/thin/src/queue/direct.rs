@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
 
+use crate::keys::Cipher;
 use crate::{Finished as Ended, Place, Plan, PlanGuard};
 
 /// Which way a direct request's bytes go.
@@ -35,12 +37,38 @@ pub(super) struct Unfinished {
     pub(super) tag: Tag,
     pub(super) guard: PlanGuard,
     pub(super) buffer: IoBuffer,
+    pub(super) last_step: LastStep,
 }
 
 struct InFlight {
     tag: Tag,
     shape: IoBufferShape,
     guard: PlanGuard,
+    last_step: LastStep,
+}
+
+/// How the request's buffer comes out of what the medium was asked.
+pub(super) enum LastStep {
+    /// It is the same.
+    AsItIs,
+    /// It has been read from this byte of an encrypted version.
+    Decrypt(Arc<Cipher>, u64),
+    /// It was written encrypted; this is how it was handed in.
+    GiveBack(IoBuffer),
+}
+
+impl LastStep {
+    /// Returns the buffer as the requester gets it.
+    pub(super) fn take(self, mut buffer: IoBuffer) -> IoBuffer {
+        match self {
+            LastStep::AsItIs => buffer,
+            LastStep::Decrypt(cipher, offset) => {
+                cipher.decrypt(offset, &mut buffer);
+                buffer
+            }
+            LastStep::GiveBack(plain) => plain,
+        }
+    }
 }
 
 impl DirectIo {
@@ -81,6 +109,7 @@ impl DirectIo {
         direction: Direction,
         plan: Plan,
         mut buffer: IoBuffer,
+        last_step: LastStep,
     ) -> Option<Completion> {
         debug_assert!(covers(&plan, buffer.len()), "a plan covers its request");
         if direction == Direction::Read {
@@ -92,7 +121,7 @@ impl DirectIo {
         }
         let Some(ring) = &mut self.ring else {
             let done = at_once(file, direction, &plan, &mut buffer);
-            return end(tag, done, plan.guard, buffer, &mut self.unfinished);
+            return end(tag, done, plan.guard, buffer, last_step, &mut self.unfinished);
         };
         let (storage, shape) = buffer.into_storage();
         let visible_from = shape.visible().start;
@@ -121,6 +150,7 @@ impl DirectIo {
             tag,
             shape,
             guard: plan.guard,
+            last_step,
         });
         let token = Token(slot as u64);
         match direction {
@@ -164,7 +194,12 @@ impl DirectIo {
     fn end_finished(&mut self, completions: &mut Vec<Completion>) {
         for finished in self.finished.drain(..) {
             let slot = finished.token.0 as usize;
-            let InFlight { tag, shape, guard } = self.in_flight[slot]
+            let InFlight {
+                tag,
+                shape,
+                guard,
+                last_step,
+            } = self.in_flight[slot]
                 .take()
                 .expect("the ring reports an operation once");
             self.vacant.push(slot);
@@ -177,7 +212,14 @@ impl DirectIo {
                 continue;
             };
             let buffer = IoBuffer::from_storage(storage, shape);
-            completions.extend(end(tag, finished.result, guard, buffer, &mut self.unfinished));
+            completions.extend(end(
+                tag,
+                finished.result,
+                guard,
+                buffer,
+                last_step,
+                &mut self.unfinished,
+            ));
         }
     }
 }
@@ -188,6 +230,7 @@ fn end(
     done: io::Result<()>,
     guard: PlanGuard,
     buffer: IoBuffer,
+    last_step: LastStep,
     unfinished: &mut Vec<Unfinished>,
 ) -> Option<Completion> {
     let ended = match done {
@@ -198,10 +241,15 @@ fn end(
         Ended::Ended(result) => Some(Completion {
             tag,
             result,
-            buffer: Some(buffer),
+            buffer: Some(last_step.take(buffer)),
         }),
         Ended::NeedsSlowPath(guard) => {
-            unfinished.push(Unfinished { tag, guard, buffer });
+            unfinished.push(Unfinished {
+                tag,
+                guard,
+                buffer,
+                last_step,
+            });
             None
         }
     }

@@ -10,7 +10,7 @@ use quarry_contract::{Request, Tag, Verb};
 use quarry_sys::ring::{Ring, Waker};
 
 use super::VolumeDevice;
-use super::direct::{DirectIo, Direction};
+use super::direct::{DirectIo, Direction, LastStep};
 use super::inbox::Inbox;
 use super::workers::{self, Job, Work};
 use crate::{DirectFile, Planned, Submission};
@@ -114,7 +114,19 @@ impl VolumeQueue {
         let direct_file = handle.pool().device().direct_file();
         match (planned, direct, direct_file) {
             (Planned::Direct(plan), Some(direct), Some(DirectFile { file, .. })) if direct.takes(&plan) => {
-                Ok(Way::Taken(direct.start(file, tag, direction, plan, buffer)))
+                let (buffer, last_step) = match (&handle.cipher, direction) {
+                    (None, _) => (buffer, LastStep::AsItIs),
+                    (Some(cipher), Direction::Read) => {
+                        (buffer, LastStep::Decrypt(Arc::clone(cipher), offset))
+                    }
+                    (Some(cipher), Direction::Write) => {
+                        let mut encrypted = IoBuffer::from_slice(&buffer);
+                        cipher.encrypt(offset, &mut encrypted);
+                        (encrypted, LastStep::GiveBack(buffer))
+                    }
+                };
+                let started = direct.start(file, tag, direction, plan, buffer, last_step);
+                Ok(Way::Taken(started))
             }
             _ => Err(buffer),
         }

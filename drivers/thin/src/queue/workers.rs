@@ -223,12 +223,17 @@ impl Job {
                     pending.deliver(Err(IoError::NoSpace));
                 }
             }
-            Work::Finish(Unfinished { tag, guard, buffer }) => {
+            Work::Finish(Unfinished {
+                tag,
+                guard,
+                buffer,
+                last_step,
+            }) => {
                 let result = catch_unwind(AssertUnwindSafe(|| guard.finish_blocking(&buffer)));
                 self.inbox.deliver(Completion {
                     tag,
                     result: result.unwrap_or_else(|_| Err(panicked())),
-                    buffer: Some(buffer),
+                    buffer: Some(last_step.take(buffer)),
                 });
             }
         }
@@ -241,12 +246,17 @@ impl Job {
                 drop(handle);
                 completion(tag, verb, Err(error))
             }
-            Work::Finish(Unfinished { tag, guard, buffer }) => {
+            Work::Finish(Unfinished {
+                tag,
+                guard,
+                buffer,
+                last_step,
+            }) => {
                 drop(guard);
                 Completion {
                     tag,
                     result: Err(error),
-                    buffer: Some(buffer),
+                    buffer: Some(last_step.take(buffer)),
                 }
             }
         };

@@ -9,7 +9,7 @@ use quarry_contract::{
 
 use super::model::{Contents, Model, SnapshotModel, VolumeModel, snapshot_id, volume_id};
 use super::sectors::{SECTOR_BYTES, Stamp, Value};
-use super::world::{Step, chain};
+use super::world::{Step, chain, key};
 use super::{Action, Violation, World};
 use crate::{Place, Planned, PoolDevice, VersionHandle};
 
@@ -137,7 +137,6 @@ impl World {
         }
         let id = VersionId::Volume(volume_id(number));
         let handle = self
-            .pool()
             .open_version(id, OpenMode::ReadWrite)
             .map_err(|error| Violation(format!("V7: opening volume {number}: {}", chain(&error))))?;
         self.handles.insert(number, Arc::clone(&handle));
@@ -206,7 +205,7 @@ impl World {
             size_bytes,
             source,
         };
-        let called: Called = self.pool().create_volume(&spec).into();
+        let called: Called = self.call_create(volume, &spec);
         let mut contents = contents.unwrap_or_default();
         let mut after = self.model.clone();
         if matches!(called, Called::Changed) {
@@ -232,6 +231,14 @@ impl World {
         self.conclude("creating a volume", called, after, true)
     }
 
+    /// Creates a volume, encrypted where it is one of those that are.
+    fn call_create(&self, volume: u64, spec: &VolumeSpec) -> Called {
+        match self.setup.encrypts(volume) && spec.source == DataSource::Blank {
+            true => self.pool().create_encrypted_volume(spec, &key()).into(),
+            false => self.pool().create_volume(spec).into(),
+        }
+    }
+
     fn create_again(&mut self, volume: u64) -> Result<Step, Violation> {
         let existing = &self.model.volumes[&volume];
         let spec = VolumeSpec {
@@ -239,7 +246,7 @@ impl World {
             size_bytes: existing.size_bytes,
             source: existing.source,
         };
-        match self.pool().create_volume(&spec).into() {
+        match self.call_create(volume, &spec) {
             Called::Unchanged => Ok(Step::Done),
             Called::Changed => Err(Violation(format!(
                 "V1: creating volume {volume} again changed it"
@@ -353,17 +360,19 @@ impl World {
             Planned::NeedsSlowPath
         } {
             Planned::Direct(plan) => {
+                let mut stored = data.clone();
+                handle.encrypt(offset, &mut stored);
                 let mut result = Ok(());
                 for segment in &plan.segments {
                     let Place::Device(at) = segment.place else {
                         return Err(Violation("a plan for an overwrite has a hole".into()));
                     };
-                    let written = self.device.write_at(at, &data[segment.buffer.clone()]);
+                    let written = self.device.write_at(at, &stored[segment.buffer.clone()]);
                     result = result.and(written.map_err(|error| IoError::Medium {
                         detail: error.to_string(),
                     }));
                 }
-                result.and_then(|()| plan.guard.finish_blocking(&data))
+                result.and_then(|()| plan.guard.finish_blocking(&stored))
             }
             Planned::NeedsSlowPath => handle.write(offset, &data, durability),
         };
@@ -466,6 +475,7 @@ impl World {
                         }
                     }
                 }
+                handle.decrypt(offset, &mut bytes);
                 result
             }
             Planned::NeedsSlowPath => handle.read(offset, &mut bytes),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use quarry_contract::conformance::SplitMix;
+use quarry_contract::{DriverError, OpenMode, VersionId, VolumeKey};
 
 use super::action::Mix;
 use super::{Action, Model, SimDevice};
@@ -41,6 +42,8 @@ pub struct Setup {
     pub may_be_full: bool,
     /// How often what happens.
     pub mix: Mix,
+    /// Whether every other blank volume is encrypted, with what is made of it.
+    pub encrypted: bool,
 }
 
 impl Setup {
@@ -62,6 +65,7 @@ impl Setup {
             may_be_full: false,
             mix: Mix::everything(2),
             max_partial_chunks: one_of(&[0, 2, 1000, 1000]) as usize,
+            encrypted: seed % 3 == 1,
         }
     }
 
@@ -73,6 +77,10 @@ impl Setup {
             may_be_full: true,
             ..roomy
         }
+    }
+
+    pub(super) fn encrypts(&self, volume: u64) -> bool {
+        self.encrypted && volume % 2 == 1
     }
 
     fn format_options(&self) -> FormatOptions {
@@ -92,6 +100,11 @@ impl Setup {
             ..OpenOptions::default()
         }
     }
+}
+
+/// The key of every encrypted family.
+pub(super) fn key() -> VolumeKey {
+    VolumeKey::new([0x51; VolumeKey::BYTES])
 }
 
 /// The smallest unit of addressing of a volume.
@@ -309,6 +322,21 @@ impl World {
     pub fn try_open(&mut self) -> Result<(), PoolError> {
         self.pool = Some(Pool::open(self.device.clone(), self.setup.open_options())?);
         Ok(())
+    }
+
+    /// Opens a version for I/O, with its key where it is locked.
+    pub(super) fn open_version(
+        &self,
+        id: VersionId,
+        mode: OpenMode,
+    ) -> Result<Arc<VersionHandle>, DriverError> {
+        match self.pool().open_version(id, mode) {
+            Err(DriverError::Locked { .. }) => {
+                self.pool().unlock_version(id, &key())?;
+                self.pool().open_version(id, mode)
+            }
+            opened => opened,
+        }
     }
 
     pub(super) fn open(&mut self) -> Result<(), Violation> {

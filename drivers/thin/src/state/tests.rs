@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::FormatOptions;
-use crate::format::KNOWN_INCOMPAT;
+use crate::format::BASE_INCOMPAT;
 use crate::space::SearchFrom;
 use uuid::Uuid;
 
@@ -51,7 +51,8 @@ impl Model {
                 space: Space::new(geometry.chunk_count),
                 partials: PartialChunks::default(),
                 allows_partials: true,
-                incompat: KNOWN_INCOMPAT,
+                incompat: BASE_INCOMPAT,
+                keys: KeyAreas::default(),
                 pages: PageSpace::default(),
                 garbage: Garbage::default(),
                 gauge: Arc::default(),

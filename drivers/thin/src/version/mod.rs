@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quarry_contract::{DataSource, SnapshotId, VolumeId};
 use uuid::Uuid;
 
+use crate::keys::KeyRef;
 use crate::map::{Ownership, Slot};
 use crate::write_epoch::WriteEpoch;
 
@@ -67,6 +68,8 @@ pub(crate) struct Version {
     /// Chunks owned; may be negative while a parent is being merged in.
     pub own_chunks: i64,
     pub reap_cursor: u64,
+    /// What its data is encrypted with, if it is.
+    pub key: Option<KeyRef>,
     pub epoch: Arc<WriteEpoch>,
 }
 
@@ -83,6 +86,8 @@ pub(crate) struct VersionTree {
     reaping: Option<NodeId>,
     /// The sizes of all live volumes together, in bytes.
     provisioned_bytes: u64,
+    /// By the slot of its key: each encrypted family that has live versions, and how many.
+    families: BTreeMap<u32, (KeyRef, u64)>,
 }
 
 impl VersionKind {
@@ -148,6 +153,7 @@ impl Version {
             mapped_chunks: 0,
             own_chunks: 0,
             reap_cursor: 0,
+            key: None,
             epoch: Arc::default(),
         }
     }
@@ -308,6 +314,9 @@ impl VersionTree {
 
     fn index(&mut self, version: &Version) {
         let node = version.node;
+        if let Some(key) = version.key.filter(|_| !version.dead) {
+            self.families.entry(key.slot).or_insert((key, 0)).1 += 1;
+        }
         match version.kind {
             _ if version.dead => drop(self.dead.insert(node)),
             VersionKind::Volume => {
@@ -342,6 +351,7 @@ impl VersionTree {
         };
         version.dead = true;
         let (kind, uuid, size_bytes) = (version.kind, version.uuid, version.size());
+        let key = version.key;
         match kind {
             VersionKind::Volume => {
                 self.volumes.remove(&uuid);
@@ -351,6 +361,29 @@ impl VersionTree {
             VersionKind::Internal => {}
         }
         self.dead.insert(node);
+        if let Some(key) = key
+            && let Some((_, live)) = self.families.get_mut(&key.slot)
+        {
+            *live -= 1;
+            if *live == 0 {
+                self.families.remove(&key.slot);
+            }
+        }
+    }
+
+    /// Returns the slots of the keys of families that have live versions.
+    pub fn used_key_slots(&self) -> BTreeSet<u32> {
+        self.families.keys().copied().collect()
+    }
+
+    /// Returns the keys of families that have live versions, ordered by slot.
+    pub fn live_keys(&self) -> impl Iterator<Item = KeyRef> + '_ {
+        self.families.values().map(|(key, _)| *key)
+    }
+
+    /// Returns the key in this slot, if anything lives that needs it.
+    pub fn key_in(&self, slot: u32) -> Option<KeyRef> {
+        self.families.get(&slot).map(|(key, _)| *key)
     }
 
     /// Returns the version to reap next: the one begun, or a dead one with at most one child (N2, N3).

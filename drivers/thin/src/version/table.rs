@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{NodeId, Source, Version, VersionKind, VersionTree};
 use crate::format::{BLOCK_BYTES, FLAG_RESERVED, MAX_DEPTH, PagePointer, ROWS_PER_PAGE, Row};
+use crate::keys::KeyRef;
 use crate::map::Slot;
 
 /// The rows of one page as of a freeze. A row's root may be in memory only; its place is known when the
@@ -148,6 +149,10 @@ fn encode(version: &Version) -> Row {
     row.own_chunks = (version.own_chunks as u64).into();
     row.reap_cursor = version.reap_cursor.into();
     row.source = *source.as_bytes();
+    if let Some(key) = version.key {
+        row.key_family = key.family.into();
+        row.key_slot = key.slot.into();
+    }
     row
 }
 
@@ -174,5 +179,9 @@ fn decode(row: &Row) -> Option<Version> {
     version.mapped_chunks = row.mapped_chunks.get();
     version.own_chunks = row.own_chunks.get() as i64;
     version.reap_cursor = row.reap_cursor.get();
+    version.key = (row.key_family.get() != 0).then(|| KeyRef {
+        family: row.key_family.get(),
+        slot: row.key_slot.get(),
+    });
     (version.depth > 0 && version.depth <= MAX_DEPTH).then_some(version)
 }

@@ -23,6 +23,7 @@ fn failed(what: &str) -> impl Fn(PoolError) -> Violation {
 fn killed_pool(seed: u64) -> Result<World, Violation> {
     let setup = Setup {
         discard_freed: false,
+        encrypted: false,
         ..Setup::roomy(seed)
     };
     let mut world = World::begin(setup)?;

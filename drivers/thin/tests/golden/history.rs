@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use quarry_contract::{
-    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeKey, VolumeSpec,
 };
 use quarry_thin::{Pool, VersionHandle};
 use uuid::Uuid;
@@ -152,11 +152,13 @@ impl Subject for Model {
 /// A pool that the history is played on.
 pub struct PoolSubject {
     pool: Arc<Pool>,
+    /// With a key, blank volumes are encrypted, and so is what is made of them.
+    pub key: Option<VolumeKey>,
 }
 
 impl PoolSubject {
     pub fn of(pool: Arc<Pool>) -> Self {
-        Self { pool }
+        Self { pool, key: None }
     }
 
     fn open(&self, volume: u128) -> Arc<VersionHandle> {
@@ -170,7 +172,11 @@ impl PoolSubject {
             size_bytes,
             source,
         };
-        self.pool.create_volume(&spec).unwrap();
+        match (&self.key, source) {
+            (Some(key), DataSource::Blank) => self.pool.create_encrypted_volume(&spec, key),
+            _ => self.pool.create_volume(&spec),
+        }
+        .unwrap();
     }
 }
 

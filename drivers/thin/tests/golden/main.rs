@@ -12,17 +12,30 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use quarry_contract::{Durability, OpenMode, VersionId, VolumeId};
+use quarry_contract::{Durability, Encryption, OpenMode, VersionId, VolumeId, VolumeKey};
 use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool};
 
 use history::{Model, PoolSubject, play};
 
 const POOL_BYTES: u64 = 4 << 20;
+/// The image whose volumes are encrypted.
+const ENCRYPTED_IMAGE: &str = "1-encryption";
 const BLOCK: usize = 4096;
+
+/// The key of the volumes in the images that have encrypted ones.
+fn key() -> VolumeKey {
+    VolumeKey::new(*b"the key of every encrypted image")
+}
 
 fn open(path: &Path) -> Arc<Pool> {
     let device = FileDevice::open(path, IoMode::Threads).unwrap();
-    Pool::open(Arc::new(device), OpenOptions::default()).unwrap()
+    let pool = Pool::open(Arc::new(device), OpenOptions::default()).unwrap();
+    for volume in pool.volumes() {
+        if volume.encryption != Encryption::None {
+            pool.unlock_version(VersionId::Volume(volume.id), &key()).unwrap();
+        }
+    }
+    pool
 }
 
 /// Makes the pool of the history, as a killed process leaves it.
@@ -38,6 +51,7 @@ fn write_image(image: &Path) {
     Pool::format(&device, &options).unwrap();
     drop(device);
     let mut subject = PoolSubject::of(open(&path));
+    subject.key = image.ends_with(ENCRYPTED_IMAGE).then(key);
     play(&mut subject);
     drop(subject);
     let bytes = fs::read(&path).unwrap();
@@ -103,5 +117,5 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         assert_eq!(bytes, [7; 4096], "{image:?}");
         opened += 1;
     }
-    assert!(opened >= 3, "{opened} images");
+    assert!(opened >= 4, "{opened} images");
 }

@@ -2,9 +2,10 @@
 //!
 //! The checks are grouped by what they are about: `objects` (V1, errors, lists), `versions` (V4, V5, revert and
 //! clone), `openings` (V7 and handles), `space` (V6, V8), `differences` (V9), `endurance`
-//! (V2, V3, V10, V11).
+//! (V2, V3, V10, V11), `encryption` (K1 to K4).
 
 mod differences;
+mod encryption;
 mod endurance;
 mod objects;
 mod openings;
@@ -38,6 +39,7 @@ pub fn run(fixture: &mut dyn BackendFixture) {
     openings::run(fixture);
     space::run(fixture);
     differences::run(fixture);
+    encryption::run(fixture);
     endurance::run(fixture);
 }
 
