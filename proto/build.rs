@@ -25,7 +25,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("quarry.v1.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Messages that hold a secret get a Debug of their own (lib.rs).
-        .skip_debug(["quarry.v1.ChapCredentials", "quarry.v1.ConnectionInfo"])
+        .skip_debug([
+            "quarry.v1.ChapCredentials",
+            "quarry.v1.ConnectionInfo",
+            "quarry.v1.VolumeKey",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -43,4 +43,10 @@ pub mod v1 {
                 .finish_non_exhaustive()
         }
     }
+
+    impl std::fmt::Debug for VolumeKey {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("VolumeKey").finish_non_exhaustive()
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::catalog::record::{
     AccessMode, Connector, Moment, OperationId, OperationRecord, Progress, Request, Source,
 };
 use crate::resources::{
-    Attachment, AttachmentState, ConnectionInfo, DriverRole, Node, Pool, Snapshot, Volume,
+    Attachment, AttachmentState, ConnectionInfo, DriverRole, Node, Pool, Snapshot, Volume, VolumeEncryption,
 };
 
 pub(super) fn timestamp(moment: Moment) -> Timestamp {
@@ -68,6 +68,12 @@ pub(super) fn volume(volume: Volume) -> v1::Volume {
         update_time: volume.updated.map(timestamp),
         limits: limits(&volume.limits),
         reserved: volume.reserved,
+        encryption: match volume.encryption {
+            VolumeEncryption::None => v1::Encryption::None,
+            VolumeEncryption::Unlocked => v1::Encryption::Unlocked,
+            VolumeEncryption::Locked => v1::Encryption::Locked,
+        }
+        .into(),
     }
 }
 

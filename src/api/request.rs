@@ -4,9 +4,10 @@
 use std::num::NonZeroU64;
 
 use prost::Message;
-use quarry_contract::{InitiatorName, IoLimits, Rate, RateLimits, SnapshotId, VolumeId};
+use quarry_contract::{InitiatorName, IoLimits, Rate, RateLimits, SnapshotId, VolumeId, VolumeKey};
 use quarry_proto::v1;
 use quarry_proto::v1::volume_source;
+use secrecy::zeroize::Zeroizing;
 use uuid::Uuid;
 
 use crate::catalog::record::{AccessMode, Connector, Labels, Source};
@@ -142,6 +143,15 @@ pub(super) fn limits(limits: Option<v1::IoLimits>) -> Result<IoLimits, ResourceE
         total: rate_limits("limits.total", total)?,
         read: rate_limits("limits.read", read)?,
         write: rate_limits("limits.write", write)?,
+    })
+}
+
+/// Takes a key over; what the request held of it is zeroed.
+pub(super) fn volume_key(field: &str, key: Option<v1::VolumeKey>) -> Result<VolumeKey, ResourceError> {
+    let bytes = Zeroizing::new(key.map(|key| key.key).unwrap_or_default());
+    VolumeKey::from_slice(&bytes).ok_or_else(|| {
+        let problem = format!("a key has {} bytes, not {}", VolumeKey::BYTES, bytes.len());
+        wrong(field, problem)
     })
 }
 

@@ -37,13 +37,15 @@ fn code_of(reason: Reason) -> Code {
         | Reason::ConnectorIncomplete => Code::InvalidArgument,
         Reason::NotFound => Code::NotFound,
         Reason::SpecMismatch => Code::AlreadyExists,
-        Reason::HasAttachments | Reason::HasSnapshots | Reason::InUse | Reason::StaleGeneration => {
-            Code::FailedPrecondition
-        }
+        Reason::HasAttachments
+        | Reason::HasSnapshots
+        | Reason::InUse
+        | Reason::StaleGeneration
+        | Reason::VolumeLocked => Code::FailedPrecondition,
         Reason::InUseByOperation => Code::Aborted,
         Reason::PoolFull | Reason::LimitReached => Code::ResourceExhausted,
         Reason::CapabilityMissing => Code::Unimplemented,
-        Reason::Denied => Code::PermissionDenied,
+        Reason::Denied | Reason::WrongKey => Code::PermissionDenied,
         Reason::Unavailable | Reason::ShuttingDown => Code::Unavailable,
         Reason::Timeout => Code::DeadlineExceeded,
         Reason::DataDamaged => Code::DataLoss,

@@ -22,6 +22,7 @@ impl v1::volumes_server::Volumes for Api {
             source,
             labels,
             limits,
+            key,
             mutation,
         } = request.into_inner();
         let new = NewVolume {
@@ -31,6 +32,7 @@ impl v1::volumes_server::Volumes for Api {
             source: request::source(source)?,
             labels: request::labels(labels)?,
             limits: request::limits(limits)?,
+            key: key.map(|key| request::volume_key("key", Some(key))).transpose()?,
         };
         let volume = self
             .model
@@ -131,6 +133,37 @@ impl v1::volumes_server::Volumes for Api {
             .model
             .reserve_volume(id, reserved, request::mutation(mutation)?)
             .await?;
+        Ok(Response::new(answer::volume(volume)))
+    }
+
+    async fn unlock_volume(
+        &self,
+        request: Request<v1::UnlockVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let v1::UnlockVolumeRequest { id, key } = request.into_inner();
+        let key = request::volume_key("key", key)?;
+        let id = request::volume_id("id", &id)?;
+        let volume = self.model.unlock_volume(id, &key).await?;
+        Ok(Response::new(answer::volume(volume)))
+    }
+
+    async fn lock_volume(
+        &self,
+        request: Request<v1::LockVolumeRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let id = request::volume_id("id", &request.into_inner().id)?;
+        Ok(Response::new(answer::volume(self.model.lock_volume(id).await?)))
+    }
+
+    async fn change_volume_key(
+        &self,
+        request: Request<v1::ChangeVolumeKeyRequest>,
+    ) -> Result<Response<v1::Volume>, Status> {
+        let v1::ChangeVolumeKeyRequest { id, key, new_key } = request.into_inner();
+        let key = request::volume_key("key", key)?;
+        let new_key = request::volume_key("new_key", new_key)?;
+        let id = request::volume_id("id", &id)?;
+        let volume = self.model.change_volume_key(id, &key, &new_key).await?;
         Ok(Response::new(answer::volume(volume)))
     }
 

@@ -274,6 +274,9 @@ pub enum Request {
         /// How fast it may be used.
         #[serde(default, skip_serializing_if = "IoLimits::is_none")]
         limits: IoLimits,
+        /// Whether it came with a key. The key itself is not kept.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        encrypted: bool,
     },
     /// Grow a volume.
     ExtendVolume {

@@ -137,6 +137,10 @@ fn next_step(reason: Reason) -> Option<&'static str> {
         Reason::HasSnapshots => {
             Some("quarry snapshot delete ID, for each of them, or repeat the command with --cascade")
         }
+        Reason::VolumeLocked => Some("quarry volume unlock ID --key-file FILE"),
+        Reason::WrongKey => {
+            Some("hand in the key that the volume was created with, or that it was last changed to")
+        }
         Reason::SpecMismatch => Some("choose another --id, or ask for what exists"),
         Reason::StaleGeneration => {
             Some("look at it again (show), and repeat with its generation if it is still right")

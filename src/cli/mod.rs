@@ -17,6 +17,7 @@ mod failure;
 mod findings;
 #[cfg(test)]
 mod golden;
+mod key;
 mod limit;
 mod mutation;
 mod node;

@@ -1,14 +1,15 @@
 //! `quarry volume`: thin block volumes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use quarry_proto::v1::version::Version as Chosen;
 use quarry_proto::v1::volumes_client::VolumesClient;
 use quarry_proto::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, ExtendVolumeRequest, GetVolumeRequest, LimitVolumeRequest,
-    ListVolumesRequest, ReserveVolumeRequest, RevertVolumeRequest, UpdateVolumeRequest, Volume, VolumeSource,
-    volume_source,
+    ChangeVolumeKeyRequest, CreateVolumeRequest, DeleteVolumeRequest, ExtendVolumeRequest, GetVolumeRequest,
+    LimitVolumeRequest, ListVolumesRequest, LockVolumeRequest, ReserveVolumeRequest, RevertVolumeRequest,
+    UnlockVolumeRequest, UpdateVolumeRequest, Volume, VolumeSource, volume_source,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -18,9 +19,11 @@ use super::answer::{Answer, show_labels, show_text, show_time, sorted_labels};
 use super::argument::{Source, id_or_new, parse_id, parse_label, parse_source};
 use super::extents;
 use super::failure::Failure;
+use super::key;
 use super::limit::{self, Limit, LimitsRecord, parse_limit};
 use super::mutation::MutationArgs;
 use super::paging::{PAGE_SIZE, all_pages};
+use super::word::word;
 use crate::size::{parse_size, show_size};
 
 /// The verbs of `quarry volume`.
@@ -33,6 +36,8 @@ Examples:
   quarry volume create --from snapshot:SNAPSHOT_ID
   quarry volume create --from volume:VOLUME_ID --size 20GiB
   quarry volume create --size 2GiB --limit iops=1000:5000 --limit bytes=100MiB
+
+  head -c 32 /dev/urandom > KEY; quarry volume create --size 2GiB --key-file KEY
 
 A clone costs no space until it is written, and lives on when what it was made from is deleted.")]
     Create {
@@ -55,6 +60,10 @@ A clone costs no space until it is written, and lives on when what it was made f
         /// How fast it may be used, as in `volume limit`; may be given several times
         #[arg(long = "limit", value_parser = parse_limit, value_name = "WHAT=RATE[:BURST]")]
         limits: Vec<Limit>,
+        /// Encrypt it with the key in this file, 32 bytes or 64 hexadecimal digits; - is standard input. What is made of
+        /// an encrypted volume is encrypted without this
+        #[arg(long, value_name = "FILE", conflicts_with = "from")]
+        key_file: Option<PathBuf>,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -142,6 +151,40 @@ once. What is over a limit waits. The new limits hold when the command returns, 
         #[command(flatten)]
         mutation: MutationArgs,
     },
+    /// Hand in the key of an encrypted volume, its snapshots and its clones; needed after each start of the agent
+    #[command(after_help = "\
+Examples:
+  quarry volume unlock VOLUME_ID --key-file KEY
+  fetch-key VOLUME_ID | quarry volume unlock VOLUME_ID --key-file -
+
+What is attached and waits for the key is there for its hosts when the command returns. The agent keeps the key in
+memory only.")]
+    Unlock {
+        /// The volume's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// The file with its key, 32 bytes or 64 hexadecimal digits; - is standard input
+        #[arg(long, value_name = "FILE")]
+        key_file: PathBuf,
+    },
+    /// Forget the key of an encrypted volume, its snapshots and its clones
+    Lock {
+        /// The volume's id; neither it nor its clones may be attached
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+    },
+    /// Replace the key of an encrypted volume, its snapshots and its clones; the data stays as it is
+    ChangeKey {
+        /// The volume's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// The file with its key; - is standard input
+        #[arg(long, value_name = "FILE")]
+        key_file: PathBuf,
+        /// The file with the key that it shall have
+        #[arg(long, value_name = "FILE")]
+        new_key_file: PathBuf,
+    },
     /// Replace a volume's labels; without --label, remove them all
     Label {
         /// The volume's id
@@ -177,6 +220,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             from,
             labels,
             limits,
+            key_file,
             mutation,
         } => {
             let request = CreateVolumeRequest {
@@ -186,6 +230,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 source: from.map(VolumeSource::from),
                 labels: labels.into_iter().collect(),
                 limits: limit::joined(&limits)?,
+                key: key_file.as_deref().map(key::read).transpose()?,
                 mutation: mutation.into(),
             };
             Ok(shown(&client.create_volume(request).await?.into_inner()))
@@ -247,6 +292,29 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             };
             Ok(shown(&client.reserve_volume(request).await?.into_inner()))
         }
+        Command::Unlock { id, key_file } => {
+            let request = UnlockVolumeRequest {
+                id: id.to_string(),
+                key: Some(key::read(&key_file)?),
+            };
+            Ok(shown(&client.unlock_volume(request).await?.into_inner()))
+        }
+        Command::Lock { id } => {
+            let request = LockVolumeRequest { id: id.to_string() };
+            Ok(shown(&client.lock_volume(request).await?.into_inner()))
+        }
+        Command::ChangeKey {
+            id,
+            key_file,
+            new_key_file,
+        } => {
+            let request = ChangeVolumeKeyRequest {
+                id: id.to_string(),
+                key: Some(key::read(&key_file)?),
+                new_key: Some(key::read(&new_key_file)?),
+            };
+            Ok(shown(&client.change_volume_key(request).await?.into_inner()))
+        }
         Command::Label { id, labels, mutation } => {
             let request = UpdateVolumeRequest {
                 id: id.to_string(),
@@ -296,6 +364,7 @@ struct Record<'a> {
     serial: &'a str,
     limits: LimitsRecord,
     reserved: bool,
+    encryption: String,
     labels: BTreeMap<&'a str, &'a str>,
     generation: u64,
     create_time: Option<String>,
@@ -327,12 +396,17 @@ impl<'a> From<&'a Volume> for Record<'a> {
             serial: &volume.serial,
             limits: LimitsRecord::of(volume.limits.as_ref()),
             reserved: volume.reserved,
+            encryption: encryption(volume),
             labels: sorted_labels(&volume.labels),
             generation: volume.generation,
             create_time: volume.create_time.as_ref().map(ToString::to_string),
             update_time: volume.update_time.as_ref().map(ToString::to_string),
         }
     }
+}
+
+fn encryption(volume: &Volume) -> String {
+    word(volume.encryption().as_str_name(), "ENCRYPTION_")
 }
 
 fn source(volume: &Volume) -> Option<&volume_source::Source> {
@@ -388,6 +462,7 @@ fn shown(volume: &Volume) -> Answer {
         ("serial", volume.serial.clone()),
         ("limits", limit::show(volume.limits.as_ref())),
         ("reserved", if volume.reserved { "yes" } else { "no" }.to_owned()),
+        ("encryption", encryption(volume)),
         ("labels", show_labels(&volume.labels)),
         ("generation", volume.generation.to_string()),
         ("created", show_time(volume.create_time.as_ref())),
@@ -399,6 +474,7 @@ fn shown(volume: &Volume) -> Answer {
 #[cfg(test)]
 mod tests {
     use prost_types::Timestamp;
+    use quarry_proto::v1::Encryption;
 
     use super::*;
     use crate::cli::golden::assert_golden;
@@ -412,6 +488,7 @@ mod tests {
             target_name: "iqn.2026-11.io.quarry:volume-1".into(),
             serial: "0000000000004000".into(),
             generation: 1,
+            encryption: Encryption::None.into(),
             create_time: Some(Timestamp {
                 seconds: 1_790_000_000,
                 nanos: 500_000_000,

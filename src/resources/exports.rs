@@ -254,10 +254,12 @@ impl Resources {
         match self.sync_export(volume, grants).await {
             Ok(_) => Ok(true),
             Err(error) => {
-                warn!(%volume, %error, "the volume cannot be exported");
-                self.exports
-                    .lock()
-                    .insert(volume, State::Failed(error.to_string()));
+                let reason = error.to_string();
+                // Said once, however often it is tried again.
+                if self.export_failure(volume).as_ref() != Some(&reason) {
+                    warn!(%volume, %error, "the volume cannot be exported");
+                }
+                self.exports.lock().insert(volume, State::Failed(reason));
                 Ok(false)
             }
         }

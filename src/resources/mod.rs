@@ -41,6 +41,7 @@ pub use attachments::{MadeAttachment, NewAttachment};
 pub use error::{Object, ObjectKind, ResourceError};
 pub use model::{
     Attachment, AttachmentState, ConnectionInfo, Mutation, Page, Pool, RecoveryReport, Snapshot, Volume,
+    VolumeEncryption,
 };
 pub use node::{Driver, DriverRole, Node};
 pub use volumes::NewVolume;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use quarry_contract::{ChapCredentials, IoLimits, PoolStatus, SnapshotId, VolumeId};
+use quarry_contract::{ChapCredentials, Encryption, IoLimits, PoolStatus, SnapshotId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::record::{AccessMode, AttachmentId, Connector, Labels, Moment, Source};
@@ -60,6 +60,31 @@ pub struct Volume {
     /// Whether it takes space from a nearly full pool when others may not.
     #[serde(default)]
     pub reserved: bool,
+    /// Whether it is encrypted.
+    #[serde(default)]
+    pub encryption: VolumeEncryption,
+}
+
+/// Whether a volume is encrypted, and whether its key is there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeEncryption {
+    /// It is not encrypted.
+    #[default]
+    None,
+    /// It is, and can be attached.
+    Unlocked,
+    /// It is, and can be attached only when its key has been handed in.
+    Locked,
+}
+
+impl From<Encryption> for VolumeEncryption {
+    fn from(encryption: Encryption) -> Self {
+        match encryption {
+            Encryption::None => Self::None,
+            Encryption::Unlocked => Self::Unlocked,
+            Encryption::Locked => Self::Locked,
+        }
+    }
 }
 
 /// One snapshot.

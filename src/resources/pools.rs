@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use quarry_contract::{
-    Capability, DriverError, PoolName, PoolProblem, SnapshotId, SnapshotInfo, VolumeBackend, VolumeId,
-    VolumeInfo,
+    Capability, DriverError, PoolName, PoolProblem, SnapshotId, SnapshotInfo, VolumeBackend,
+    VolumeEncryption, VolumeId, VolumeInfo,
 };
 
 use super::error::{Object, ObjectKind, ResourceError};
@@ -30,6 +30,14 @@ impl PoolBackend {
         Err(ResourceError::CapabilityMissing {
             pool: self.object(),
             capability: capability.as_str(),
+        })
+    }
+
+    /// Returns what the driver can do with encrypted volumes.
+    pub(super) fn encryption(&self) -> Result<&dyn VolumeEncryption, ResourceError> {
+        self.require(Capability::Encryption)?;
+        self.backend.encryption().ok_or_else(|| ResourceError::Internal {
+            detail: "a driver says that it encrypts, and does not".into(),
         })
     }
 

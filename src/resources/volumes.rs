@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use quarry_contract::{Capability, IoLimits, SnapshotId, VolumeId, VolumeInfo, VolumeSpec};
+use quarry_contract::{
+    Capability, Encryption, IoLimits, SnapshotId, VersionId, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
+};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -29,6 +31,8 @@ pub struct NewVolume {
     pub labels: Labels,
     /// How fast it may be used.
     pub limits: IoLimits,
+    /// What it is encrypted with, if it is.
+    pub key: Option<VolumeKey>,
 }
 
 impl Resources {
@@ -54,6 +58,7 @@ impl Resources {
             source,
             labels,
             limits,
+            key,
         } = new.clone();
         let request = Request::CreateVolume {
             id,
@@ -62,6 +67,7 @@ impl Resources {
             source,
             labels,
             limits,
+            encrypted: key.is_some(),
         };
         refuse_generation(&mutation)?;
         self.mutate(locks, request, mutation, |model, intent| {
@@ -81,6 +87,7 @@ impl Resources {
             }
             differences.compare("source", Source::from(info.source), new.source);
             differences.none_or(Object::volume(new.id))?;
+            let info = self.check_key(&pool, info, &new).await?;
             return Ok(Done::unchanged(self.volume_view(&pool, info).await?));
         }
         let (pool, size_bytes) = self.place(&new).await?;
@@ -91,13 +98,37 @@ impl Resources {
             size_bytes,
             source: new.source.into(),
         };
-        let info = pool.backend.create_volume(&spec).await?.into_inner();
+        let created = match &new.key {
+            None => pool.backend.create_volume(&spec).await?,
+            Some(key) => pool.encryption()?.create_encrypted_volume(&spec, key).await?,
+        };
+        let info = created.into_inner();
         let record = ObjectRecord {
             limits: new.limits,
             ..ObjectRecord::created_now(new.labels)
         };
         let view = self.volume_view_with(&pool, info, record.clone(), 0)?;
         Ok(Done::changed(view, vec![Change::PutVolume(new.id, record)]))
+    }
+
+    /// Refuses to take an existing volume for the one to be created when it is encrypted otherwise.
+    async fn check_key(
+        &self,
+        pool: &PoolBackend,
+        info: VolumeInfo,
+        new: &NewVolume,
+    ) -> Result<VolumeInfo, ResourceError> {
+        let spec = VolumeSpec {
+            id: info.id,
+            size_bytes: info.size_bytes,
+            source: info.source,
+        };
+        let same = match &new.key {
+            None if info.encryption == Encryption::None => return Ok(info),
+            None => pool.backend.create_volume(&spec).await?,
+            Some(key) => pool.encryption()?.create_encrypted_volume(&spec, key).await?,
+        };
+        Ok(same.into_inner())
     }
 
     /// Decides the pool and the size of a new volume.
@@ -345,6 +376,49 @@ impl Resources {
         self.volume_changed(&pool, info, record).await
     }
 
+    /// Hands in the key of an encrypted volume, and attaches what waits for it.
+    ///
+    /// # Errors
+    /// `NotFound`, `CapabilityMissing`, and the driver's.
+    pub async fn unlock_volume(&self, id: VolumeId, key: &VolumeKey) -> Result<Volume, ResourceError> {
+        {
+            let _held = self.locks.take([id.into()]).await?;
+            let (pool, _) = self.existing_volume(id).await?;
+            pool.encryption()?.unlock(VersionId::Volume(id), key).await?;
+        }
+        self.retry_exports().await?;
+        self.volume(id).await
+    }
+
+    /// Forgets the key of an encrypted volume.
+    ///
+    /// # Errors
+    /// `NotFound`, `CapabilityMissing`, and the driver's.
+    pub async fn lock_volume(&self, id: VolumeId) -> Result<Volume, ResourceError> {
+        let _held = self.locks.take([id.into()]).await?;
+        let (pool, _) = self.existing_volume(id).await?;
+        pool.encryption()?.lock(VersionId::Volume(id)).await?;
+        self.volume(id).await
+    }
+
+    /// Replaces the key of an encrypted volume.
+    ///
+    /// # Errors
+    /// `NotFound`, `CapabilityMissing`, and the driver's.
+    pub async fn change_volume_key(
+        &self,
+        id: VolumeId,
+        key: &VolumeKey,
+        new_key: &VolumeKey,
+    ) -> Result<Volume, ResourceError> {
+        let _held = self.locks.take([id.into()]).await?;
+        let (pool, _) = self.existing_volume(id).await?;
+        pool.encryption()?
+            .change_key(VersionId::Volume(id), key, new_key)
+            .await?;
+        self.volume(id).await
+    }
+
     /// Replaces a volume's labels.
     ///
     /// # Errors
@@ -552,6 +626,7 @@ impl Resources {
             updated: record.updated,
             limits: record.limits,
             reserved: info.reserved,
+            encryption: info.encryption.into(),
         })
     }
 

@@ -18,6 +18,7 @@ mod bad_input;
 mod call_sequence;
 mod crash;
 mod detach;
+mod encryption;
 mod fencing;
 mod full_pool;
 mod garbage;

@@ -76,6 +76,7 @@ fn create_call() -> Call {
         source: Source::Blank,
         labels,
         limits: slow(),
+        encrypted: false,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod encryption;
 mod extents;
 mod faults;
 mod kit;
