@@ -1,5 +1,5 @@
 //! Where writes wait that found the pool full, if the pool is told to let them
-//! ([`OnFull::Wait`](crate::OnFull::Wait)).
+//! ([`OnFull::Wait`]).
 //!
 //! A worker puts a write here when the engine refuses it for lack of space. One thread tries the first of each class
 //! again whenever space may have come, and gives up who has waited too long. Reserved volumes go before others.
