@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
-use quarry_contract::{DriverError, PoolName, Target, VolumeBackend};
+use quarry_contract::{DriverError, PoolName, ShareBackend, ShareServer, Target, VolumeBackend};
+use quarry_ganesha::{GaneshaServer, StartError as GaneshaError};
+use quarry_images::ImageBackend;
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
 use quarry_thin::{
     Caching, FormatOptions, OnFull, OpenOptions, PoolFile, SpaceLevels, ThinBackend, Threshold,
@@ -18,7 +20,9 @@ use quarry_thin::{
 use tracing::{error, info};
 use uuid::Uuid;
 
-use crate::config::{Config, IfAbsent, PoolConfig, PoolDriver, Share, TargetConfig};
+use crate::config::{
+    Config, IfAbsent, PoolConfig, PoolDriver, Share, SharePoolConfig, ShareServerConfig, TargetConfig,
+};
 
 /// The drivers in use.
 #[derive(Clone)]
@@ -29,6 +33,10 @@ pub struct Registry {
     iscsi: Option<Arc<IscsiTarget>>,
     /// The pools that have to be closed.
     thin: Vec<(PoolName, Arc<ThinBackend>)>,
+    share_pools: BTreeMap<PoolName, Arc<dyn ShareBackend>>,
+    /// The pools of shares that have to be closed.
+    images: Vec<(PoolName, Arc<ImageBackend>)>,
+    share_server: Option<Arc<dyn ShareServer>>,
 }
 
 /// The target with the name of its driver.
@@ -89,6 +97,12 @@ pub enum RegistryError {
         /// The cause.
         source: StartError,
     },
+    /// The share server cannot be started.
+    #[error("cannot start the share server")]
+    ShareServer {
+        /// The cause.
+        source: GaneshaError,
+    },
     /// The port that initiators know cannot be remembered.
     #[error("cannot write {path}, which remembers the iSCSI port")]
     PortFile {
@@ -133,6 +147,20 @@ impl Registry {
                 .insert(pool.name.clone(), Arc::clone(&backend) as Arc<dyn VolumeBackend>);
             registry.thin.push((pool.name.clone(), backend));
         }
+        for pool in &config.share_pools {
+            let backend = open_share_pool(pool, known.get(&share_pool_key(&pool.name)).copied()).await?;
+            info!(pool = %pool.name, "the pool of shares is open");
+            registry
+                .share_pools
+                .insert(pool.name.clone(), Arc::clone(&backend) as Arc<dyn ShareBackend>);
+            registry.images.push((pool.name.clone(), backend));
+        }
+        if let Some(ShareServerConfig::Ganesha(ganesha)) = &config.share_server {
+            let server = GaneshaServer::start(ganesha.clone())
+                .await
+                .map_err(|source| RegistryError::ShareServer { source })?;
+            registry.share_server = Some(Arc::new(server));
+        }
         Ok(registry)
     }
 
@@ -143,7 +171,34 @@ impl Registry {
             target,
             iscsi: None,
             thin: Vec::new(),
+            share_pools: BTreeMap::new(),
+            images: Vec::new(),
+            share_server: None,
         }
+    }
+
+    /// Takes up drivers of shares that are open already.
+    #[must_use]
+    pub fn with_shares(
+        self,
+        share_pools: BTreeMap<PoolName, Arc<dyn ShareBackend>>,
+        share_server: Arc<dyn ShareServer>,
+    ) -> Self {
+        Self {
+            share_pools,
+            share_server: Some(share_server),
+            ..self
+        }
+    }
+
+    /// Returns the pools of shares, ordered by name.
+    pub fn share_pools(&self) -> impl Iterator<Item = (&PoolName, &Arc<dyn ShareBackend>)> {
+        self.share_pools.iter()
+    }
+
+    /// Returns the share server, when there is one.
+    pub fn share_server(&self) -> Option<&Arc<dyn ShareServer>> {
+        self.share_server.as_ref()
     }
 
     /// Returns the pools, ordered by name.
@@ -156,11 +211,12 @@ impl Registry {
         self.pools.iter().find(|(known, _)| known.as_str() == name)
     }
 
-    /// Returns the identities of the pools that are kept in files or on devices.
-    pub fn pool_identities(&self) -> impl Iterator<Item = (&PoolName, Uuid)> {
-        self.thin
-            .iter()
-            .map(|(name, backend)| (name, backend.pool().uuid()))
+    /// Returns the identities of the pools that are kept in files or on devices, by the names they are known under.
+    pub fn pool_identities(&self) -> impl Iterator<Item = (String, Uuid)> {
+        let thin = self.thin.iter();
+        let images = self.images.iter();
+        thin.map(|(name, backend)| (name.to_string(), backend.pool().uuid()))
+            .chain(images.map(|(name, backend)| (share_pool_key(name), backend.uuid())))
     }
 
     /// Returns the target.
@@ -180,6 +236,17 @@ impl Registry {
     /// next start recovers it.
     pub async fn close(self) {
         self.target.target.shutdown().await;
+        if let Some(server) = &self.share_server {
+            server.shutdown().await;
+        }
+        for (pool, backend) in self.images {
+            let closed = tokio::task::spawn_blocking(move || backend.shutdown()).await;
+            match closed {
+                Ok(Ok(())) => info!(%pool, "the pool of shares is closed"),
+                Ok(Err(problem)) => error!(%pool, error = %problem, "the pool of shares stays mounted"),
+                Err(panic) => error!(%pool, error = %panic, "closing the pool has panicked"),
+            }
+        }
         for (pool, backend) in self.thin {
             let closed = tokio::task::spawn_blocking(move || backend.shutdown()).await;
             match closed {
@@ -264,6 +331,55 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
             path,
             known,
             found,
+        }),
+        _ => Ok(backend),
+    }
+}
+
+/// Returns what a pool of shares is known under: no pool of volumes can have such a name.
+fn share_pool_key(name: &PoolName) -> String {
+    format!("share_pool/{name}")
+}
+
+async fn open_share_pool(
+    pool: &SharePoolConfig,
+    known: Option<Uuid>,
+) -> Result<Arc<ImageBackend>, RegistryError> {
+    let name = pool.name.clone();
+    let path = pool.path().to_owned();
+    if let Some(known) = known
+        && !path.exists()
+    {
+        return Err(RegistryError::PoolGone {
+            pool: name,
+            path,
+            known,
+        });
+    }
+    let options = pool.options(known.is_some());
+    // Opening mounts, and settles what is left: it blocks.
+    let opened = tokio::task::spawn_blocking(move || ImageBackend::open(&options)).await;
+    let opened = opened.unwrap_or_else(|panic| {
+        Err(DriverError::Internal {
+            detail: format!("opening the pool has panicked: {panic}"),
+        })
+    });
+    let backend = match opened {
+        Ok(backend) => Arc::new(backend),
+        Err(source) => {
+            return Err(RegistryError::Pool {
+                pool: name,
+                path,
+                source,
+            });
+        }
+    };
+    match known {
+        Some(known) if known != backend.uuid() => Err(RegistryError::PoolReplaced {
+            pool: name,
+            path,
+            known,
+            found: backend.uuid(),
         }),
         _ => Ok(backend),
     }

@@ -215,8 +215,8 @@ impl Agent {
         let registry = Registry::open(&config, &known).await?;
         let new: Vec<Change> = registry
             .pool_identities()
-            .filter(|(name, _)| !known.contains_key(name.as_str()))
-            .map(|(name, uuid)| Change::PutPool(name.to_string(), uuid))
+            .filter(|(name, _)| !known.contains_key(name))
+            .map(|(name, uuid)| Change::PutPool(name, uuid))
             .collect();
         if !new.is_empty() {
             catalog.commit(new).await?;

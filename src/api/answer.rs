@@ -2,10 +2,11 @@
 
 use prost_types::Timestamp;
 use quarry_contract::{
-    ChapCredentials, IoLimits, PoolSpace, PoolState, Rate, RateLimits, SessionInfo, SpaceLevel,
+    AccessLevel, ChapCredentials, ClientKind, IoLimits, PoolSpace, PoolState, Rate, RateLimits, SessionInfo,
+    SharePoolStatus, ShareSource, SpaceLevel, Squash,
 };
 use quarry_proto::v1;
-use quarry_proto::v1::volume_source;
+use quarry_proto::v1::{share_source, volume_source};
 use secrecy::ExposeSecret;
 
 use super::cinder;
@@ -13,7 +14,8 @@ use crate::catalog::record::{
     AccessMode, Connector, Moment, OperationId, OperationRecord, Progress, Request, Source,
 };
 use crate::resources::{
-    Attachment, AttachmentState, ConnectionInfo, DriverRole, Node, Pool, Snapshot, Volume, VolumeEncryption,
+    AccessDecision, AccessStatus, Attachment, AttachmentState, ConnectionInfo, DriverRole, ExportLocation,
+    Node, Pool, RuleView, Share, SharePoolView, ShareSnapshot, Snapshot, Volume, VolumeEncryption,
 };
 
 pub(super) fn timestamp(moment: Moment) -> Timestamp {
@@ -234,6 +236,8 @@ pub(super) fn node(node: Node) -> v1::NodeInfo {
         role: match driver.role {
             DriverRole::Volumes => v1::DriverRole::Volumes,
             DriverRole::Target => v1::DriverRole::Target,
+            DriverRole::Shares => v1::DriverRole::Shares,
+            DriverRole::ShareServer => v1::DriverRole::ShareServer,
         }
         .into(),
         name: driver.name.to_owned(),
@@ -254,6 +258,7 @@ pub(super) fn node(node: Node) -> v1::NodeInfo {
         start_time: Some(timestamp(node.started)),
         drivers: node.drivers.into_iter().map(driver).collect(),
         portals: node.portals.iter().map(ToString::to_string).collect(),
+        share_portals: node.share_portals.iter().map(ToString::to_string).collect(),
         health: Some(v1::Health {
             state: state.into(),
             problems: node.problems,
@@ -264,6 +269,172 @@ pub(super) fn node(node: Node) -> v1::NodeInfo {
             exports_restored: node.recovery.exports_restored,
             exports_failed: node.recovery.exports_failed,
         }),
+    }
+}
+
+fn export_location(location: ExportLocation) -> v1::ExportLocation {
+    v1::ExportLocation {
+        id: location.id.to_string(),
+        path: location.path,
+        ipv6: location.is_ipv6,
+        preferred: location.is_preferred,
+        port: location.port.into(),
+    }
+}
+
+pub(super) fn share(share: Share) -> v1::Share {
+    let source = match share.source {
+        ShareSource::Blank => None,
+        ShareSource::Snapshot(id) => Some(share_source::Source::SnapshotId(id.to_string())),
+        ShareSource::Share(id) => Some(share_source::Source::ShareId(id.to_string())),
+    };
+    let squash = match share.squash {
+        Squash::None => v1::Squash::None,
+        Squash::Root => v1::Squash::Root,
+        Squash::All => v1::Squash::All,
+    };
+    v1::Share {
+        id: share.id.to_string(),
+        pool: share.pool,
+        size_bytes: share.size_bytes,
+        source: source.map(|source| v1::ShareSource { source: Some(source) }),
+        used_bytes: share.used_bytes,
+        allocated_bytes: share.allocated_bytes,
+        squash: squash.into(),
+        export_locations: share.locations.into_iter().map(export_location).collect(),
+        labels: share.labels.into_iter().collect(),
+        generation: share.generation,
+        create_time: share.created.map(timestamp),
+        update_time: share.updated.map(timestamp),
+    }
+}
+
+pub(super) fn share_snapshot(snapshot: ShareSnapshot) -> v1::ShareSnapshot {
+    v1::ShareSnapshot {
+        id: snapshot.id.to_string(),
+        share_id: snapshot.share.to_string(),
+        pool: snapshot.pool,
+        size_bytes: snapshot.size_bytes,
+        export_locations: snapshot.locations.into_iter().map(export_location).collect(),
+        labels: snapshot.labels.into_iter().collect(),
+        generation: snapshot.generation,
+        create_time: snapshot.created.map(timestamp),
+    }
+}
+
+pub(super) fn share_pool(pool: SharePoolView) -> v1::SharePool {
+    let (status, problem) = match pool.status {
+        Ok(status) => (Some(status), String::new()),
+        Err(problem) => (None, problem),
+    };
+    let figure = |of: fn(&SharePoolStatus) -> u64| status.as_ref().map_or(0, of);
+    v1::SharePool {
+        name: pool.name,
+        driver: pool.driver.to_owned(),
+        problem,
+        uuid: status
+            .as_ref()
+            .map(|status| status.uuid.to_string())
+            .unwrap_or_default(),
+        total_bytes: figure(|status| status.total_bytes),
+        free_bytes: figure(|status| status.free_bytes),
+        reclaimable_bytes: figure(|status| status.reclaimable_bytes),
+        provisioned_bytes: figure(|status| status.provisioned_bytes),
+        share_count: figure(|status| status.share_count),
+        snapshot_count: figure(|status| status.snapshot_count),
+        capabilities: pool.capabilities.into_iter().map(str::to_owned).collect(),
+        min_share_bytes: pool.limits.min_share_bytes,
+        max_share_bytes: pool.limits.max_share_bytes,
+        size_granularity_bytes: pool.limits.size_granularity_bytes,
+    }
+}
+
+fn access_level(level: AccessLevel) -> v1::AccessLevel {
+    match level {
+        AccessLevel::ReadOnly => v1::AccessLevel::ReadOnly,
+        AccessLevel::ReadWrite => v1::AccessLevel::ReadWrite,
+    }
+}
+
+pub(super) fn access_status(status: AccessStatus) -> v1::AccessStatus {
+    let in_sync = status.problem.is_none();
+    let rule = |view: RuleView| {
+        let kind = match view.rule.kind {
+            ClientKind::Ip => v1::ClientKind::Ip,
+            ClientKind::User => v1::ClientKind::User,
+            ClientKind::Certificate => v1::ClientKind::Certificate,
+        };
+        let rule = v1::AccessRule {
+            id: view.rule.id.to_string(),
+            kind: kind.into(),
+            client: view.rule.client,
+            level: access_level(view.rule.level).into(),
+        };
+        match view.enforced {
+            Err(problem) => v1::RuleStatus {
+                rule: Some(rule),
+                state: v1::RuleState::Refused.into(),
+                problem,
+                ..v1::RuleStatus::default()
+            },
+            Ok(enforced) => {
+                let state = if in_sync {
+                    v1::RuleState::Active
+                } else {
+                    v1::RuleState::Pending
+                };
+                v1::RuleStatus {
+                    rule: Some(rule),
+                    state: state.into(),
+                    problem: status.problem.clone().unwrap_or_default(),
+                    canonical: enforced.network,
+                    effective: access_level(enforced.effective).into(),
+                    shadowed_by: enforced.shadowed_by.iter().map(ToString::to_string).collect(),
+                }
+            }
+        }
+    };
+    v1::AccessStatus {
+        generation: status.generation,
+        in_sync,
+        rules: status.rules.into_iter().map(rule).collect(),
+    }
+}
+
+pub(super) fn access_decision(decision: AccessDecision) -> v1::AccessDecision {
+    let verb = |level: AccessLevel| match level {
+        AccessLevel::ReadOnly => "may read",
+        AccessLevel::ReadWrite => "may read and write",
+    };
+    let client = decision.client;
+    let by_rules = match &decision.by_rules {
+        None => format!("{client} has no access: no rule names it"),
+        Some((level, network, rule)) => {
+            let verb = verb(*level);
+            format!("{client} {verb}: of the rules that name it, {rule} has the smallest network, {network}")
+        }
+    };
+    let level = decision.by_rules.as_ref().map(|(level, _, _)| *level);
+    let loaded = decision.loaded.as_ref().map(|(level, _)| *level);
+    let explanation = match &decision.loaded {
+        _ if level == loaded => format!("{by_rules}. The server has it so."),
+        None => format!("{by_rules}. But the server gives it no access."),
+        Some((level, network)) => {
+            format!("{by_rules}. But at the server it {} by {network}.", verb(*level))
+        }
+    };
+    let number = |level: Option<AccessLevel>| level.map_or(v1::AccessLevel::Unspecified, access_level).into();
+    let (network, rule_id) = match decision.by_rules {
+        Some((_, network, rule)) => (network, rule.to_string()),
+        None => Default::default(),
+    };
+    v1::AccessDecision {
+        level: number(level),
+        rule_id,
+        network,
+        loaded_level: number(loaded),
+        loaded_network: decision.loaded.map(|(_, network)| network).unwrap_or_default(),
+        explanation,
     }
 }
 
@@ -280,6 +451,13 @@ pub(super) fn operation_kind(request: &Request) -> v1::OperationKind {
         Request::DeleteSnapshot { .. } => v1::OperationKind::DeleteSnapshot,
         Request::CreateAttachment { .. } => v1::OperationKind::CreateAttachment,
         Request::DeleteAttachment { .. } => v1::OperationKind::DeleteAttachment,
+        Request::CreateShare { .. } => v1::OperationKind::CreateShare,
+        Request::ResizeShare { .. } => v1::OperationKind::ResizeShare,
+        Request::RevertShare { .. } => v1::OperationKind::RevertShare,
+        Request::DeleteShare { .. } => v1::OperationKind::DeleteShare,
+        Request::CreateShareSnapshots { .. } => v1::OperationKind::CreateShareSnapshots,
+        Request::DeleteShareSnapshot { .. } => v1::OperationKind::DeleteShareSnapshot,
+        Request::SetAccess { .. } => v1::OperationKind::SetAccess,
     }
 }
 

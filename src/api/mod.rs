@@ -3,6 +3,7 @@
 //! Each call is checked and turned into the model's types ([`request`]), carried out by the resource model, and
 //! its answer or error turned back ([`answer`], [`status`]). Nothing is decided here.
 
+mod access;
 mod answer;
 mod attachments;
 mod cinder;
@@ -11,6 +12,8 @@ mod node;
 mod operations;
 mod pools;
 mod request;
+mod share_snapshots;
+mod shares;
 mod snapshots;
 mod status;
 mod volumes;
@@ -21,11 +24,14 @@ mod tests;
 use std::sync::Arc;
 
 use quarry_proto::v1::FILE_DESCRIPTOR_SET;
+use quarry_proto::v1::access_server::AccessServer;
 use quarry_proto::v1::attachments_server::AttachmentsServer;
 use quarry_proto::v1::data_server::DataServer;
 use quarry_proto::v1::node_server::NodeServer;
 use quarry_proto::v1::operations_server::OperationsServer;
 use quarry_proto::v1::pools_server::PoolsServer;
+use quarry_proto::v1::share_snapshots_server::ShareSnapshotsServer;
+use quarry_proto::v1::shares_server::SharesServer;
 use quarry_proto::v1::snapshots_server::SnapshotsServer;
 use quarry_proto::v1::volumes_server::VolumesServer;
 use tonic::service::{Routes, RoutesBuilder};
@@ -54,6 +60,9 @@ pub async fn routes(model: Arc<Resources>) -> Result<Routes, tonic_reflection::s
     health.set_serving::<AttachmentsServer<Api>>().await;
     health.set_serving::<DataServer<Api>>().await;
     health.set_serving::<OperationsServer<Api>>().await;
+    health.set_serving::<SharesServer<Api>>().await;
+    health.set_serving::<ShareSnapshotsServer<Api>>().await;
+    health.set_serving::<AccessServer<Api>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -66,6 +75,9 @@ pub async fn routes(model: Arc<Resources>) -> Result<Routes, tonic_reflection::s
         .add_service(SnapshotsServer::new(api.clone()))
         .add_service(AttachmentsServer::new(api.clone()))
         .add_service(DataServer::new(api.clone()))
+        .add_service(SharesServer::new(api.clone()))
+        .add_service(ShareSnapshotsServer::new(api.clone()))
+        .add_service(AccessServer::new(api.clone()))
         .add_service(OperationsServer::new(api))
         .add_service(health_service)
         .add_service(reflection);

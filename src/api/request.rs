@@ -4,9 +4,12 @@
 use std::num::NonZeroU64;
 
 use prost::Message;
-use quarry_contract::{InitiatorName, IoLimits, Rate, RateLimits, SnapshotId, VolumeId, VolumeKey};
+use quarry_contract::{
+    AccessLevel, AccessRule, AccessRuleId, ClientKind, InitiatorName, IoLimits, Rate, RateLimits, ShareId,
+    ShareSnapshotId, ShareSource, ShareVersion, SnapshotId, Squash, VolumeId, VolumeKey,
+};
 use quarry_proto::v1;
-use quarry_proto::v1::volume_source;
+use quarry_proto::v1::{access_target, share_source, volume_source};
 use secrecy::zeroize::Zeroizing;
 use uuid::Uuid;
 
@@ -74,6 +77,88 @@ pub(super) fn volume_id(field: &str, text: &str) -> Result<VolumeId, ResourceErr
 
 pub(super) fn snapshot_id(field: &str, text: &str) -> Result<SnapshotId, ResourceError> {
     uuid(field, text).map(SnapshotId)
+}
+
+pub(super) fn share_id(field: &str, text: &str) -> Result<ShareId, ResourceError> {
+    uuid(field, text).map(ShareId)
+}
+
+pub(super) fn share_snapshot_id(field: &str, text: &str) -> Result<ShareSnapshotId, ResourceError> {
+    uuid(field, text).map(ShareSnapshotId)
+}
+
+pub(super) fn share_source(source: Option<v1::ShareSource>) -> Result<ShareSource, ResourceError> {
+    let Some(source) = source else {
+        return Ok(ShareSource::Blank);
+    };
+    match source.source {
+        None => Err(wrong(
+            "source",
+            "is there but empty; name a snapshot or a share, or leave it out",
+        )),
+        Some(share_source::Source::SnapshotId(text)) => {
+            share_snapshot_id("source.snapshot_id", &text).map(ShareSource::Snapshot)
+        }
+        Some(share_source::Source::ShareId(text)) => {
+            share_id("source.share_id", &text).map(ShareSource::Share)
+        }
+    }
+}
+
+pub(super) fn squash(squash: i32) -> Result<Squash, ResourceError> {
+    match v1::Squash::try_from(squash) {
+        Ok(v1::Squash::Unspecified | v1::Squash::None) => Ok(Squash::None),
+        Ok(v1::Squash::Root) => Ok(Squash::Root),
+        Ok(v1::Squash::All) => Ok(Squash::All),
+        Err(_) => Err(wrong(
+            "squash",
+            format!("{squash} is no squash; 1 is none, 2 root, 3 all"),
+        )),
+    }
+}
+
+pub(super) fn access_target(target: Option<v1::AccessTarget>) -> Result<ShareVersion, ResourceError> {
+    match target.and_then(|target| target.target) {
+        None => Err(wrong("target", "is missing; name a share or a snapshot of one")),
+        Some(access_target::Target::ShareId(text)) => {
+            share_id("target.share_id", &text).map(ShareVersion::Share)
+        }
+        Some(access_target::Target::SnapshotId(text)) => {
+            share_snapshot_id("target.snapshot_id", &text).map(ShareVersion::Snapshot)
+        }
+    }
+}
+
+/// What the client is may be anything: a rule that cannot be enforced is no wrong request.
+pub(super) fn access_rule(field: &str, rule: v1::AccessRule) -> Result<AccessRule, ResourceError> {
+    let kind = match v1::ClientKind::try_from(rule.kind) {
+        Ok(v1::ClientKind::Unspecified | v1::ClientKind::Ip) => ClientKind::Ip,
+        Ok(v1::ClientKind::User) => ClientKind::User,
+        Ok(v1::ClientKind::Certificate) => ClientKind::Certificate,
+        Err(_) => {
+            let problem = format!("{} is no kind; 1 is ip, 2 user, 3 certificate", rule.kind);
+            return Err(wrong(&format!("{field}.kind"), problem));
+        }
+    };
+    let level = match v1::AccessLevel::try_from(rule.level) {
+        Ok(v1::AccessLevel::ReadOnly) => AccessLevel::ReadOnly,
+        Ok(v1::AccessLevel::ReadWrite) => AccessLevel::ReadWrite,
+        _ => {
+            let problem = format!("{} is no level; 1 is read-only, 2 read-write", rule.level);
+            return Err(wrong(&format!("{field}.level"), problem));
+        }
+    };
+    Ok(AccessRule {
+        id: AccessRuleId(uuid(&format!("{field}.id"), &rule.id)?),
+        kind,
+        client: rule.client,
+        level,
+    })
+}
+
+pub(super) fn client_address(text: &str) -> Result<std::net::IpAddr, ResourceError> {
+    text.parse()
+        .map_err(|_| wrong("client", format!("{} is not an IP address", excerpt(text))))
 }
 
 /// Turns the empty text, which means "any", into `None`.

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use quarry_contract::{Access, ChapCredentials, DataSource, IoLimits, SnapshotId, VolumeId};
+use quarry_contract::{
+    Access, AccessRule, ChapCredentials, DataSource, IoLimits, ShareId, ShareSnapshotId, ShareSource,
+    ShareVersion, SnapshotId, Squash, VolumeId,
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -86,6 +89,55 @@ impl ObjectRecord {
             created: None,
             updated: None,
             limits: IoLimits::NONE,
+        }
+    }
+
+    /// The record after a change made now.
+    #[must_use]
+    pub fn changed_now(mut self) -> Self {
+        self.generation += 1;
+        self.updated = Some(Moment::now());
+        self
+    }
+}
+
+/// What is kept of a share or a snapshot of one beside what its backend knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRecord {
+    /// Grows with every change; at least 1.
+    pub generation: u64,
+    /// The caller's own keys.
+    pub labels: Labels,
+    /// When it was created; absent when the record was lost and made anew.
+    pub created: Option<Moment>,
+    /// When the generation last grew.
+    pub updated: Option<Moment>,
+    /// Whose user ids the server believes.
+    pub squash: Squash,
+    /// Who may use it, in the order in which it was said.
+    pub rules: Vec<AccessRule>,
+}
+
+impl ShareRecord {
+    /// The record of something created now, which nobody may use.
+    pub fn created_now(labels: Labels, squash: Squash) -> Self {
+        let now = Some(Moment::now());
+        Self {
+            generation: 1,
+            labels,
+            created: now,
+            updated: now,
+            squash,
+            rules: Vec::new(),
+        }
+    }
+
+    /// The record of something that the backend has and the catalog does not.
+    pub fn unknown() -> Self {
+        Self {
+            created: None,
+            updated: None,
+            ..Self::created_now(Labels::new(), Squash::default())
         }
     }
 
@@ -353,6 +405,59 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         force: bool,
     },
+    /// Create a share.
+    CreateShare {
+        /// The share.
+        id: ShareId,
+        /// The pool, when the caller named one.
+        pool: Option<String>,
+        /// The size in bytes; 0 for the source's.
+        size_bytes: u64,
+        /// What it begins with.
+        source: ShareSource,
+        /// Whose user ids the server believes.
+        squash: Squash,
+        /// The caller's own keys.
+        labels: Labels,
+    },
+    /// Give a share another size.
+    ResizeShare {
+        /// The share.
+        id: ShareId,
+        /// The size it shall have, in bytes.
+        size_bytes: u64,
+    },
+    /// Make a share's contents those of a snapshot.
+    RevertShare {
+        /// The share.
+        id: ShareId,
+        /// The snapshot.
+        snapshot: ShareSnapshotId,
+    },
+    /// Delete a share.
+    DeleteShare {
+        /// The share.
+        id: ShareId,
+    },
+    /// Take snapshots of shares at one moment.
+    CreateShareSnapshots {
+        /// Each snapshot and the share to take it of.
+        members: Vec<(ShareSnapshotId, ShareId)>,
+        /// The labels of every one.
+        labels: Labels,
+    },
+    /// Delete a snapshot of a share.
+    DeleteShareSnapshot {
+        /// The snapshot.
+        id: ShareSnapshotId,
+    },
+    /// Replace the rules of a share or a snapshot of one.
+    SetAccess {
+        /// Of what.
+        target: ShareVersion,
+        /// All rules it shall have.
+        rules: Vec<AccessRule>,
+    },
 }
 
 impl Request {
@@ -369,6 +474,18 @@ impl Request {
             Request::CreateSnapshots { members, .. } => members.first().map_or(Uuid::nil(), |(id, _)| id.0),
             Request::DeleteSnapshot { id } => id.0,
             Request::CreateAttachment { id, .. } | Request::DeleteAttachment { id, .. } => id.0,
+            Request::CreateShare { id, .. }
+            | Request::ResizeShare { id, .. }
+            | Request::RevertShare { id, .. }
+            | Request::DeleteShare { id } => id.0,
+            Request::CreateShareSnapshots { members, .. } => {
+                members.first().map_or(Uuid::nil(), |(id, _)| id.0)
+            }
+            Request::DeleteShareSnapshot { id } => id.0,
+            Request::SetAccess { target, .. } => match target {
+                ShareVersion::Share(id) => id.0,
+                ShareVersion::Snapshot(id) => id.0,
+            },
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use quarry_contract::{SnapshotId, VolumeId};
+use quarry_contract::{ShareId, ShareSnapshotId, ShareVersion, SnapshotId, VolumeId};
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, Table,
@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::CatalogError;
 use super::record::{
     AttachmentId, AttachmentRecord, ExportStateRecord, Moment, ObjectRecord, OperationId, OperationRecord,
-    Progress,
+    Progress, ShareRecord,
 };
 
 type Key = [u8; 16];
@@ -40,6 +40,10 @@ const REQUESTS: TableDefinition<&str, Key> = TableDefinition::new("requests");
 
 /// What the target is to remember of a volume's export.
 const EXPORT_STATES: TableDefinition<Key, &[u8]> = TableDefinition::new("export_states");
+
+/// What is kept of shares, and of snapshots of shares.
+const SHARES: TableDefinition<Key, &[u8]> = TableDefinition::new("shares");
+const SHARE_SNAPSHOTS: TableDefinition<Key, &[u8]> = TableDefinition::new("share_snapshots");
 
 /// The pools that were in use, and their identities.
 const POOLS: TableDefinition<&str, Key> = TableDefinition::new("pools");
@@ -71,6 +75,10 @@ pub enum Change {
     PutExportState(VolumeId, ExportStateRecord),
     /// Forgets what the target was to remember.
     RemoveExportState(VolumeId),
+    /// Writes what is kept of a share or a snapshot of one.
+    PutShare(ShareVersion, ShareRecord),
+    /// Forgets a share or a snapshot of one.
+    RemoveShare(ShareVersion),
     /// Remembers which pool is in use under a name.
     PutPool(String, Uuid),
     /// Writes an operation.
@@ -228,6 +236,32 @@ impl Catalog {
     /// When the read fails or the record is damaged.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Option<ObjectRecord>, CatalogError> {
         self.get(SNAPSHOTS, id.0, || format!("snapshot {id}"))
+    }
+
+    /// Returns what is kept of a share or a snapshot of one.
+    ///
+    /// # Errors
+    /// When the read fails or the record is damaged.
+    pub fn share(&self, version: ShareVersion) -> Result<Option<ShareRecord>, CatalogError> {
+        let (table, id) = share_key(version);
+        self.get(table, id, || version.to_string())
+    }
+
+    /// Returns the shares and snapshots of shares that have rules.
+    ///
+    /// # Errors
+    /// When a read fails or a record is damaged.
+    pub fn shares_with_rules(&self) -> Result<Vec<(ShareVersion, ShareRecord)>, CatalogError> {
+        let has_rules = |_, record: &ShareRecord| !record.rules.is_empty();
+        let shares = self.page(SHARES, None, usize::MAX, "share", has_rules)?;
+        let snapshots = self.page(SHARE_SNAPSHOTS, None, usize::MAX, "share snapshot", has_rules)?;
+        let share = |(id, record)| (ShareVersion::Share(ShareId(id)), record);
+        let snapshot = |(id, record)| (ShareVersion::Snapshot(ShareSnapshotId(id)), record);
+        Ok(shares
+            .into_iter()
+            .map(share)
+            .chain(snapshots.into_iter().map(snapshot))
+            .collect())
     }
 
     /// Returns an attachment.
@@ -403,6 +437,13 @@ impl Catalog {
     }
 }
 
+fn share_key(version: ShareVersion) -> (TableDefinition<'static, Key, &'static [u8]>, Uuid) {
+    match version {
+        ShareVersion::Share(id) => (SHARES, id.0),
+        ShareVersion::Snapshot(id) => (SHARE_SNAPSHOTS, id.0),
+    }
+}
+
 fn open_error(path: &Path, error: DatabaseError) -> CatalogError {
     let path = path.to_owned();
     match error {
@@ -455,7 +496,15 @@ fn prepare(database: &Database, path: &Path) -> Result<Uuid, CatalogError> {
             }
         }
     };
-    for table in [VOLUMES, SNAPSHOTS, ATTACHMENTS, OPERATIONS, EXPORT_STATES] {
+    for table in [
+        VOLUMES,
+        SNAPSHOTS,
+        ATTACHMENTS,
+        OPERATIONS,
+        EXPORT_STATES,
+        SHARES,
+        SHARE_SNAPSHOTS,
+    ] {
         write.open_table(table).map_err(CatalogError::io)?;
     }
     write
@@ -492,6 +541,8 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
         let mut requests = write.open_table(REQUESTS).map_err(CatalogError::io)?;
         let mut pools = write.open_table(POOLS).map_err(CatalogError::io)?;
         let mut exports = write.open_table(EXPORT_STATES).map_err(CatalogError::io)?;
+        let mut shares = write.open_table(SHARES).map_err(CatalogError::io)?;
+        let mut share_snapshots = write.open_table(SHARE_SNAPSHOTS).map_err(CatalogError::io)?;
         for change in changes {
             match change {
                 Change::PutPool(name, uuid) => {
@@ -499,6 +550,12 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
                         .insert(name.as_str(), uuid.into_bytes())
                         .map_err(CatalogError::io)?;
                 }
+                Change::PutShare(ShareVersion::Share(id), record) => put(&mut shares, id.0, record)?,
+                Change::PutShare(ShareVersion::Snapshot(id), record) => {
+                    put(&mut share_snapshots, id.0, record)?;
+                }
+                Change::RemoveShare(ShareVersion::Share(id)) => remove(&mut shares, id.0)?,
+                Change::RemoveShare(ShareVersion::Snapshot(id)) => remove(&mut share_snapshots, id.0)?,
                 Change::PutExportState(id, record) => put(&mut exports, id.0, record)?,
                 Change::RemoveExportState(id) => remove(&mut exports, id.0)?,
                 Change::PutVolume(id, record) => put(&mut volumes, id.0, record)?,

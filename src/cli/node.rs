@@ -35,6 +35,7 @@ struct Record<'a> {
     start_time: Option<String>,
     drivers: Vec<DriverRecord<'a>>,
     portals: &'a [String],
+    share_portals: &'a [String],
     health: HealthRecord<'a>,
     recovery: RecoveryRecord,
 }
@@ -75,6 +76,7 @@ impl<'a> From<&'a NodeInfo> for Record<'a> {
             start_time: node.start_time.as_ref().map(ToString::to_string),
             drivers: node.drivers.iter().map(DriverRecord::from).collect(),
             portals: &node.portals,
+            share_portals: &node.share_portals,
             health: HealthRecord {
                 state: health(node),
                 problems: node.health.as_ref().map_or(&[], |health| &health.problems),
@@ -119,6 +121,9 @@ fn shown(node: &NodeInfo) -> Answer {
         ("started", show_time(node.start_time.as_ref())),
         ("portals", show_text(&node.portals.join(", "))),
     ];
+    if !node.share_portals.is_empty() {
+        properties.push(("share portals", node.share_portals.join(", ")));
+    }
     for driver in &record.drivers {
         let line = format!("{} for {} {}", driver.name, driver.role, driver.instance);
         properties.push(("driver", line));
@@ -171,6 +176,7 @@ mod tests {
                 driver(DriverRole::Target, "iscsi"),
             ],
             portals: vec!["127.0.0.1:3260".into()],
+            share_portals: vec!["192.0.2.4:2049".into()],
             health: Some(Health {
                 state: HealthState::Degraded.into(),
                 problems: vec!["pool default is read-only; restart the agent".into()],

@@ -68,6 +68,8 @@ pub(super) fn config(folder: &Path, pool_bytes: Option<u64>) -> Result<Config, C
             port_file: Some(port_file),
         },
         metrics: None,
+        share_pools: Vec::new(),
+        share_server: None,
         log: LogConfig {
             filter: "info".to_owned(),
             format: LogFormat::Auto,

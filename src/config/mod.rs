@@ -18,6 +18,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use quarry_contract::PoolName;
+use quarry_ganesha::GaneshaConfig;
+use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace, StoreOptions};
 
 pub use dev::DEFAULT_POOL_BYTES as DEFAULT_DEV_POOL_BYTES;
 
@@ -34,6 +36,10 @@ pub struct Config {
     pub target: TargetConfig,
     /// Where figures are served, if anywhere.
     pub metrics: Option<SocketAddr>,
+    /// The pools of shares, ordered by name.
+    pub share_pools: Vec<SharePoolConfig>,
+    /// The share server; there is one when there are pools of shares.
+    pub share_server: Option<ShareServerConfig>,
     /// The log.
     pub log: LogConfig,
 }
@@ -145,6 +151,55 @@ pub struct TargetConfig {
     pub listen: Vec<SocketAddr>,
     /// Where the port is remembered that the system chose, in dev mode.
     pub port_file: Option<PathBuf>,
+}
+
+/// One pool of shares, kept as images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharePoolConfig {
+    /// Its name.
+    pub name: PoolName,
+    /// Where it is.
+    pub place: PoolPlace,
+    /// Where shares are mounted.
+    pub mounts: PathBuf,
+}
+
+impl SharePoolConfig {
+    /// Returns the folder, file or device of the pool.
+    pub fn path(&self) -> &Path {
+        match &self.place {
+            PoolPlace::Folder { path, .. } | PoolPlace::File { path, .. } => path,
+        }
+    }
+
+    /// Returns how it is opened; a pool that was in use is never made anew.
+    pub fn options(&self, is_known: bool) -> StoreOptions {
+        let fail = ImagesIfAbsent::Fail;
+        let place = match self.place.clone() {
+            PoolPlace::Folder { path, .. } if is_known => PoolPlace::Folder {
+                path,
+                if_absent: fail,
+            },
+            PoolPlace::File { path, .. } if is_known => PoolPlace::File {
+                path,
+                if_absent: fail,
+            },
+            place => place,
+        };
+        StoreOptions {
+            name: self.name.clone(),
+            place,
+            mounts: self.mounts.clone(),
+            on_step: None,
+        }
+    }
+}
+
+/// What exports shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareServerConfig {
+    /// A Ganesha of our own.
+    Ganesha(GaneshaConfig),
 }
 
 /// The log.

@@ -24,6 +24,9 @@ pub(super) struct RawConfig {
     pub(super) pool: BTreeMap<Spanned<String>, RawPool>,
     pub(super) target: Option<RawTarget>,
     pub(super) metrics: Option<RawMetrics>,
+    #[serde(default)]
+    pub(super) share_pool: BTreeMap<Spanned<String>, RawSharePool>,
+    pub(super) share_server: Option<RawShareServer>,
     pub(super) log: Option<RawLog>,
 }
 
@@ -68,13 +71,31 @@ pub(super) struct RawMetrics {
 }
 
 #[derive(Debug, Deserialize)]
+pub(super) struct RawSharePool {
+    pub(super) driver: Option<Spanned<String>>,
+    pub(super) path: Option<Spanned<String>>,
+    pub(super) create: Option<Spanned<bool>>,
+    pub(super) size: Option<Spanned<String>>,
+    pub(super) mounts: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct RawShareServer {
+    pub(super) driver: Option<Spanned<String>>,
+    pub(super) listen: Option<Spanned<String>>,
+    pub(super) addresses: Option<Vec<Spanned<String>>>,
+    pub(super) versions: Option<Vec<Spanned<String>>>,
+    pub(super) state_dir: Option<Spanned<String>>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(super) struct RawLog {
     pub(super) filter: Option<Spanned<String>>,
     pub(super) format: Option<Spanned<String>>,
 }
 
-/// The sections and their keys. `pool` has a section for each pool.
-const SECTIONS: [(&str, &[&str]); 6] = [
+/// The sections and their keys. `pool` and `share_pool` have a section for each pool.
+const SECTIONS: [(&str, &[&str]); 8] = [
     ("agent", &["state_dir"]),
     (
         "api",
@@ -104,6 +125,11 @@ const SECTIONS: [(&str, &[&str]); 6] = [
     ),
     ("target", &["driver", "listen"]),
     ("metrics", &["listen"]),
+    ("share_pool", &["driver", "path", "create", "size", "mounts"]),
+    (
+        "share_server",
+        &["driver", "listen", "addresses", "versions", "state_dir"],
+    ),
     ("log", &["filter", "format"]),
 ];
 
@@ -132,13 +158,13 @@ fn check_keys(table: &DeTable<'_>) -> Result<(), Wrong> {
             // The types are checked with the values.
             continue;
         };
-        if *section_name != "pool" {
+        if !section_name.ends_with("pool") {
             check_section(section_name, section, keys)?;
             continue;
         }
         for (pool, settings) in section {
             if let DeValue::Table(settings) = settings.get_ref() {
-                check_section(&format!("pool.{}", pool.get_ref()), settings, keys)?;
+                check_section(&format!("{section_name}.{}", pool.get_ref()), settings, keys)?;
             }
         }
     }

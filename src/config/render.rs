@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver, Share};
+use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace};
+
+use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver, Share, ShareServerConfig};
 
 pub(super) fn render(config: &Config) -> String {
     let mut text = String::new();
@@ -88,6 +90,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
     if let Some(address) = config.metrics {
         writeln!(out, "\n[metrics]\nlisten = \"{address}\"")?;
     }
+    write_shares(out, config)?;
     let format = match config.log.format {
         LogFormat::Auto => "auto",
         LogFormat::Text => "text",
@@ -105,6 +108,43 @@ fn share(share: Share) -> String {
         Share::Bytes(bytes) => format!("{bytes}B"),
         Share::Percent(percent) => format!("{percent}%"),
     }
+}
+
+fn write_shares(out: &mut String, config: &Config) -> std::fmt::Result {
+    for pool in &config.share_pools {
+        let (PoolPlace::Folder { path, if_absent } | PoolPlace::File { path, if_absent }) = &pool.place;
+        writeln!(
+            out,
+            "\n[share_pool.{}]\ndriver = \"images\"\npath = {}\nmounts = {}",
+            text(pool.name.as_str()),
+            quoted(path),
+            quoted(&pool.mounts)
+        )?;
+        match if_absent {
+            ImagesIfAbsent::Fail => writeln!(out, "create = false")?,
+            ImagesIfAbsent::Create { size_bytes: 0 } => writeln!(out, "create = true")?,
+            ImagesIfAbsent::Create { size_bytes } => {
+                writeln!(out, "create = true\nsize = \"{size_bytes}B\"")?;
+            }
+        }
+    }
+    let Some(ShareServerConfig::Ganesha(server)) = &config.share_server else {
+        return Ok(());
+    };
+    let addresses: Vec<String> = server.addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
+    let versions: Vec<String> = server
+        .minor_versions
+        .iter()
+        .map(|minor| format!("\"4.{minor}\""))
+        .collect();
+    writeln!(
+        out,
+        "\n[share_server]\ndriver = \"ganesha\"\nlisten = \"{}\"\naddresses = [{}]\nversions = [{}]\nstate_dir = {}",
+        server.listen,
+        addresses.join(", "),
+        versions.join(", "),
+        quoted(&server.state_dir)
+    )
 }
 
 fn quoted(path: &Path) -> String {

@@ -12,6 +12,8 @@ use super::{
 };
 use crate::size::parse_size;
 
+mod shares;
+
 const DEFAULT_STATE_DIR: &str = "/var/lib/quarry";
 pub(super) const DEFAULT_SOCKET: &str = "/run/quarry/quarry.sock";
 pub(super) const DEFAULT_CHUNK_BYTES: u32 = 64 << 10;
@@ -53,12 +55,15 @@ pub(super) fn resolve(raw: RawConfig) -> Result<Config, Wrong> {
     for (name, pool) in raw.pool {
         pools.push(pool_config(&name, pool)?);
     }
+    let (share_pools, share_server) = shares::resolve(raw.share_pool, raw.share_server, &state_dir)?;
     Ok(Config {
         state_dir,
         listen,
         pools,
         target: target(raw.target)?,
         metrics: metrics(raw.metrics)?,
+        share_pools,
+        share_server,
         log: log(raw.log)?,
     })
 }

@@ -7,6 +7,20 @@ path = "/var/lib/quarry/default.pool"
 listen = ["10.0.0.1"]
 "#;
 
+const SHARES: &str = r#"
+[share_pool.file]
+path = "/srv/shares.img"
+create = true
+size = "1TiB"
+[share_pool.folder]
+path = "/nowhere/shares"
+mounts = "/run/shares"
+[share_server]
+listen = "[::]:2049"
+addresses = ["10.0.0.1", "fd00::1"]
+versions = ["4.1"]
+"#;
+
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("quarry.toml"), text)
 }
@@ -64,7 +78,8 @@ listen = "[::1]:9469"
 filter = "warn"
 format = "json"
 "#;
-    for text in [include_str!("../../packaging/quarry.toml"), MINIMAL, tls] {
+    let shares = format!("{MINIMAL}{SHARES}");
+    for text in [include_str!("../../packaging/quarry.toml"), MINIMAL, tls, &shares] {
         let config = parse(text).unwrap();
         assert_eq!(parse(&config.render()).unwrap(), config);
     }
@@ -92,6 +107,83 @@ fn levels_and_waiting_are_read_and_what_is_neither_is_refused() {
     ] {
         let refusal = refusal(&with(line));
         assert!(refusal.contains(&format!("quarry.toml:4: {key}: ")), "{refusal}");
+    }
+}
+
+#[test]
+fn shares_are_resolved_and_what_cannot_work_is_refused() {
+    let config = parse(&format!("{MINIMAL}{SHARES}")).unwrap();
+    let [file, folder] = &config.share_pools[..] else {
+        panic!("two pools")
+    };
+    assert!(matches!(file.place, PoolPlace::File { .. }));
+    assert_eq!(file.mounts, Path::new("/var/lib/quarry/mounts/file"));
+    assert!(matches!(folder.place, PoolPlace::Folder { .. }));
+    // A pool that was in use is never made anew.
+    assert!(matches!(
+        file.options(true).place,
+        PoolPlace::File {
+            if_absent: ImagesIfAbsent::Fail,
+            ..
+        }
+    ));
+    let Some(ShareServerConfig::Ganesha(server)) = &config.share_server else {
+        panic!("a server")
+    };
+    assert_eq!(server.state_dir, Path::new("/var/lib/quarry/ganesha"));
+    assert_eq!(server.minor_versions, [1]);
+
+    let pool = "[share_pool.a]\npath = \"/s\"\n";
+    for (text, at, remedy) in [
+        (pool.to_owned(), "share_server", "add a section [share_server]"),
+        (
+            "[share_server]\nlisten = \"10.0.0.1\"\n".into(),
+            "share_pool",
+            "like [share_pool.default]",
+        ),
+        (
+            format!("{pool}[share_server]\n"),
+            "share_server.listen",
+            "is missing",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"host\"\n"),
+            "9: share_server.listen",
+            "not an IP address",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"[::]:2049\"\n"),
+            "9: share_server.listen",
+            "share_server.addresses",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nversions = [\"3\"]\n"),
+            "10: share_server.versions",
+            "there are \"4.0\"",
+        ),
+        (
+            format!("{pool}size = \"1GiB\"\n"),
+            "8: share_pool.a.size",
+            "create = true only",
+        ),
+        (
+            format!("{pool}driver = \"zfs\"\n"),
+            "8: share_pool.a.driver",
+            "there is \"images\"",
+        ),
+        (
+            "[share_pool.a]\npath = \"s\"\n".into(),
+            "7: share_pool.a.path",
+            "begin it with /",
+        ),
+        (
+            format!("{pool}mount = \"/m\"\n"),
+            "8: share_pool.a.mount",
+            "did you mean \"mounts\"",
+        ),
+    ] {
+        let said = refusal(&format!("{MINIMAL}{text}"));
+        assert!(said.contains(at) && said.contains(remedy), "{text}: {said}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use quarry_contract::{DriverError, ErrorKind, FieldDifference};
+use quarry_contract::{DriverError, ErrorKind, FieldDifference, ShareVersion};
 use uuid::Uuid;
 
 use crate::catalog::CatalogError;
@@ -21,6 +21,12 @@ pub enum ObjectKind {
     Attachment,
     /// An operation.
     Operation,
+    /// A pool of shares.
+    SharePool,
+    /// A share.
+    Share,
+    /// A snapshot of a share.
+    ShareSnapshot,
 }
 
 impl ObjectKind {
@@ -32,6 +38,9 @@ impl ObjectKind {
             ObjectKind::Snapshot => "snapshot",
             ObjectKind::Attachment => "attachment",
             ObjectKind::Operation => "operation",
+            ObjectKind::SharePool => "share pool",
+            ObjectKind::Share => "share",
+            ObjectKind::ShareSnapshot => "share snapshot",
         }
     }
 }
@@ -62,6 +71,14 @@ impl Object {
     /// Names a snapshot.
     pub fn snapshot(id: impl fmt::Display) -> Self {
         Self::new(ObjectKind::Snapshot, id)
+    }
+
+    /// Names a share or a snapshot of one.
+    pub fn share(version: ShareVersion) -> Self {
+        match version {
+            ShareVersion::Share(id) => Self::new(ObjectKind::Share, id),
+            ShareVersion::Snapshot(id) => Self::new(ObjectKind::ShareSnapshot, id),
+        }
     }
 
     /// Names an attachment.

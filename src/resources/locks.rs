@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use quarry_contract::{SnapshotId, VolumeId};
+use quarry_contract::{ShareVersion, SnapshotId, VolumeId};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use uuid::Uuid;
 
@@ -28,6 +28,17 @@ pub(super) enum LockKey {
     Volume(Uuid),
     Snapshot(Uuid),
     Attachment(Uuid),
+    Share(Uuid),
+    ShareSnapshot(Uuid),
+}
+
+impl From<ShareVersion> for LockKey {
+    fn from(version: ShareVersion) -> Self {
+        match version {
+            ShareVersion::Share(id) => LockKey::Share(id.0),
+            ShareVersion::Snapshot(id) => LockKey::ShareSnapshot(id.0),
+        }
+    }
 }
 
 impl From<VolumeId> for LockKey {
@@ -54,6 +65,8 @@ impl LockKey {
             LockKey::Volume(id) => Object::new(ObjectKind::Volume, id),
             LockKey::Snapshot(id) => Object::new(ObjectKind::Snapshot, id),
             LockKey::Attachment(id) => Object::new(ObjectKind::Attachment, id),
+            LockKey::Share(id) => Object::new(ObjectKind::Share, id),
+            LockKey::ShareSnapshot(id) => Object::new(ObjectKind::ShareSnapshot, id),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The resource model: volumes, snapshots, attachments and their state machines, once for every driver.
+//! The resource model: volumes, snapshots, attachments, shares and their state machines, once for every driver.
 //!
 //! Called by `api`; calls the drivers of the [`Registry`] and the [`Catalog`]. This is the only layer that knows
 //! of idempotency, preconditions, locks, intents and recovery.
@@ -13,11 +13,13 @@
 //!   operations from the catalog. Nothing is kept in both.
 //! - R5: a volume is exported exactly while it has an attachment, to exactly the hosts that have one
 //!   ([`exports`]).
+//! - R6: a share is mounted and exported exactly while one of its rules can be enforced ([`share_exports`]).
 //!
 //! A mutating call is one file's function with one shape: take the locks, look whether the end state is there
 //! already, check the preconditions, open the intent, call the driver, and hand the changes of the catalog to
 //! [`operations`], which closes the intent with them in one batch.
 
+mod access;
 mod attachments;
 mod data;
 mod error;
@@ -28,6 +30,10 @@ mod node;
 mod operations;
 mod pools;
 mod recovery;
+mod share_exports;
+mod share_pools;
+mod share_snapshots;
+mod shares;
 mod snapshots;
 mod volumes;
 
@@ -37,6 +43,7 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+pub use access::{AccessDecision, AccessStatus, RuleView};
 pub use attachments::{MadeAttachment, NewAttachment};
 pub use error::{Object, ObjectKind, ResourceError};
 pub use model::{
@@ -44,6 +51,9 @@ pub use model::{
     VolumeEncryption,
 };
 pub use node::{Driver, DriverRole, Node};
+pub use share_pools::SharePoolView;
+pub use share_snapshots::ShareSnapshot;
+pub use shares::{ExportLocation, NewShare, Share};
 pub use volumes::NewVolume;
 
 use crate::catalog::Catalog;
@@ -56,6 +66,7 @@ pub struct Resources {
     catalog: Catalog,
     locks: locks::Locks,
     exports: exports::Exports,
+    share_exports: share_exports::ShareExports,
     /// The calls that are running (R3).
     running: TaskTracker,
     is_stopping: AtomicBool,
@@ -71,6 +82,7 @@ impl Resources {
             catalog,
             locks: locks::Locks::default(),
             exports: exports::Exports::default(),
+            share_exports: share_exports::ShareExports::default(),
             running: TaskTracker::new(),
             is_stopping: AtomicBool::new(false),
             recovery: Mutex::default(),

@@ -16,6 +16,10 @@ pub enum DriverRole {
     Volumes,
     /// It exports volumes.
     Target,
+    /// It cuts shares from a pool.
+    Shares,
+    /// It exports shares.
+    ShareServer,
 }
 
 /// One configured driver.
@@ -42,6 +46,8 @@ pub struct Node {
     pub drivers: Vec<Driver>,
     /// The addresses initiators connect to.
     pub portals: Vec<SocketAddr>,
+    /// The addresses clients mount shares from.
+    pub share_portals: Vec<SocketAddr>,
     /// One sentence for each thing that is wrong; empty when all is well.
     pub problems: Vec<String>,
     /// What the last start found and did.
@@ -82,6 +88,28 @@ impl Resources {
             instance: target.driver.to_owned(),
             capabilities: Vec::new(),
         });
+        for pool in self.list_share_pools().await {
+            if let Err(error) = &pool.status {
+                problems.push(format!("share pool {} does not answer: {error}", pool.name));
+            }
+            drivers.push(Driver {
+                role: DriverRole::Shares,
+                name: pool.driver,
+                instance: pool.name,
+                capabilities: pool.capabilities,
+            });
+        }
+        if let Some(server) = self.registry.share_server() {
+            drivers.push(Driver {
+                role: DriverRole::ShareServer,
+                name: server.driver(),
+                instance: server.driver().to_owned(),
+                capabilities: Vec::new(),
+            });
+        }
+        for (version, reason) in self.share_export_failures() {
+            problems.push(format!("{version} has rules and cannot be exported: {reason}"));
+        }
         if self.catalog.has_failed() {
             problems.push(
                 "the catalog takes no writes after a failed one, calls that change something fail; see to the disk \
@@ -104,6 +132,7 @@ impl Resources {
                 .into_iter()
                 .map(|portal| portal.0)
                 .collect(),
+            share_portals: self.share_portals(),
             problems,
             recovery: *self.recovery.lock().unwrap_or_else(PoisonError::into_inner),
         }

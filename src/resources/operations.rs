@@ -140,7 +140,12 @@ impl<A> Done<A> {
 fn is_uncertain(request: &Request, error: &ResourceError) -> bool {
     let is_looked_at = matches!(
         request,
-        Request::CreateVolume { .. } | Request::CreateSnapshots { .. } | Request::ExtendVolume { .. }
+        Request::CreateVolume { .. }
+            | Request::CreateSnapshots { .. }
+            | Request::ExtendVolume { .. }
+            | Request::CreateShare { .. }
+            | Request::CreateShareSnapshots { .. }
+            | Request::ResizeShare { .. }
     );
     let ResourceError::Driver(error) = error else {
         return false;

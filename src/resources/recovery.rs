@@ -9,20 +9,24 @@
 //! | delete volume, delete snapshot | there or not | deletes again |
 //! | attach, limit | the target forgets with the process | undone |
 //! | detach | the same | removes the record |
+//! | create share, take snapshots of shares, resize | there or not | as for volumes |
+//! | revert share | old or new contents | reverts again: it is exported only after the intent is closed |
+//! | delete share, delete snapshot of one | there or not | deletes again |
+//! | set access | the server has one list or the other | undone: the server is made equal to the record |
 //!
 //! The caller has had no answer, so both ends are right for it; it repeats the call and finds out.
 //!
 //! Failure: an intent that cannot be settled, because its pool does not answer, stops the start: to answer calls
 //! on top of half a call would be a third state.
 
-use quarry_contract::ErrorKind;
+use quarry_contract::{ErrorKind, ShareVersion, Squash};
 use tracing::{info, warn};
 
-use super::error::{Object, ResourceError};
+use super::error::{Object, ObjectKind, ResourceError};
 use super::operations::Intent;
 use super::{RecoveryReport, Resources};
 use crate::catalog::Change;
-use crate::catalog::record::{ObjectRecord, OperationRecord, Request};
+use crate::catalog::record::{ObjectRecord, OperationRecord, Request, ShareRecord};
 
 impl Resources {
     /// Settles what the process before has left, and rebuilds the exports. Called once, before any other call.
@@ -48,6 +52,9 @@ impl Resources {
                 report.exports_failed += 1;
             }
         }
+        let (restored, failed) = self.recover_shares().await?;
+        report.exports_restored += restored;
+        report.exports_failed += failed;
         if report.exports_failed > 0 {
             warn!(
                 failed = report.exports_failed,
@@ -131,6 +138,61 @@ impl Resources {
                     .await
                     .map(|done| done.changes)
             }
+            Request::CreateShare {
+                id, squash, labels, ..
+            } => {
+                let version = ShareVersion::Share(*id);
+                match self.find_share_version(version).await? {
+                    Some(_) => {
+                        let record = ShareRecord {
+                            created: Some(record.created),
+                            ..ShareRecord::created_now(labels.clone(), *squash)
+                        };
+                        return finish(intent, vec![Change::PutShare(version, record)]).await;
+                    }
+                    None => Err(interrupted(Object::share(version))),
+                }
+            }
+            Request::CreateShareSnapshots { members, labels } => {
+                match self.whole_share_group(members).await? {
+                    Some(_) => {
+                        let record = ShareRecord {
+                            created: Some(record.created),
+                            ..ShareRecord::created_now(labels.clone(), Squash::default())
+                        };
+                        let put = |id| Change::PutShare(ShareVersion::Snapshot(id), record.clone());
+                        return finish(intent, members.iter().map(|(id, _)| put(*id)).collect()).await;
+                    }
+                    None => Err(interrupted(Object::new(
+                        ObjectKind::ShareSnapshot,
+                        record.request.target(),
+                    ))),
+                }
+            }
+            Request::ResizeShare { id, size_bytes } => {
+                let version = ShareVersion::Share(*id);
+                match self.find_share_version(version).await? {
+                    Some((_, present)) if present == *size_bytes => {
+                        let record = self.share_record(version)?.changed_now();
+                        return finish(intent, vec![Change::PutShare(version, record)]).await;
+                    }
+                    _ => Err(interrupted(Object::share(version))),
+                }
+            }
+            Request::RevertShare { id, snapshot } => self
+                .replace_contents(*id, *snapshot, None, &mut intent)
+                .await
+                .map(|done| done.changes),
+            Request::DeleteShare { id } => self
+                .remove_share_version(ShareVersion::Share(*id), None, &mut intent)
+                .await
+                .map(|done| done.changes),
+            Request::DeleteShareSnapshot { id } => self
+                .remove_share_version(ShareVersion::Snapshot(*id), None, &mut intent)
+                .await
+                .map(|done| done.changes),
+            // The exports are made equal to the records.
+            Request::SetAccess { target, .. } => Err(interrupted(Object::share(*target))),
             // The exports are made anew with the limits that the record has.
             Request::LimitVolume { id, .. } => Err(interrupted(Object::volume(id))),
             // Its whole effect is in the batch that ends it.

@@ -8,3 +8,4 @@ mod faults;
 mod kit;
 mod power_cut;
 mod semantics;
+mod shares;

@@ -1,0 +1,162 @@
+//! The sections of shares: their pools, and the server.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use quarry_contract::PoolName;
+use quarry_ganesha::GaneshaConfig;
+use quarry_images::{IfAbsent, PoolPlace};
+use toml::Spanned;
+
+use super::super::raw::{RawSharePool, RawShareServer, Wrong};
+use super::super::{SharePoolConfig, ShareServerConfig};
+use super::{absolute, missing, size_of, wrong};
+
+const DEFAULT_NFS_PORT: u16 = 2049;
+
+pub(super) fn resolve(
+    pools: BTreeMap<Spanned<String>, RawSharePool>,
+    server: Option<RawShareServer>,
+    state_dir: &Path,
+) -> Result<(Vec<SharePoolConfig>, Option<ShareServerConfig>), Wrong> {
+    let mut share_pools = Vec::new();
+    for (name, pool) in pools {
+        share_pools.push(share_pool(&name, pool, state_dir)?);
+    }
+    let server = server.map(|server| share_server(server, state_dir)).transpose()?;
+    match (share_pools.is_empty(), &server) {
+        (false, None) => Err(missing(
+            "share_server",
+            "there are pools of shares and nothing serves them; add a section [share_server] with listen = \
+             \"ADDRESS:2049\"",
+        )),
+        (true, Some(_)) => Err(missing(
+            "share_pool",
+            "there is a share server and nothing to serve; add a section like [share_pool.default]",
+        )),
+        _ => Ok((share_pools, server)),
+    }
+}
+
+fn share_pool(
+    name: &Spanned<String>,
+    pool: RawSharePool,
+    state_dir: &Path,
+) -> Result<SharePoolConfig, Wrong> {
+    let key = |setting: &str| format!("share_pool.{}.{setting}", name.get_ref());
+    let parsed = PoolName::parse(name.get_ref()).map_err(|problem| wrong("share_pool", name, problem))?;
+    if let Some(driver) = pool.driver.as_ref().filter(|driver| driver.get_ref() != "images") {
+        let problem = format!(
+            "{:?} is not a driver of share pools; there is \"images\"",
+            driver.get_ref()
+        );
+        return Err(wrong(&key("driver"), driver, problem));
+    }
+    let Some(path) = pool.path else {
+        let problem = "is missing; name a folder, file or block device";
+        return Err(wrong(&key("path"), name, problem));
+    };
+    let path = absolute(&key("path"), &path)?;
+    let creates = pool.create.is_some_and(Spanned::into_inner);
+    let place = match (pool.size, creates) {
+        (Some(size), false) => {
+            let problem = "is for create = true only; an existing pool knows its size";
+            return Err(wrong(&key("size"), &size, problem));
+        }
+        (Some(size), true) => PoolPlace::File {
+            path,
+            if_absent: IfAbsent::Create {
+                size_bytes: size_of(&key("size"), &size)?,
+            },
+        },
+        (None, creates) => {
+            let is_file = path.exists() && !path.is_dir();
+            let if_absent = match creates {
+                true => IfAbsent::Create { size_bytes: 0 },
+                false => IfAbsent::Fail,
+            };
+            match is_file {
+                true => PoolPlace::File { path, if_absent },
+                false => PoolPlace::Folder { path, if_absent },
+            }
+        }
+    };
+    let mounts = match &pool.mounts {
+        Some(text) => absolute(&key("mounts"), text)?,
+        None => state_dir.join("mounts").join(parsed.as_str()),
+    };
+    Ok(SharePoolConfig {
+        name: parsed,
+        place,
+        mounts,
+    })
+}
+
+fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerConfig, Wrong> {
+    if let Some(driver) = server
+        .driver
+        .as_ref()
+        .filter(|driver| driver.get_ref() != "ganesha")
+    {
+        let problem = format!(
+            "{:?} is not a share server; there is \"ganesha\"",
+            driver.get_ref()
+        );
+        return Err(wrong("share_server.driver", driver, problem));
+    }
+    let Some(text) = server.listen else {
+        let problem = "is missing; name the address that clients mount from, or \"[::]:2049\" for all";
+        return Err(missing("share_server.listen", problem));
+    };
+    let parsed = text.get_ref().parse::<SocketAddr>().ok();
+    let parsed = parsed.or_else(|| {
+        let ip = text.get_ref().parse().ok()?;
+        Some(SocketAddr::new(ip, DEFAULT_NFS_PORT))
+    });
+    let Some(listen) = parsed.filter(|address| address.port() != 0) else {
+        let problem = format!("{:?} is not an IP address, with or without port", text.get_ref());
+        return Err(wrong("share_server.listen", &text, problem));
+    };
+    let mut config = GaneshaConfig::new(PathBuf::new(), listen);
+    for text in server.addresses.unwrap_or_default() {
+        let address: IpAddr = text.get_ref().parse().map_err(|_| {
+            let problem = format!("{:?} is not an IP address without port", text.get_ref());
+            wrong("share_server.addresses", &text, problem)
+        })?;
+        config.addresses.push(address);
+    }
+    if listen.ip().is_unspecified() && config.addresses.is_empty() {
+        let problem =
+            "listens on every address; say in share_server.addresses which of them clients are told";
+        return Err(wrong("share_server.listen", &text, problem));
+    }
+    if let Some(versions) = server.versions {
+        config.minor_versions = versions
+            .iter()
+            .map(|text| match text.get_ref().as_str() {
+                "4.0" => Ok(0),
+                "4.1" => Ok(1),
+                "4.2" => Ok(2),
+                other => {
+                    let problem = format!("{other:?} is not served; there are \"4.0\", \"4.1\" and \"4.2\"");
+                    Err(wrong("share_server.versions", text, problem))
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        if config.minor_versions.is_empty() {
+            return Err(missing(
+                "share_server.versions",
+                "is empty; leave it out for 4.1 and 4.2",
+            ));
+        }
+    }
+    config.state_dir = match &server.state_dir {
+        Some(text) => absolute("share_server.state_dir", text)?,
+        None => state_dir.join("ganesha"),
+    };
+    if config.addresses.is_empty() {
+        config.addresses.push(listen.ip());
+    }
+    Ok(ShareServerConfig::Ganesha(config))
+}

@@ -1,0 +1,218 @@
+//! Makes the share server equal to the rules: a share or snapshot is mounted and exported exactly while a rule of it can
+//! be enforced, with exactly the table that its rules come to.
+//!
+//! Called under the lock of what is exported, by the calls that change it, by recovery, and by the retry of exports that
+//! failed. The share server is asked, not remembered: it outlives the agent.
+//!
+//! Invariants
+//! - X1: nothing is exported that is not mounted, and nothing is unmounted that is exported.
+//! - X2: what should be exported and is not, is known with its reason, and tried again.
+//!
+//! Failure: an export that cannot be made is remembered; its rules show as pending.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quarry_contract::{
+    AccessRule, AccessTable, DriverError, ShareExport, ShareServer, ShareVersion, resolve_access,
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::Resources;
+use super::error::ResourceError;
+use super::shares::{ExportLocation, SharePool};
+use crate::catalog::record::ShareRecord;
+
+/// What should be exported and is not, with the reasons (X2).
+#[derive(Default)]
+pub(super) struct ShareExports {
+    failed: Mutex<BTreeMap<ShareVersion, String>>,
+}
+
+impl ShareExports {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ShareVersion, String>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns what rules come to at a server; a snapshot is read-only whatever they say.
+pub(super) fn table_of(version: ShareVersion, rules: &[AccessRule], server: &dyn ShareServer) -> AccessTable {
+    let (table, _) = resolve_access(rules, &server.enforceable());
+    match version {
+        ShareVersion::Share(_) => table,
+        ShareVersion::Snapshot(_) => table.read_only(),
+    }
+}
+
+impl Resources {
+    pub(super) fn share_server(&self) -> Result<&Arc<dyn ShareServer>, ResourceError> {
+        let server = self.registry.share_server();
+        server.ok_or_else(|| {
+            ResourceError::Driver(DriverError::Unavailable {
+                object: "the share server".into(),
+                problem: "there is none; add a section [share_server] to the configuration".into(),
+                source: None,
+            })
+        })
+    }
+
+    /// Returns what clients mount: one for each address of the server.
+    pub(super) fn export_locations(&self, version: ShareVersion) -> Vec<ExportLocation> {
+        let Some(server) = self.registry.share_server() else {
+            return Vec::new();
+        };
+        let path = server.path_of(version);
+        let mut families = BTreeSet::new();
+        let portals = server.portals().into_iter();
+        portals
+            .map(|portal| {
+                let location = portal.location(&path);
+                ExportLocation {
+                    id: Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("nfs://{location}").as_bytes()),
+                    path: location,
+                    is_ipv6: portal.0.is_ipv6(),
+                    is_preferred: families.insert(portal.0.is_ipv6()),
+                    port: portal.0.port(),
+                }
+            })
+            .collect()
+    }
+
+    /// Returns the addresses that clients mount from.
+    pub(super) fn share_portals(&self) -> Vec<SocketAddr> {
+        let server = self.registry.share_server();
+        server.map_or(Vec::new(), |server| {
+            server.portals().into_iter().map(|portal| portal.0).collect()
+        })
+    }
+
+    /// Makes the server equal to a record. The lock is held.
+    pub(super) async fn sync_share(
+        &self,
+        version: ShareVersion,
+        record: &ShareRecord,
+    ) -> Result<(), ResourceError> {
+        let server = self.share_server()?;
+        let access = table_of(version, &record.rules, &**server);
+        let (pool, _) = self.existing_share_version(version).await?;
+        if access.is_empty() {
+            self.withdraw_share(&pool, version).await?;
+        } else {
+            let mounted = pool.backend.mount(version).await?.into_inner();
+            let export = ShareExport {
+                mounted,
+                access,
+                squash: record.squash,
+            };
+            server.export(&export).await?;
+        }
+        self.share_exports.lock().remove(&version);
+        Ok(())
+    }
+
+    /// Ends the export, then the mount (X1). The lock is held.
+    pub(super) async fn withdraw_share(
+        &self,
+        pool: &SharePool,
+        version: ShareVersion,
+    ) -> Result<(), ResourceError> {
+        self.share_server()?.unexport(version).await?;
+        pool.backend.unmount(version).await?;
+        Ok(())
+    }
+
+    /// Makes the server equal to the catalog after a call that has failed. The lock is held.
+    pub(super) async fn export_again(&self, version: ShareVersion, why: &str) {
+        let synced = async {
+            let record = self.share_record(version)?;
+            self.sync_share(version, &record).await
+        };
+        if let Err(error) = synced.await {
+            warn!(%version, %error, "{why}, and the server is not as it was; this is tried again");
+            self.share_exports.lock().insert(version, error.to_string());
+        }
+    }
+
+    /// Makes the server equal to the catalog.
+    ///
+    /// # Errors
+    /// The driver's; it is remembered then, and tried again.
+    pub(super) async fn restore_share(&self, version: ShareVersion) -> Result<(), ResourceError> {
+        let _held = self.locks.take([version.into()]).await?;
+        let record = self.share_record(version)?;
+        let is_gone = self.find_share_version(version).await?.is_none();
+        if is_gone {
+            self.share_exports.lock().remove(&version);
+            return Ok(());
+        }
+        let result = self.sync_share(version, &record).await;
+        if let Err(error) = &result {
+            self.share_exports.lock().insert(version, error.to_string());
+        }
+        result
+    }
+
+    /// Returns why something that should be exported is not.
+    pub(super) fn share_export_failure(&self, version: ShareVersion) -> Option<String> {
+        self.share_exports.lock().get(&version).cloned()
+    }
+
+    /// Returns what should be exported and is not, with the reasons.
+    pub(super) fn share_export_failures(&self) -> Vec<(ShareVersion, String)> {
+        let failed = self.share_exports.lock();
+        failed
+            .iter()
+            .map(|(version, reason)| (*version, reason.clone()))
+            .collect()
+    }
+
+    /// Tries once more to make the exports that failed.
+    pub(super) async fn retry_share_exports(&self) {
+        for (version, _) in self.share_export_failures() {
+            if self.restore_share(version).await.is_ok() {
+                info!(%version, "exported again");
+            }
+        }
+    }
+
+    /// Makes the server equal to the catalog at the start: ends what no record stands for, makes what does. Returns how
+    /// many exports were made and how many could not be.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub(super) async fn recover_shares(&self) -> Result<(u64, u64), ResourceError> {
+        let Some(server) = self.registry.share_server() else {
+            return Ok((0, 0));
+        };
+        let wanted = self.catalog.shares_with_rules()?;
+        let is_wanted = |version: ShareVersion| wanted.iter().any(|(one, _)| *one == version);
+        for version in server.exports().await? {
+            if !is_wanted(version) {
+                server.unexport(version).await?;
+                info!(%version, "no longer exported");
+            }
+        }
+        for pool in self.share_pools() {
+            for mounted in pool.backend.mounted().await? {
+                if !is_wanted(mounted.version)
+                    && let Err(error) = pool.backend.unmount(mounted.version).await
+                {
+                    warn!(version = %mounted.version, %error, "it stays mounted, and is not exported");
+                }
+            }
+        }
+        let (mut restored, mut failed) = (0, 0);
+        for (version, _) in wanted {
+            match self.restore_share(version).await {
+                Ok(()) => restored += 1,
+                Err(error) => {
+                    warn!(%version, %error, "it cannot be exported");
+                    failed += 1;
+                }
+            }
+        }
+        Ok((restored, failed))
+    }
+}
