@@ -12,6 +12,27 @@ pub enum Source {
     Volume(Uuid),
 }
 
+/// A share or a snapshot of one, as written on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShareVersion {
+    /// `share:ID`
+    Share(Uuid),
+    /// `snapshot:ID`
+    Snapshot(Uuid),
+}
+
+/// Parses `share:ID` or `snapshot:ID`.
+///
+/// # Errors
+/// When the kind is another or the id is not a UUID.
+pub fn parse_share_version(text: &str) -> Result<ShareVersion, String> {
+    match text.split_once(':') {
+        Some(("share", id)) => parse_id(id).map(ShareVersion::Share),
+        Some(("snapshot", id)) => parse_id(id).map(ShareVersion::Snapshot),
+        _ => Err(format!("{text:?} names neither; write share:ID or snapshot:ID")),
+    }
+}
+
 /// Parses an id.
 ///
 /// # Errors

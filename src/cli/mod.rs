@@ -7,6 +7,7 @@
 //! An answer goes to standard output, a [`Failure`] to standard error and into the exit code: 0 done, 1 refused or
 //! failed, 2 wrong usage, 3 not found, 4 nobody answers, 5 a pool file is damaged.
 
+mod access;
 mod agent;
 mod answer;
 mod argument;
@@ -25,6 +26,8 @@ mod operation;
 mod paging;
 mod pool;
 mod pool_file;
+mod share;
+mod share_snapshot;
 mod snapshot;
 mod volume;
 mod word;
@@ -37,7 +40,7 @@ use answer::{Answer, Format};
 use endpoint::ConnectionArgs;
 use failure::{Exit, Failure};
 
-/// Storage agent: thin block volumes for an API control plane, over iSCSI
+/// Storage agent: thin volumes over iSCSI and shares over NFS, for an API control plane
 #[derive(Debug, Parser)]
 #[command(
     name = "quarry",
@@ -53,6 +56,8 @@ Examples:
                                                      reach it from a host
   quarry snapshot create --volume ID                 keep its contents as they are now
   quarry volume create --from snapshot:ID            a writable clone of them
+  quarry share create --size 10GiB                   a file system to mount over NFS
+  quarry access set share:ID --rule rw:10.0.0.7      who may use it
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no agent answers,
 5 a pool file is damaged."
@@ -122,6 +127,35 @@ Examples:
   quarry attachment delete ATTACHMENT_ID"
     )]
     Attachment(attachment::Command),
+    /// Shares: file systems that clients mount over the network
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry share create --size 10GiB
+  quarry share resize SHARE_ID --size 20GiB
+  quarry share revert SHARE_ID --to-snapshot SNAPSHOT_ID
+  quarry share pools"
+    )]
+    Share(share::Command),
+    /// Snapshots of shares: their contents at one moment
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry share-snapshot create --share SHARE_ID
+  quarry share-snapshot list --share SHARE_ID"
+    )]
+    ShareSnapshot(share_snapshot::Command),
+    /// Access: who may use a share or a snapshot of one
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  quarry access set share:SHARE_ID --rule rw:10.0.0.7 --rule ro:10.0.0.0/24
+  quarry access explain share:SHARE_ID 10.0.0.9"
+    )]
+    Access(access::Command),
     /// The agent itself: who it is and how it is
     #[command(
         subcommand,
@@ -192,6 +226,9 @@ async fn call(noun: Noun, connection: &ConnectionArgs) -> Result<Answer, Failure
         Noun::Volume(command) => volume::run(command, channel).await,
         Noun::Snapshot(command) => snapshot::run(command, channel).await,
         Noun::Attachment(command) => attachment::run(command, channel).await,
+        Noun::Share(command) => share::run(command, channel).await,
+        Noun::ShareSnapshot(command) => share_snapshot::run(command, channel).await,
+        Noun::Access(command) => access::run(command, channel).await,
         Noun::Node(command) => node::run(command, channel).await,
         Noun::Operation(command) => operation::run(command, channel).await,
         Noun::Agent(_) => unreachable!("the agent is run without a connection to one"),

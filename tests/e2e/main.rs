@@ -3,6 +3,8 @@
 //! Needs `qemu-io` and `qemu-img` with the iSCSI driver (Debian packages qemu-utils and qemu-block-extra), no
 //! root and no kernel module. Each test runs agents of its own in a folder of its own.
 //!
+//! The tests of `shares` need root, nfs-ganesha and libnfs-utils; they run in name spaces of their own.
+//!
 //! The tests of `lab` need root and Debian's user-mode-linux, and say so when they are skipped.
 
 mod agent_process;
@@ -28,5 +30,6 @@ mod metrics;
 mod os_brick;
 mod pool_file;
 mod pool_tools;
+mod shares;
 mod shutdown;
 mod user_story;
