@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 const UNIT_BYTES: usize = 512;
 const BLOCK_BYTES: usize = 16;
 const BLOCKS: usize = UNIT_BYTES / BLOCK_BYTES;
+/// Units that are given to AES together: wide vector instructions take 64 blocks at once.
+const GROUP: usize = 8;
 
 /// The key of a family: first that of the data, then that of the tweak.
 pub(crate) type FamilyKey = Zeroizing<[u8; 64]>;
@@ -33,51 +35,68 @@ impl Cipher {
 
     /// Encrypts what is to be at byte `offset` of a volume. Offset and length are multiples of 512.
     pub fn encrypt(&self, offset: u64, bytes: &mut [u8]) {
-        for (unit, number) in units(offset, bytes) {
-            self.mask(unit, number, |blocks| self.data.encrypt_blocks(blocks));
+        for (group, number) in groups(offset, bytes) {
+            self.mask(group, number, |blocks| self.data.encrypt_blocks(blocks));
         }
     }
 
     /// Decrypts what is at byte `offset` of a volume. Units of zeros stay zeros.
     pub fn decrypt(&self, offset: u64, bytes: &mut [u8]) {
-        for (unit, number) in units(offset, bytes) {
-            if !is_zero(unit) {
-                self.mask(unit, number, |blocks| self.data.decrypt_blocks(blocks));
+        for (group, number) in groups(offset, bytes) {
+            let mut zeros = [false; GROUP];
+            for (zero, unit) in zeros.iter_mut().zip(group.chunks_exact(UNIT_BYTES)) {
+                *zero = is_zero(unit);
+            }
+            let units = group.len() / UNIT_BYTES;
+            if zeros[..units].iter().all(|zero| *zero) {
+                continue;
+            }
+            self.mask(group, number, |blocks| self.data.decrypt_blocks(blocks));
+            for (zero, unit) in zeros.iter().zip(group.chunks_exact_mut(UNIT_BYTES)) {
+                if *zero {
+                    unit.fill(0);
+                }
             }
         }
     }
 
-    /// Combines each block with its tweak before and after `work`.
-    fn mask(&self, unit: &mut [u8], number: u64, work: impl FnOnce(&mut [Array<u8, U16>])) {
-        let tweaks = self.tweaks(number);
-        let blocks = Array::cast_slice_from_core_mut(unit.as_chunks_mut::<BLOCK_BYTES>().0);
+    /// Combines each block of a group with its tweak before and after `work`.
+    fn mask(&self, group: &mut [u8], number: u64, work: impl FnOnce(&mut [Array<u8, U16>])) {
+        let mut tweaks = [0; GROUP * BLOCKS];
+        self.tweaks(number, &mut tweaks[..group.len() / BLOCK_BYTES]);
+        let blocks = Array::cast_slice_from_core_mut(group.as_chunks_mut::<BLOCK_BYTES>().0);
         combine(blocks, &tweaks);
         work(blocks);
         combine(blocks, &tweaks);
     }
 
-    /// Returns the tweak of each block of a unit: that of the first times 2, 4, 8, … in GF(2^128).
-    fn tweaks(&self, number: u64) -> [u128; BLOCKS] {
-        let mut first = Array::from(u128::from(number).to_le_bytes());
-        self.tweak.encrypt_block(&mut first);
-        let mut tweak = u128::from_le_bytes(first.into());
-        std::array::from_fn(|_| {
-            let this = tweak;
-            // The reduction by x^128 + x^7 + x^2 + x + 1.
-            tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
-            this
-        })
+    /// Fills in the tweak of each block of the units from `number` on: that of the first of a unit, times 2, 4, 8, …
+    /// in GF(2^128).
+    fn tweaks(&self, number: u64, tweaks: &mut [u128]) {
+        let mut firsts: [Array<u8, U16>; GROUP] =
+            std::array::from_fn(|unit| Array::from(u128::from(number + unit as u64).to_le_bytes()));
+        let units = tweaks.len() / BLOCKS;
+        self.tweak.encrypt_blocks(&mut firsts[..units]);
+        for (first, tweaks) in firsts.iter().zip(tweaks.chunks_exact_mut(BLOCKS)) {
+            let mut tweak = u128::from_le_bytes((*first).into());
+            for slot in tweaks {
+                *slot = tweak;
+                // The reduction by x^128 + x^7 + x^2 + x + 1.
+                tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
+            }
+        }
     }
 }
 
-fn units(offset: u64, bytes: &mut [u8]) -> impl Iterator<Item = (&mut [u8], u64)> {
+/// Cuts a range into groups of units, with the number of the first of each.
+fn groups(offset: u64, bytes: &mut [u8]) -> impl Iterator<Item = (&mut [u8], u64)> {
     debug_assert!(offset.is_multiple_of(UNIT_BYTES as u64) && bytes.len().is_multiple_of(UNIT_BYTES));
     bytes
-        .chunks_exact_mut(UNIT_BYTES)
-        .zip(offset / UNIT_BYTES as u64..)
+        .chunks_mut(GROUP * UNIT_BYTES)
+        .zip((offset / UNIT_BYTES as u64..).step_by(GROUP))
 }
 
-fn combine(blocks: &mut [Array<u8, U16>], tweaks: &[u128; BLOCKS]) {
+fn combine(blocks: &mut [Array<u8, U16>], tweaks: &[u128]) {
     for (block, tweak) in blocks.iter_mut().zip(tweaks) {
         let masked = u128::from_le_bytes((*block).into()) ^ tweak;
         *block = Array::from(masked.to_le_bytes());
@@ -145,7 +164,7 @@ mod tests {
         let other = xts_mode::Xts128::new(half(&key[..32]), half(&key[32..]));
         let cipher = Cipher::new(&key);
         for first in [0u64, 1, 77, 1 << 40] {
-            let mut ours: Vec<u8> = (0..40 * UNIT_BYTES).map(|at| (at * 7 % 251) as u8).collect();
+            let mut ours: Vec<u8> = (0..43 * UNIT_BYTES).map(|at| (at * 7 % 251) as u8).collect();
             let plain = ours.clone();
             let mut theirs = ours.clone();
             cipher.encrypt(first * 512, &mut ours);
@@ -157,6 +176,26 @@ mod tests {
             assert!(one == plain[5 * UNIT_BYTES..6 * UNIT_BYTES]);
             cipher.decrypt(first * 512, &mut ours);
             assert!(ours == plain);
+        }
+    }
+
+    #[test]
+    fn units_of_zeros_among_others_stay_zeros() {
+        let cipher = Cipher::new(&vector_key());
+        for pattern in 0..1u32 << 10 {
+            let mut units = vec![0; 10 * UNIT_BYTES];
+            let encrypted = |unit: u32| pattern & 1 << unit != 0;
+            for (unit, bytes) in (0..).zip(units.chunks_mut(UNIT_BYTES)) {
+                if encrypted(unit) {
+                    bytes.fill(7);
+                    cipher.encrypt((3 + u64::from(unit)) * 512, bytes);
+                }
+            }
+            cipher.decrypt(3 * 512, &mut units);
+            for (unit, bytes) in (0..).zip(units.chunks(UNIT_BYTES)) {
+                let expected = if encrypted(unit) { 7 } else { 0 };
+                assert!(bytes.iter().all(|byte| *byte == expected), "{pattern:b}: {unit}");
+            }
         }
     }
 
