@@ -9,6 +9,7 @@ use std::sync::Arc;
 use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
 
+use super::spares::Spares;
 use crate::keys::Cipher;
 use crate::{Finished as Ended, Place, Plan, PlanGuard};
 
@@ -53,8 +54,8 @@ pub(super) enum LastStep {
     AsItIs,
     /// It has been read from this byte of an encrypted version.
     Decrypt(Arc<Cipher>, u64),
-    /// It was written encrypted; this is how it was handed in.
-    GiveBack(IoBuffer),
+    /// It was written encrypted, in memory that is used again; this is how it was handed in.
+    GiveBack(IoBuffer, Arc<Spares>),
 }
 
 impl LastStep {
@@ -66,7 +67,10 @@ impl LastStep {
                 cipher.decrypt(offset, &mut buffer);
                 buffer
             }
-            LastStep::GiveBack(plain) => plain,
+            LastStep::GiveBack(plain, spares) => {
+                spares.keep(buffer);
+                plain
+            }
         }
     }
 }

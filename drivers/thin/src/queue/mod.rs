@@ -20,6 +20,7 @@
 mod device;
 mod direct;
 mod inbox;
+mod spares;
 mod volume_queue;
 mod waiting_room;
 mod workers;

@@ -12,6 +12,7 @@ use quarry_sys::ring::{Ring, Waker};
 use super::VolumeDevice;
 use super::direct::{DirectIo, Direction, LastStep};
 use super::inbox::Inbox;
+use super::spares::Spares;
 use super::workers::{self, Job, Work};
 use crate::{DirectFile, Planned, Submission};
 
@@ -22,6 +23,8 @@ pub struct VolumeQueue {
     direct: OnceCell<Option<DirectIo>>,
     waker: Waker,
     inbox: Arc<Inbox>,
+    /// For what is written to an encrypted volume.
+    spares: Arc<Spares>,
     /// Submitted, for the workers at the next kick.
     staged: Vec<Job>,
     /// Ended without I/O.
@@ -45,6 +48,7 @@ impl VolumeQueue {
         Ok(Self {
             direct: OnceCell::new(),
             inbox: Arc::new(Inbox::new(waker.clone())),
+            spares: Arc::default(),
             waker,
             staged: Vec::new(),
             ended: Vec::new(),
@@ -120,9 +124,9 @@ impl VolumeQueue {
                         (buffer, LastStep::Decrypt(Arc::clone(cipher), offset))
                     }
                     (Some(cipher), Direction::Write) => {
-                        let mut encrypted = IoBuffer::from_slice(&buffer);
+                        let mut encrypted = self.spares.copy(&buffer);
                         cipher.encrypt(offset, &mut encrypted);
-                        (encrypted, LastStep::GiveBack(buffer))
+                        (encrypted, LastStep::GiveBack(buffer, Arc::clone(&self.spares)))
                     }
                 };
                 let started = direct.start(file, tag, direction, plan, buffer, last_step);
