@@ -9,6 +9,9 @@ use uuid::Uuid;
 use super::{Page, RecoveryReport, Resources};
 use crate::catalog::record::Moment;
 
+/// A pool of shares is reported as nearly full when less than this part of it is free.
+const SHARE_POOL_RESERVE: u64 = 20;
+
 /// What a driver is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverRole {
@@ -89,8 +92,13 @@ impl Resources {
             capabilities: Vec::new(),
         });
         for pool in self.list_share_pools().await {
-            if let Err(error) = &pool.status {
-                problems.push(format!("share pool {} does not answer: {error}", pool.name));
+            match &pool.status {
+                Err(error) => problems.push(format!("share pool {} does not answer: {error}", pool.name)),
+                Ok(status) if status.free_bytes < status.total_bytes / SHARE_POOL_RESERVE => problems.push(format!(
+                    "share pool {} has {} bytes left of {}: shares stop when it is full; delete some, or make it larger",
+                    pool.name, status.free_bytes, status.total_bytes
+                )),
+                Ok(_) => {}
             }
             drivers.push(Driver {
                 role: DriverRole::Shares,

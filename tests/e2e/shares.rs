@@ -18,11 +18,11 @@ fn isolated(name: &str, test: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         return test();
     }
-    let has_programs = ["/usr/bin/ganesha.nfsd", "/usr/bin/nfs-cat"]
+    let has_programs = ["/usr/bin/ganesha.nfsd", "/usr/bin/nfs-cat", "/dev/loop-control"]
         .iter()
         .all(|one| Path::new(one).exists());
     if !nix::unistd::geteuid().is_root() || !has_programs {
-        eprintln!("SKIPPED {name}: needs root, nfs-ganesha and libnfs-utils");
+        eprintln!("SKIPPED {name}: needs root, loop devices, nfs-ganesha and libnfs-utils");
         return;
     }
     let ended = Command::new("unshare")

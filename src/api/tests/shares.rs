@@ -544,6 +544,35 @@ async fn sizes_grow_and_shrink_and_never_below_what_is_used() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_nearly_full_is_reported() {
+    let pool = MemoryShareBackend::new(PoolName::parse("shares").unwrap(), 4 * SIZE);
+    let server = Arc::new(MemoryShareServer::new());
+    let agent = Agent::over(Arc::new(pool), server, tempfile::tempdir().unwrap()).await;
+    let problems = async || {
+        let node = agent
+            .api
+            .get_node(Request::new(v1::GetNodeRequest {}))
+            .await
+            .unwrap();
+        node.into_inner().health.unwrap().problems
+    };
+    for n in 1..=4 {
+        agent.create(n).await;
+        agent.set(of_share(n), &[("10.0.0.7", ReadWrite)]).await.unwrap();
+        assert_eq!(problems().await, Vec::<String>::new());
+        let contents = vec![1; SIZE as usize];
+        agent
+            .pool
+            .files(share(n))
+            .unwrap()
+            .write("file", &contents)
+            .unwrap();
+    }
+    let told = problems().await;
+    assert!(told[0].contains("share pool shares has 0 bytes left"), "{told:?}");
+}
+
+#[tokio::test]
 async fn rules_that_cannot_be_applied_leave_the_ones_before() {
     let agent = Agent::new().await;
     agent.create(1).await;

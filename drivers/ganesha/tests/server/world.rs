@@ -33,12 +33,11 @@ pub fn isolated(name: &str, test: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         return test();
     }
-    let missing = Path::new("/usr/bin/ganesha.nfsd")
-        .exists()
-        .then_some(())
-        .is_none();
-    if !nix::unistd::geteuid().is_root() || missing {
-        eprintln!("SKIPPED {name}: needs root and nfs-ganesha");
+    let has_all = ["/usr/bin/ganesha.nfsd", "/dev/loop-control"]
+        .iter()
+        .all(|one| Path::new(one).exists());
+    if !nix::unistd::geteuid().is_root() || !has_all {
+        eprintln!("SKIPPED {name}: needs root, loop devices and nfs-ganesha");
         return;
     }
     let ended = Command::new("unshare")
