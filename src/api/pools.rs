@@ -1,5 +1,6 @@
 //! Service `Pools`.
 
+use quarry_contract::PoolGrowth;
 use quarry_proto::v1;
 use tonic::{Request, Response, Status};
 
@@ -35,6 +36,29 @@ impl v1::pools_server::Pools for Api {
         Ok(Response::new(v1::CheckPoolResponse {
             problems: problems.collect(),
         }))
+    }
+
+    async fn grow_pool(&self, request: Request<v1::GrowPoolRequest>) -> Result<Response<v1::Pool>, Status> {
+        let v1::GrowPoolRequest {
+            name,
+            size_bytes,
+            device_path,
+        } = request.into_inner();
+        if name.is_empty() {
+            return Err(wrong("name", "is missing; give the name of a pool").into());
+        }
+        let size_bytes = Some(size_bytes).filter(|size| *size > 0);
+        let growth = match (device_path.is_empty(), size_bytes) {
+            (true, None) => PoolGrowth::Noticed,
+            (true, Some(size_bytes)) => PoolGrowth::To { size_bytes },
+            (false, size_bytes) => PoolGrowth::Device {
+                path: device_path.into(),
+                size_bytes,
+            },
+        };
+        Ok(Response::new(answer::pool(
+            self.model.grow_pool(&name, &growth).await?,
+        )))
     }
 
     async fn list_pools(

@@ -2,7 +2,9 @@
 
 use clap::Subcommand;
 use quarry_proto::v1::pools_client::PoolsClient;
-use quarry_proto::v1::{CheckPoolRequest, GetPoolRequest, ListPoolsRequest, Pool, PoolProblem, PoolSpace};
+use quarry_proto::v1::{
+    CheckPoolRequest, GetPoolRequest, GrowPoolRequest, ListPoolsRequest, Pool, PoolProblem, PoolSpace,
+};
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -12,7 +14,7 @@ use super::findings::Findings;
 use super::paging::{PAGE_SIZE, all_pages};
 use super::pool_file;
 use super::word::word;
-use crate::size::show_size;
+use crate::size::{parse_size, show_size};
 
 /// The verbs of `quarry pool`.
 #[derive(Debug, Subcommand)]
@@ -23,6 +25,26 @@ pub enum Command {
     Show {
         /// The pool's name
         name: String,
+    },
+    /// Make a pool larger while it is in use
+    #[command(after_help = "\
+Examples:
+  quarry pool grow --pool default                    use what its file or block device has become larger by
+  quarry pool grow --pool default --size 2TiB        make its file so large
+  quarry pool grow --pool default --add /dev/sdc     add a block device that holds nothing
+  quarry pool grow --pool default --add /srv/more.pool --size 1TiB
+
+Nothing that the pool holds moves, and nothing is ever taken away again: from then on the pool needs what was added.")]
+    Grow {
+        /// The pool's name
+        #[arg(long = "pool", value_name = "NAME")]
+        name: String,
+        /// The size that the pool's file shall have; with --add, of the file to be made if there is none
+        #[arg(long, value_parser = parse_size)]
+        size: Option<u64>,
+        /// A file or block device to add: an absolute path on the agent's host
+        #[arg(long, value_name = "PATH")]
+        add: Option<String>,
     },
     /// What looks into a pool's file.
     #[command(flatten)]
@@ -48,6 +70,14 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
         Command::Show { name } => {
             let pool = client.get_pool(GetPoolRequest { name }).await?.into_inner();
             Ok(shown(&pool))
+        }
+        Command::Grow { name, size, add } => {
+            let request = GrowPoolRequest {
+                name,
+                size_bytes: size.unwrap_or_default(),
+                device_path: add.unwrap_or_default(),
+            };
+            Ok(shown(&client.grow_pool(request).await?.into_inner()))
         }
         Command::File(command) => {
             let name = command.pool().expect("what asks no agent is run without one");

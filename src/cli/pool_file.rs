@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use quarry_thin::{
-    Access, BitmapSource, FileDevice, FileDeviceError, IoMode, LogBatch, OpenOptions, Pool, PoolDevice,
-    PoolError, repair,
+    Access, BitmapSource, DeviceSet, FileDevice, FileDeviceError, IoMode, LogBatch, OpenOptions, Pool,
+    PoolError, assemble, repair,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -414,13 +414,14 @@ fn or_dash(number: Option<u64>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
-fn open_device(file: &Path, access: Access) -> Result<Arc<dyn PoolDevice>, Failure> {
-    let opened = match access {
-        Access::ReadOnly => FileDevice::open_read_only(file),
-        Access::ReadWrite => FileDevice::open(file, IoMode::Threads),
+/// Opens a pool's file and the other devices that the pool is on.
+fn open_device(file: &Path, access: Access) -> Result<Arc<DeviceSet>, Failure> {
+    let open = |path: &Path| match access {
+        Access::ReadOnly => FileDevice::open_read_only(path),
+        Access::ReadWrite => FileDevice::open(path, IoMode::Threads),
     };
-    match opened {
-        Ok(device) => Ok(Arc::new(device)),
+    match open(file) {
+        Ok(device) => assemble(Arc::new(device), file, open).map_err(|error| pool_failure(file, &error)),
         Err(error @ FileDeviceError::NotFound { .. }) => {
             Err(Failure::new(Exit::NotFound, with_causes(&error)))
         }
@@ -435,7 +436,7 @@ fn open_pool(file: &Path) -> Result<Arc<Pool>, Failure> {
         bitmap: BitmapSource::Stored,
         ..OpenOptions::default()
     };
-    Pool::open(device, options).map_err(|error| pool_failure(file, &error))
+    Pool::open_set(device, options).map_err(|error| pool_failure(file, &error))
 }
 
 fn pool_failure(file: &Path, error: &PoolError) -> Failure {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use quarry_contract::{
-    Capability, DriverError, PoolName, PoolProblem, SnapshotId, SnapshotInfo, VolumeBackend,
+    Capability, DriverError, PoolGrowth, PoolName, PoolProblem, SnapshotId, SnapshotInfo, VolumeBackend,
     VolumeEncryption, VolumeId, VolumeInfo,
 };
+
+use tracing::info;
 
 use super::error::{Object, ObjectKind, ResourceError};
 use super::{Page, Pool, Resources};
@@ -88,6 +90,20 @@ impl Resources {
     /// `NotFound`, and the driver's when the check cannot be made.
     pub async fn check_pool(&self, name: &str) -> Result<Vec<PoolProblem>, ResourceError> {
         Ok(self.pool_backend(name)?.backend.check().await?)
+    }
+
+    /// Makes a pool larger.
+    ///
+    /// # Errors
+    /// `NotFound`, `CapabilityMissing`, and the driver's.
+    pub async fn grow_pool(&self, name: &str, growth: &PoolGrowth) -> Result<Pool, ResourceError> {
+        let pool = self.pool_backend(name)?;
+        pool.require(Capability::Grow)?;
+        let outcome = pool.backend.grow(growth).await?;
+        if outcome.is_changed() {
+            info!(pool = %pool.name, total_bytes = outcome.into_inner().total_bytes, "the pool is larger");
+        }
+        Ok(describe(&pool).await)
     }
 
     /// Returns pools, ordered by name.

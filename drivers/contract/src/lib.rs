@@ -43,7 +43,7 @@ pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use io_limits::{IoLimits, Rate, RateLimits};
 pub use metric::{Metric, MetricKind, MetricValue, Sample};
 pub use outcome::Outcome;
-pub use pool_space::{PoolSpace, SpaceLevel};
+pub use pool_space::{PoolGrowth, PoolSpace, SpaceLevel};
 pub use share::{
     AccessEntry, AccessLevel, AccessRule, AccessTable, ClientKind, EnforceableAccess, LoadedAccess,
     MountedShare, Network, RefusedRule, RuleState, RuleStatus, ShareBackend, ShareCapabilities,

@@ -1,5 +1,6 @@
 //! How full a pool is, and what it does about it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How near a pool is to being full, in the order in which it gets there.
@@ -51,6 +52,25 @@ pub struct PoolSpace {
     pub first_deadline: Option<Duration>,
     /// How many writes have been refused for lack of space since the pool was opened.
     pub refused_writes: u64,
+}
+
+/// How a pool is to grow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolGrowth {
+    /// By what its devices have become larger.
+    Noticed,
+    /// Its first device, where it is a file, is made so large, in bytes.
+    To {
+        /// The size that it shall have.
+        size_bytes: u64,
+    },
+    /// By a file or block device that holds nothing.
+    Device {
+        /// Where it is, as the agent sees it.
+        path: PathBuf,
+        /// The size, in bytes, of a file to be made if there is none.
+        size_bytes: Option<u64>,
+    },
 }
 
 impl PoolSpace {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    BlockDevice, DriverError, Encryption, Outcome, PoolName, PoolSpace, SnapshotId, VolumeEncryption,
-    VolumeId,
+    BlockDevice, DriverError, Encryption, Outcome, PoolGrowth, PoolName, PoolSpace, SnapshotId,
+    VolumeEncryption, VolumeId,
 };
 
 /// One pool that volumes are cut from.
@@ -118,6 +118,12 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// When the check itself cannot be made.
     async fn check(&self) -> Result<Vec<PoolProblem>, DriverError>;
 
+    /// Makes the pool larger while it is in use. Never takes anything away, and works when it is full.
+    ///
+    /// # Errors
+    /// `Unsupported`; `InvalidArgument` for a size below the present one, or a device that holds something.
+    async fn grow(&self, growth: &PoolGrowth) -> Result<Outcome<PoolStatus>, DriverError>;
+
     /// Returns where `of` may differ from `since`, a volume or snapshot of this pool, or from zeros: runs in the
     /// order of their offsets, none before `from_bytes`, at most `most` of them (V9). What lies beyond the end of
     /// `since` counts as zeros there; nothing is said of what lies beyond the end of `of`.
@@ -215,6 +221,8 @@ pub enum Capability {
     Differences,
     /// Volumes that are encrypted at rest.
     Encryption,
+    /// The pool grows while it is in use.
+    Grow,
 }
 
 impl Capability {
@@ -230,6 +238,7 @@ impl Capability {
             Capability::Discard => "discard",
             Capability::Differences => "differences",
             Capability::Encryption => "encryption",
+            Capability::Grow => "grow",
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The thin engine as a driver of the control plane.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolProblem,
-    PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId,
-    VolumeInfo, VolumeKey, VolumeSpec,
+    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolGrowth,
+    PoolProblem, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend,
+    VolumeEncryption, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
 };
 
 use crate::data_path::LOGICAL_BLOCK_BYTES;
@@ -15,7 +15,7 @@ use crate::locks::lock;
 use crate::maintainer::Maintainer;
 use crate::{
     FileDevice, FileDeviceError, FileOptions, FormatOptions, OpenOptions, Pool, PoolDevice, PoolError,
-    VolumeDevice, Workers,
+    VolumeDevice, Workers, assemble,
 };
 
 /// A pool with what runs around it: the thread for its background work and the threads for blocking I/O.
@@ -23,6 +23,8 @@ pub struct ThinBackend {
     pool: Arc<Pool>,
     workers: Arc<Workers>,
     maintainer: Mutex<Option<Maintainer>>,
+    /// How devices that are added are opened.
+    file_options: FileOptions,
 }
 
 /// The file a pool lives in.
@@ -59,6 +61,7 @@ impl ThinBackend {
             pool,
             workers: Workers::new(),
             maintainer: Mutex::new(Some(maintainer)),
+            file_options: FileOptions::default(),
         })
     }
 
@@ -69,7 +72,7 @@ impl ThinBackend {
     pub fn open_file(file: &PoolFile, options: OpenOptions) -> Result<Self, DriverError> {
         let device = FileDevice::open(&file.path, file.options);
         let device = device.map_err(|error| error.into_driver_error(options.name.as_str()))?;
-        Self::open_device(Arc::new(device), options)
+        Self::open_device(file, Arc::new(device), options)
     }
 
     /// Makes a sparse file of `size_bytes` with an empty pool in it and opens that. Blocks.
@@ -85,7 +88,7 @@ impl ThinBackend {
         let device = FileDevice::create(&file.path, size_bytes, file.options);
         let device = device.map_err(|error| error.into_driver_error(options.name.as_str()))?;
         Pool::format(&device, format).map_err(|error| error.into_driver_error(options.name.as_str()))?;
-        Self::open_device(Arc::new(device), options)
+        Self::open_device(file, Arc::new(device), options)
     }
 
     /// Opens the pool in a file, or makes both where there is nothing yet. A file that was made, but whose
@@ -111,13 +114,20 @@ impl ThinBackend {
         if begun_format {
             Pool::format(&device, format).map_err(|error| error.into_driver_error(name.as_str()))?;
         }
-        Self::open_device(Arc::new(device), options)
+        Self::open_device(file, Arc::new(device), options)
     }
 
-    fn open_device(device: Arc<dyn PoolDevice>, options: OpenOptions) -> Result<Self, DriverError> {
+    fn open_device(
+        file: &PoolFile,
+        device: Arc<dyn PoolDevice>,
+        options: OpenOptions,
+    ) -> Result<Self, DriverError> {
         let name = options.name.clone();
-        let pool = Pool::open(device, options).map_err(|error| error.into_driver_error(name.as_str()))?;
-        Self::new(pool)
+        let open_one = |path: &Path| FileDevice::open(path, file.options);
+        let pool = assemble(device, &file.path, open_one).and_then(|set| Pool::open_set(set, options));
+        let mut backend = Self::new(pool.map_err(|error| error.into_driver_error(name.as_str()))?)?;
+        backend.file_options = file.options;
+        Ok(backend)
     }
 
     /// Returns the pool.
@@ -160,6 +170,32 @@ impl ThinBackend {
     }
 }
 
+/// Adds the file or block device at `path`; with `size_bytes`, one that is not there is made.
+fn add_file(
+    pool: &Arc<Pool>,
+    path: &Path,
+    size_bytes: Option<u64>,
+    options: FileOptions,
+) -> Result<Outcome<PoolStatus>, DriverError> {
+    let invalid = |problem: String| DriverError::InvalidArgument {
+        field: "device_path".into(),
+        problem,
+    };
+    let text = path.to_str().filter(|_| path.is_absolute());
+    let text = text.ok_or_else(|| invalid(format!("{path:?} is not an absolute path in UTF-8")))?;
+    if pool.has_device_at(text) {
+        return Ok(Outcome::Unchanged(pool.status()));
+    }
+    let opened = match (FileDevice::open(path, options), size_bytes) {
+        (Err(FileDeviceError::NotFound { .. }), Some(size_bytes)) => {
+            FileDevice::create(path, size_bytes, options)
+        }
+        (opened, _) => opened,
+    };
+    let device = opened.map_err(|error| error.into_driver_error(pool.options.name.as_str()))?;
+    pool.add_device(Arc::new(device), text)
+}
+
 #[async_trait]
 impl VolumeBackend for ThinBackend {
     fn capabilities(&self) -> BackendCapabilities {
@@ -173,6 +209,7 @@ impl VolumeBackend for ThinBackend {
             Capability::Discard,
             Capability::Differences,
             Capability::Encryption,
+            Capability::Grow,
         ];
         features.sort_unstable();
         BackendCapabilities {
@@ -260,6 +297,16 @@ impl VolumeBackend for ThinBackend {
                 sentence,
             };
             Ok(report.problems.into_iter().map(problem).collect())
+        })
+        .await
+    }
+
+    async fn grow(&self, growth: &PoolGrowth) -> Result<Outcome<PoolStatus>, DriverError> {
+        let (growth, options) = (growth.clone(), self.file_options);
+        self.blocking(move |pool| match growth {
+            PoolGrowth::Noticed => pool.enlarge(None),
+            PoolGrowth::To { size_bytes } => pool.enlarge(Some(size_bytes)),
+            PoolGrowth::Device { path, size_bytes } => add_file(pool, &path, size_bytes, options),
         })
         .await
     }

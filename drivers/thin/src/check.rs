@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::PoolError;
-use crate::format::{BITS_PER_BLOCK, BLOCK_BYTES, PagePointer, SUPERBLOCK_COPIES, Superblock};
+use crate::format::{BITS_PER_BLOCK, BLOCK_BYTES, Geometry, PagePointer, SUPERBLOCK_COPIES, Superblock};
 use crate::keys::KeyRef;
 use crate::locks::{lock, read};
 use crate::map::{Child, INNER_LEVELS, Node, Ownership, Slot, leaves_covered};
@@ -57,6 +57,7 @@ struct Subject {
 
 /// The state as of the check's moment.
 struct Picture {
+    geometry: Geometry,
     subjects: Vec<Subject>,
     data: Vec<bool>,
     pages: PageSpace,
@@ -108,10 +109,11 @@ impl Pool {
             seen_pages: HashSet::new(),
             mapped_below: HashMap::new(),
         };
-        check.superblocks(&picture.stored);
+        check.superblocks(&picture);
         if bitmap_blocks == BitmapBlocks::Verify {
-            check.bitmap_blocks(&picture.stored);
+            check.bitmap_blocks(&picture);
         }
+        check.bitmap_pages(&picture, bitmap_blocks);
         for subject in &picture.subjects {
             check.version(subject, &picture);
         }
@@ -130,8 +132,9 @@ impl Pool {
             own_chunks: version.own_chunks,
         };
         Picture {
+            geometry: state.geometry,
             subjects: state.versions.iter().map(subject).collect(),
-            data: (0..self.geometry.chunk_count)
+            data: (0..state.geometry.chunk_count)
                 .map(|chunk| state.space.is_data(chunk))
                 .collect(),
             pages: state.pages.clone(),
@@ -158,9 +161,10 @@ impl Check<'_> {
         self.report.problems.push(problem);
     }
 
-    fn superblocks(&mut self, stored: &StoredIndex) {
+    fn superblocks(&mut self, picture: &Picture) {
+        let stored = &picture.stored;
         for copy in 0..SUPERBLOCK_COPIES {
-            let offset = self.pool.geometry.superblock_offset(copy);
+            let offset = picture.geometry.superblock_offset(copy);
             let fields = read_block(&*self.pool.device, offset, "a superblock").and_then(|block| {
                 Superblock::read_from_bytes(&block)
                     .expect("a superblock is one block")
@@ -178,11 +182,39 @@ impl Check<'_> {
         }
     }
 
-    fn bitmap_blocks(&mut self, stored: &StoredIndex) {
-        for block in 0..self.pool.geometry.chunk_count.div_ceil(BITS_PER_BLOCK) {
-            let entry = stored.directory[block as usize];
+    fn bitmap_blocks(&mut self, picture: &Picture) {
+        let blocks = picture.geometry.chunk_count.div_ceil(BITS_PER_BLOCK);
+        for block in 0..blocks.min(picture.geometry.bitmap_blocks) {
+            let entry = picture.stored.directory[block as usize];
             if let Err(error) = read_bitmap_block(&*self.pool.device, &self.pool.geometry, block, entry) {
                 self.repairable(error.to_string());
+            }
+        }
+    }
+
+    /// Blocks of the bitmap that are pages: when both copies are lost, the maps still say what belongs there.
+    fn bitmap_pages(&mut self, picture: &Picture, blocks: BitmapBlocks) {
+        for pointer in picture
+            .stored
+            .bitmap_pages
+            .iter()
+            .filter(|pointer| !pointer.is_none())
+        {
+            let numbers = [pointer.first, pointer.second];
+            let bad = numbers.iter().filter_map(|number| {
+                read_copy(&*self.pool.device, *number, pointer.crc32c, "chunk bitmap page").err()
+            });
+            let bad: Vec<String> = bad.collect();
+            for number in numbers {
+                if !self.seen_pages.insert(number) {
+                    self.problem(format!(
+                        "page {number} is owned twice, as a chunk bitmap page too"
+                    ));
+                }
+            }
+            if blocks == BitmapBlocks::Verify {
+                bad.into_iter()
+                    .for_each(|problem| self.repairable(format!("chunk bitmap page: {problem}")));
             }
         }
     }
@@ -271,7 +303,7 @@ impl Check<'_> {
             if !self.seen_pages.insert(number) {
                 self.problem(format!("page {number} is owned twice, as {what} too"));
             }
-            if !picture.pages.is_used(&self.pool.geometry, number, class) {
+            if !picture.pages.is_used(&picture.geometry, number, class) {
                 self.problem(format!("page {number}, a {what}, is free"));
             }
             if let Err(problem) = read_copy(&*self.pool.device, number, pointer.crc32c, what) {

@@ -3,6 +3,8 @@
 //! The state is frozen under its lock, in memory only: roots are cloned, changed rows and bitmap blocks copied, pages
 //! reserved. Everything is then written without a lock, to places that no superblock names.
 //!
+//! It is also how a pool grows: the superblock that a checkpoint ends with may have a new geometry (W1, [`grow`](crate::grow)).
+//!
 //! Order: commit of what is frozen · pages, bitmap blocks, directory · flush · superblock copies 0 and 2 · flush ·
 //! copies 1 and 3 · the replaced pages are free.
 //!
@@ -14,16 +16,17 @@
 //! - K4: a node counts as stored only after its page has been written, so eviction never loses it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::format::{
-    BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION, INDEX_PAYLOAD_BYTES,
-    IndexPageHeader, PagePointer, ROWS_PER_PAGE, SuperblockFields,
+    AddedDevices, BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION,
+    INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE, SuperblockFields,
 };
 use crate::garbage::Garbage;
+use crate::grow::wipe_tails;
 use crate::locks::{lock, read, write};
 use crate::map::{Child, Node, Slot};
 use crate::page_io::PageWriter;
@@ -35,6 +38,10 @@ use crate::{PoolDevice, PoolError};
 
 /// The state as of one log position, ready to be written.
 pub(crate) struct Frozen {
+    /// As it is to be once this checkpoint is durable.
+    layout: Layout,
+    /// As it is until then.
+    geometry: Geometry,
     rows: Vec<FrozenRows>,
     bitmap: Vec<(u64, Box<[u8; BLOCK_BYTES]>)>,
     garbage: Garbage,
@@ -51,13 +58,21 @@ pub(crate) struct Frozen {
     log_block: u64,
 }
 
+/// What growing changes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub geometry: Geometry,
+    pub devices: AddedDevices,
+}
+
 /// What has been written.
 pub(crate) struct Stored {
+    layout: Layout,
+    incompat: u64,
     index: StoredIndex,
     pages: PageSpace,
     log_batch: u64,
     log_block: u64,
-    incompat: u64,
 }
 
 impl State {
@@ -67,7 +82,8 @@ impl State {
         let nodes = self.gauge.dirty() + extra_nodes;
         // Every further page may open a chunk of its own in each class.
         let new_chunks = 2 * ((nodes + row_pages) / self.geometry.pages_per_chunk() + 2);
-        nodes + row_pages + self.index_pages(new_chunks)
+        // Any of the bitmap's pages may change.
+        nodes + row_pages + self.geometry.bitmap_pages() + self.index_pages(new_chunks)
     }
 
     fn index_pages(&self, new_chunks: u64) -> u64 {
@@ -76,7 +92,8 @@ impl State {
         let words = mask_words(&self.geometry);
         let partials = 8 * self.partials.most_encoded_words(words) as u64;
         let keys = 8 * self.keys.most_encoded_words() as u64;
-        let bytes = 16 + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials + keys;
+        let bitmap_pages = 8 + self.geometry.bitmap_pages() * 24;
+        let bytes = 16 + bitmap_pages + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials + keys;
         bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
     }
 
@@ -88,9 +105,17 @@ impl State {
         self.space.free().checked_sub(needed)
     }
 
-    /// Freezes the state at the log's present end; `None`, and nothing changes, when the free space does not
-    /// suffice. The caller has sealed the open batch in the same critical section (K2).
-    pub fn freeze(&mut self) -> Option<Frozen> {
+    /// Returns the layout as it is.
+    pub fn layout(&self) -> Layout {
+        Layout {
+            geometry: self.geometry,
+            devices: self.devices,
+        }
+    }
+
+    /// Freezes the state at the log's present end, to be stored as `layout` says; `None`, and nothing changes, when the
+    /// free space does not suffice. The caller has sealed the open batch in the same critical section (K2).
+    pub fn freeze(&mut self, layout: Layout) -> Option<Frozen> {
         let needed = self.checkpoint_pages(0);
         let reservation = self.pages.reserve(&self.geometry, &mut self.space, needed)?;
         let rows = self.versions.take_dirty_rows();
@@ -99,12 +124,20 @@ impl State {
             let replaced = self.stored.row_pages.get(page.page).copied();
             garbage.push_pointer(replaced.unwrap_or(PagePointer::NONE));
         }
+        let bitmap = self.space.take_dirty_blocks();
+        for (block, _) in &bitmap {
+            let page = block.checked_sub(self.geometry.bitmap_blocks);
+            let replaced = page.and_then(|page| self.stored.bitmap_pages.get(page as usize));
+            garbage.push_pointer(replaced.copied().unwrap_or(PagePointer::NONE));
+        }
         for page in &self.stored.index_pages {
             garbage.push_pointer(*page);
         }
         Some(Frozen {
+            layout,
+            geometry: self.geometry,
             rows,
-            bitmap: self.space.take_dirty_blocks(),
+            bitmap,
             partials: self.partials.encode(mask_words(&self.geometry)),
             keys: self.keys.wanted.then(|| self.keys.encode()),
             garbage,
@@ -121,6 +154,11 @@ impl State {
     /// Goes over to a durable checkpoint: its predecessor's pages and log are free (K1).
     pub fn settle(&mut self, stored: Stored, discard: bool) {
         self.pages.settle(stored.pages, &mut self.space, discard);
+        if stored.layout.geometry.chunk_count > self.geometry.chunk_count {
+            self.space.grow(stored.layout.geometry.chunk_count);
+        }
+        self.geometry = stored.layout.geometry;
+        self.devices = stored.layout.devices;
         self.log.advance_head(stored.log_batch, stored.log_block);
         self.stored = stored.index;
         self.allows_partials = true;
@@ -136,7 +174,17 @@ impl Pool {
     /// # Errors
     /// `Full` when not even the reserve suffices; what the medium hit, and then the pool has stopped.
     pub fn checkpoint(&self) -> Result<(), PoolError> {
-        let _one = lock(&self.checkpointing);
+        let one = lock(&self.checkpointing);
+        self.checkpoint_as(&one, None)
+    }
+
+    /// As [`checkpoint`](Self::checkpoint), and goes over to a new layout, if there is one. `_one` says that no other
+    /// checkpoint runs.
+    pub(crate) fn checkpoint_as(
+        &self,
+        _one: &MutexGuard<'_, ()>,
+        new_layout: Option<Layout>,
+    ) -> Result<(), PoolError> {
         // Ends the quarantine first, which may free the space that the checkpoint needs.
         self.commit()?;
         {
@@ -144,7 +192,7 @@ impl Pool {
             let unchanged =
                 state.garbage.is_empty() && state.versions.dirty_row_pages() == 0 && !state.space.is_dirty();
             let says_all = state.allows_encryption() || !state.keys.wanted;
-            if unchanged && says_all && !state.log.has_anything() {
+            if unchanged && says_all && !state.log.has_anything() && new_layout.is_none() {
                 return Ok(());
             }
         }
@@ -153,7 +201,8 @@ impl Pool {
         self.commit_round(&turn, || {
             let mut state = write(&self.state);
             let sealed = state.log.seal();
-            frozen = state.freeze();
+            let layout = new_layout.unwrap_or_else(|| state.layout());
+            frozen = state.freeze(layout);
             sealed
         })?;
         drop(turn);
@@ -165,8 +214,10 @@ impl Pool {
             });
         };
         let stored = frozen
-            .store(&*self.device, self.uuid, &self.geometry)
+            .store(&*self.device, self.uuid)
             .map_err(|error| self.stop("a checkpoint failed", error))?;
+        // Before the first new chunk is handed out (W1).
+        self.places.take_over(&stored.layout.geometry);
         write(&self.state).settle(stored, self.options.discard_freed);
         self.space_came();
         self.note_level();
@@ -176,12 +227,8 @@ impl Pool {
 
 impl Frozen {
     /// Writes the frozen state and then the superblock that names it.
-    pub fn store(
-        mut self,
-        device: &dyn PoolDevice,
-        uuid: Uuid,
-        geometry: &Geometry,
-    ) -> Result<Stored, PoolError> {
+    pub fn store(mut self, device: &dyn PoolDevice, uuid: Uuid) -> Result<Stored, PoolError> {
+        let geometry = &self.layout.geometry.clone();
         let mut trees = TreeWriter {
             writer: PageWriter::new(device),
             reservation: &mut self.reservation,
@@ -192,6 +239,8 @@ impl Frozen {
             trees.store(root)?;
         }
         let row_pages = trees.store_rows(&self.rows, std::mem::take(&mut self.previous.row_pages))?;
+        let bitmap_pages = std::mem::take(&mut self.previous.bitmap_pages);
+        let bitmap_pages = trees.store_bitmap_pages(geometry, &self.bitmap, bitmap_pages)?;
         let TreeWriter { writer, written, .. } = trees;
         writer.finish()?;
         for (node, pointer) in written {
@@ -199,7 +248,7 @@ impl Frozen {
         }
 
         let freed = std::mem::take(&mut self.garbage).into_pointers();
-        let (index, pages) = self.index_stream(geometry, &row_pages, &freed);
+        let (index, pages) = self.index_stream(&bitmap_pages, &row_pages, &freed);
         let index_bytes = index.len() as u64;
         let index_pages = self.store_index(device, &index)?;
         let (directory, directory_side, directory_crc32c) = self.store_bitmap(device, geometry)?;
@@ -208,15 +257,13 @@ impl Frozen {
             .map_err(PoolError::device("flushing a checkpoint"))?;
 
         let generation = self.previous.generation + 1;
+        let incompat = self.incompat();
         let superblock = SuperblockFields {
             uuid,
             generation,
             compat: 0,
             ro_compat: 0,
-            incompat: match self.keys {
-                Some(_) => BASE_INCOMPAT | INCOMPAT_ENCRYPTION,
-                None => BASE_INCOMPAT,
-            },
+            incompat,
             geometry: *geometry,
             directory_crc32c,
             directory_side,
@@ -226,35 +273,61 @@ impl Frozen {
             index_bytes,
             next_node: self.next_node,
             version_rows: self.version_rows as u64,
+            devices: self.layout.devices,
         };
-        store_superblock(device, &superblock)?;
+        store_superblock(device, &superblock, &self.geometry)?;
         Ok(Stored {
+            layout: self.layout,
+            incompat,
             index: StoredIndex {
                 generation,
                 directory_side,
                 directory,
                 row_pages,
+                bitmap_pages,
                 index_pages,
             },
             pages,
             log_batch: self.log_batch,
             log_block: self.log_block,
-            incompat: superblock.incompat,
         })
+    }
+
+    /// Returns the features that the superblock has to tell of.
+    fn incompat(&self) -> u64 {
+        let g = &self.layout.geometry;
+        let has_segments = g.added_segments().next().is_some() || g.bitmap_pages() > 0;
+        let segments = if has_segments { INCOMPAT_SEGMENTS } else { 0 };
+        let encryption = if self.keys.is_some() {
+            INCOMPAT_ENCRYPTION
+        } else {
+            0
+        };
+        BASE_INCOMPAT | segments | encryption
     }
 
     /// Encodes the index stream and returns it with the page chunks that it lists: those that are left once this
     /// checkpoint is durable, with the pages that the stream itself is going to take.
     fn index_stream(
         &self,
-        geometry: &Geometry,
+        bitmap_pages: &[PagePointer],
         row_pages: &[PagePointer],
         freed: &[PagePointer],
     ) -> (Vec<u8>, PageSpace) {
+        let geometry = &self.layout.geometry;
+        let has_segments = self.incompat() & INCOMPAT_SEGMENTS != 0;
+        let bitmap_pages = has_segments.then_some(bitmap_pages);
         let mut own_pages = 1;
         loop {
             let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
-            let stream = encode_index(geometry, row_pages, &pages, &self.partials, self.keys.as_deref());
+            let stream = encode_index(
+                geometry,
+                bitmap_pages,
+                row_pages,
+                &pages,
+                &self.partials,
+                self.keys.as_deref(),
+            );
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
                 debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
@@ -294,7 +367,11 @@ impl Frozen {
         geometry: &Geometry,
     ) -> Result<(Vec<DirectoryEntry>, u32, u32), PoolError> {
         let mut directory = self.previous.directory.clone();
-        for (block, bytes) in &self.bitmap {
+        let in_their_place = self
+            .bitmap
+            .iter()
+            .filter(|(block, _)| *block < geometry.bitmap_blocks);
+        for (block, bytes) in in_their_place {
             let entry = &mut directory[*block as usize];
             entry.side ^= 1;
             entry.crc32c = crc32c::crc32c(&**bytes);
@@ -320,7 +397,14 @@ impl Frozen {
 
 /// Writes a superblock in two rounds (K3). The second needs no flush of its own: the next checkpoint flushes before
 /// it touches the first two copies again.
-fn store_superblock(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<(), PoolError> {
+///
+/// When the pool has grown, the tail copies of `before` are wiped in between: the second head copy, which still says where
+/// they are, goes only when they are gone (W3).
+fn store_superblock(
+    device: &dyn PoolDevice,
+    superblock: &SuperblockFields,
+    before: &Geometry,
+) -> Result<(), PoolError> {
     let block = quarry_contract::IoBuffer::from_slice(superblock.encode().as_bytes());
     let store = |copy: usize| {
         device
@@ -332,6 +416,12 @@ fn store_superblock(device: &dyn PoolDevice, superblock: &SuperblockFields) -> R
     device
         .flush()
         .map_err(PoolError::device("flushing the superblock"))?;
+    if before.device_bytes != superblock.geometry.device_bytes {
+        wipe_tails(device, before)?;
+        device
+            .flush()
+            .map_err(PoolError::device("flushing wiped superblock copies"))?;
+    }
     store(1)?;
     store(3)
 }
@@ -343,6 +433,7 @@ pub(crate) fn mask_words(geometry: &Geometry) -> usize {
 
 fn encode_index(
     geometry: &Geometry,
+    bitmap_pages: Option<&[PagePointer]>,
     row_pages: &[PagePointer],
     pages: &PageSpace,
     partials: &[u64],
@@ -350,11 +441,13 @@ fn encode_index(
 ) -> Vec<u8> {
     let mut stream = Vec::new();
     let mut word = |word: u64| stream.extend_from_slice(&word.to_le_bytes());
-    word(row_pages.len() as u64);
-    for pointer in row_pages {
-        word(pointer.first);
-        word(pointer.second);
-        word(u64::from(pointer.birth) | u64::from(pointer.crc32c) << 32);
+    for list in bitmap_pages.into_iter().chain([row_pages]) {
+        word(list.len() as u64);
+        for pointer in list {
+            word(pointer.first);
+            word(pointer.second);
+            word(u64::from(pointer.birth) | u64::from(pointer.crc32c) << 32);
+        }
     }
     word(pages.chunk_count());
     for (chunk, page_chunk) in pages.chunks() {
@@ -418,6 +511,26 @@ impl TreeWriter<'_> {
         slot.node()
             .and_then(|node| self.places.get(&Arc::as_ptr(node)).copied())
             .unwrap_or_else(|| slot.pointer())
+    }
+
+    /// Writes the changed bitmap blocks that have no place of their own and returns the places of all.
+    fn store_bitmap_pages(
+        &mut self,
+        geometry: &Geometry,
+        blocks: &[(u64, Box<[u8; BLOCK_BYTES]>)],
+        mut bitmap_pages: Vec<PagePointer>,
+    ) -> Result<Vec<PagePointer>, PoolError> {
+        bitmap_pages.resize(geometry.bitmap_pages() as usize, PagePointer::NONE);
+        for (block, bytes) in blocks {
+            let Some(page) = block.checked_sub(geometry.bitmap_blocks) else {
+                continue;
+            };
+            bitmap_pages[page as usize] = match bytes.iter().all(|byte| *byte == 0) {
+                true => PagePointer::NONE,
+                false => self.writer.write(reserved(self.reservation), 0, bytes)?,
+            };
+        }
+        Ok(bitmap_pages)
     }
 
     /// Writes the changed row pages and returns the places of all.

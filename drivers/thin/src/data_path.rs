@@ -15,7 +15,6 @@ use std::ops::Range;
 use quarry_contract::{Durability, IoBuffer, IoError};
 use smallvec::{SmallVec, smallvec};
 
-use crate::PoolError;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
 use crate::handle::VersionHandle;
 use crate::latch::LatchTable;
@@ -26,6 +25,7 @@ use crate::plan::{Place, Plan, Planned};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::write_epoch::EpochGuard;
+use crate::{PoolDevice, PoolError};
 
 /// The unit of addressing of volumes, in bytes.
 pub(crate) const LOGICAL_BLOCK_BYTES: u32 = 512;
@@ -77,7 +77,7 @@ impl VersionHandle {
                 continue;
             }
             let chunk = located.entry.chunk();
-            let at = self.pool.geometry.chunk_offset(chunk) + within.start;
+            let at = self.pool.chunk_offset(chunk) + within.start;
             match &located.partial {
                 None => self.pool.read_bytes(at, target),
                 Some(view) => self.pool.read_partial(chunk, view, within, target),
@@ -268,7 +268,7 @@ impl VersionHandle {
         let whole = 0..self.pool.geometry.chunk_bytes;
         let mut bytes = IoBuffer::zeroed(whole.end as usize);
         if let Some(source) = mapped {
-            let at = self.pool.geometry.chunk_offset(source);
+            let at = self.pool.chunk_offset(source);
             match &located.partial {
                 None => self.pool.device.read_at(at, &mut bytes),
                 Some(view) => self.pool.read_partial(source, view, whole, &mut bytes),
@@ -302,7 +302,7 @@ impl VersionHandle {
         self.pool
             .make_overwritable(chunk, Blocks::touching(within))
             .map_err(PoolError::into_io_error)?;
-        let at = self.pool.geometry.chunk_offset(chunk) + within.start;
+        let at = self.pool.chunk_offset(chunk) + within.start;
         let written = match content {
             Content::Data(data) => self.pool.write_bytes(at, data),
             Content::Zeros => self.pool.zero_bytes(at, within.end - within.start),
@@ -320,7 +320,7 @@ impl VersionHandle {
     ) -> Result<(), IoError> {
         let chunks = self.take_chunks(1).map_err(PoolError::into_io_error)?;
         let chunk = chunks[0];
-        let at = self.pool.geometry.chunk_offset(chunk) + blocks.bytes().start;
+        let at = self.pool.chunk_offset(chunk) + blocks.bytes().start;
         let written = self
             .pool
             .device

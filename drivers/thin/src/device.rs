@@ -55,6 +55,16 @@ pub trait PoolDevice: Send + Sync + 'static {
     /// What the medium says; the pool then stops (D2).
     fn flush(&self) -> io::Result<()>;
 
+    /// Makes the medium larger where it is a file of less than `least_bytes`, durably, takes notice of how large it has
+    /// become, and returns that, in bytes.
+    ///
+    /// # Errors
+    /// What the medium says.
+    fn grow(&self, least_bytes: u64) -> io::Result<u64> {
+        let _ = least_bytes;
+        self.size_bytes()
+    }
+
     /// Returns the open file for asynchronous direct I/O, or `None` where all I/O has to go through this trait.
     fn direct_file(&self) -> Option<DirectFile<'_>>;
 }

@@ -39,6 +39,18 @@ pub enum PoolError {
         /// What the device has, in bytes.
         actual_bytes: u64,
     },
+    /// A device that was added to the pool is not there.
+    #[error(
+        "device {uuid} of the pool is not at {path:?}: {problem}; put it there, or beside the pool's first device"
+    )]
+    MissingDevice {
+        /// The device's id.
+        uuid: uuid::Uuid,
+        /// Where it was added.
+        path: String,
+        /// What was found instead.
+        problem: String,
+    },
     /// The pool was written by a newer Quarry.
     #[error(
         "the pool has a newer format ({what}); open it with the Quarry version that wrote it or a later one"
@@ -121,6 +133,7 @@ impl PoolError {
             PoolError::NotAPool
             | PoolError::AlreadyAPool { .. }
             | PoolError::NewerFormat { .. }
+            | PoolError::MissingDevice { .. }
             | PoolError::Stopped { .. } => DriverError::Unavailable {
                 object,
                 problem: self.to_string(),

@@ -7,7 +7,10 @@
 //! - F1: while a device is open, its file is locked against every other opener. The lock, the file and the rings
 //!   on it share one file description, so that a killed process keeps its lock until the kernel has ended what
 //!   was in flight: a successor's recovery is never overtaken by an old write.
-//! - F2: nothing here changes the file's size, so no write reaches beyond it.
+//! - F2: no write reaches beyond the size that the file had when it was last [noticed](PoolDevice::grow), and only that
+//!   call makes it larger.
+//! - F3: no flush is answered when the file is smaller than that: it has been cut off, what was there is gone, and a
+//!   later write would fill the gap with zeros.
 //!
 //! Failure: errors are the operating system's own, unchanged; only a medium that cannot discard is no failure.
 
@@ -15,6 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use quarry_contract::{DriverError, IoBuffer};
@@ -145,7 +149,7 @@ pub struct FileDevice {
     file: File,
     medium: Medium,
     io_path: IoPath,
-    size_bytes: u64,
+    size_bytes: AtomicU64,
     /// `None` where queues have to use threads.
     submission: Option<Submission>,
 }
@@ -232,7 +236,7 @@ impl FileDevice {
             file,
             medium,
             io_path,
-            size_bytes,
+            size_bytes: AtomicU64::new(size_bytes),
             submission,
         })
     }
@@ -251,15 +255,33 @@ impl FileDevice {
     /// Checks F2.
     fn check_range(&self, offset: u64, length: usize) -> io::Result<()> {
         let end = offset.checked_add(length as u64);
-        if end.is_some_and(|end| end <= self.size_bytes) {
+        let size_bytes = self.size_bytes.load(Ordering::Acquire);
+        if end.is_some_and(|end| end <= size_bytes) {
             return Ok(());
         }
         Err(io::Error::new(
             io::ErrorKind::UnexpectedEof,
             format!(
-                "bytes {offset}+{length} are beyond the end of {} at {}",
+                "bytes {offset}+{length} are beyond the end of {} at {size_bytes}",
                 self.path.display(),
-                self.size_bytes
+            ),
+        ))
+    }
+
+    /// Checks F3.
+    fn check_not_cut_off(&self) -> io::Result<()> {
+        let (noticed, found) = (
+            self.size_bytes.load(Ordering::Acquire),
+            file::size_bytes(&self.file)?,
+        );
+        if found >= noticed {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!(
+                "{} has been cut off: it had {noticed} bytes and has {found}",
+                self.path.display()
             ),
         ))
     }
@@ -341,7 +363,20 @@ impl PoolDevice for FileDevice {
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.check_not_cut_off()?;
         self.file.sync_data()
+    }
+
+    fn grow(&self, least_bytes: u64) -> io::Result<u64> {
+        self.check_not_cut_off()?;
+        let mut size_bytes = file::size_bytes(&self.file)?;
+        if size_bytes < least_bytes && self.medium == Medium::Regular {
+            self.file.set_len(least_bytes)?;
+            self.file.sync_all()?;
+            size_bytes = least_bytes;
+        }
+        self.size_bytes.fetch_max(size_bytes, Ordering::AcqRel);
+        Ok(size_bytes)
     }
 
     fn direct_file(&self) -> Option<DirectFile<'_>> {

@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 use quarry_contract::IoBuffer;
 use smallvec::SmallVec;
 
-use crate::PoolError;
 use crate::locks::read;
 use crate::partial::{Blocks, Home};
 use crate::pool::Pool;
+use crate::{PoolDevice, PoolError};
 
 /// Chunks that one step fills.
 const FILL_CHUNKS: usize = 32;
@@ -49,12 +49,12 @@ impl Pool {
                 Home::Lender(_) | Home::Nowhere => IoBuffer::zeroed((piece.end - piece.start) as usize),
             };
             if let Home::Lender(lender) = home {
-                let at = self.geometry.chunk_offset(lender) + piece.start;
+                let at = self.chunk_offset(lender) + piece.start;
                 if let Err(error) = self.device.read_at(at, &mut bytes) {
                     return Ok(Err(error));
                 }
             }
-            let at = self.geometry.chunk_offset(chunk) + piece.start;
+            let at = self.chunk_offset(chunk) + piece.start;
             if let Err(error) = self.device.write_at(at, &bytes) {
                 return Ok(Err(error));
             }

@@ -139,10 +139,10 @@ impl Pool {
         PoolStat {
             uuid: self.uuid,
             generation: state.stored.generation,
-            device_bytes: self.geometry.device_bytes,
+            device_bytes: state.geometry.device_bytes,
             chunk_bytes: self.geometry.chunk_bytes,
             data_start_bytes: self.geometry.data_start,
-            chunks: self.geometry.chunk_count,
+            chunks: state.geometry.chunk_count,
             data_chunks: state.space.data_chunks(),
             partial_chunks: state.partials.len() as u64,
             key_chunks: state.keys.chunks().count() as u64,
@@ -160,9 +160,10 @@ impl Pool {
 
     /// Returns the four superblock copies as they are now.
     pub fn superblock_copies(&self) -> Vec<SuperblockCopy> {
+        let geometry = read(&self.state).geometry;
         (0..SUPERBLOCK_COPIES)
             .map(|copy| {
-                let offset_bytes = self.geometry.superblock_offset(copy);
+                let offset_bytes = geometry.superblock_offset(copy);
                 let generation = read_superblock(&*self.device, offset_bytes)
                     .and_then(|block| block.decode())
                     .map(|fields| fields.generation)

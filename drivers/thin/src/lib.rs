@@ -8,6 +8,7 @@
 //! | how a change becomes durable | `commit`, `unsettled`, then `checkpoint` |
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
+//! | how a pool grows, and where its chunks are | `grow`, `device_set`, `chunk_places` |
 //! | how full a pool is, and who waits for space | `levels`, `waiters` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
 //! | what has changed between two versions | `differences` |
@@ -21,13 +22,16 @@
 //! | tools that look into a pool or put it right | `inspect`, `repair`, `salvage` |
 
 mod allocation;
+mod assemble;
 mod backend;
 mod check;
 mod checkpoint;
+mod chunk_places;
 mod commit;
 mod control;
 mod data_path;
 mod device;
+mod device_set;
 mod differences;
 mod discard;
 mod error;
@@ -36,6 +40,7 @@ mod file_device;
 mod filler;
 mod format;
 mod garbage;
+mod grow;
 mod handle;
 mod inspect;
 mod keys;
@@ -69,9 +74,11 @@ mod waiters;
 mod whole_chunks;
 mod write_epoch;
 
+pub use assemble::assemble;
 pub use backend::{PoolFile, ThinBackend};
 pub use check::CheckReport;
 pub use device::{DirectFile, PoolDevice, Submission};
+pub use device_set::DeviceSet;
 pub use error::PoolError;
 pub use file_device::{Caching, FileDevice, FileDeviceError, FileOptions, IoMode};
 pub use handle::VersionHandle;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
-use crate::PoolError;
 use crate::format::BLOCK;
 use crate::locks::{read, write};
 use crate::map::{Child, MAX_LEAVES, Node};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::version::NodeId;
+use crate::{PoolDevice, PoolError};
 
 /// Differing leaves that a reclaim step goes past.
 const REAP_LEAVES: usize = 64;
@@ -83,7 +83,7 @@ impl Pool {
     /// Tells whether the space that reclaim gives back is needed more than the I/O that it takes.
     pub(crate) fn is_short_of_space(&self) -> bool {
         let state = read(&self.state);
-        let spare = self.geometry.chunk_count / SHORT_OF_SPACE;
+        let spare = state.geometry.chunk_count / SHORT_OF_SPACE;
         state.space.free() + state.space.waiting_for_discard() < state.reserve_chunks() + spare
     }
 
@@ -98,9 +98,8 @@ impl Pool {
         if chunks.is_empty() {
             return Ok(false);
         }
-        for run in runs(&chunks) {
-            let offset = self.geometry.chunk_offset(run.start);
-            let length = (run.end - run.start) * self.geometry.chunk_bytes;
+        for run in self.runs(&chunks) {
+            let (offset, length) = (run.start, run.end - run.start);
             if let Err(error) = self.device.discard(offset, length) {
                 // A hint that failed costs space on the host, nothing else.
                 tracing::warn!(pool = %self.options.name, offset, length, %error, "discard failed");
@@ -111,6 +110,12 @@ impl Pool {
         drop(state);
         self.space_came();
         Ok(true)
+    }
+
+    /// Returns where chunks are, neighbours joined.
+    fn runs(&self, chunks: &[u64]) -> Vec<Range<u64>> {
+        let places = chunks.iter().map(|chunk| self.chunk_offset(*chunk));
+        runs(places, self.geometry.chunk_bytes)
     }
 
     fn checkpoint_if_due(&self) -> Result<bool, PoolError> {
@@ -265,13 +270,13 @@ fn evict_below(node: &Arc<Node>, seen: &mut HashSet<*const Node>) {
     }
 }
 
-/// Joins neighbours of an ordered list.
-fn runs(chunks: &[u64]) -> Vec<Range<u64>> {
+/// Joins pieces of `length` bytes, at ordered places, that follow each other.
+fn runs(places: impl Iterator<Item = u64>, length: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
-    for chunk in chunks {
+    for place in places {
         match runs.last_mut() {
-            Some(run) if run.end == *chunk => run.end += 1,
-            _ => runs.push(*chunk..*chunk + 1),
+            Some(run) if run.end == place => run.end += length,
+            _ => runs.push(place..place + length),
         }
     }
     runs
@@ -283,7 +288,8 @@ mod tests {
 
     #[test]
     fn neighbouring_chunks_are_one_run() {
-        assert_eq!(runs(&[1, 2, 3, 7, 9, 10]), [1..4, 7..8, 9..11]);
-        assert!(runs(&[]).is_empty());
+        let joined = runs([10, 20, 30, 70, 90, 100].into_iter(), 10);
+        assert_eq!(joined, [10..40, 70..80, 90..110]);
+        assert!(runs(std::iter::empty(), 10).is_empty());
     }
 }

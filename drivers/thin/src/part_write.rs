@@ -12,7 +12,6 @@ use std::ops::{Deref, Range};
 use quarry_contract::{IoBuffer, IoError};
 use smallvec::{SmallVec, smallvec};
 
-use crate::PoolError;
 use crate::data_path::{Content, medium};
 use crate::format::BLOCK;
 use crate::handle::VersionHandle;
@@ -21,6 +20,7 @@ use crate::partial::{Blocks, Home, PartialView};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::state::State;
+use crate::{PoolDevice, PoolError};
 
 impl VersionHandle {
     /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by `lender`, or zeros. The caller
@@ -35,7 +35,7 @@ impl VersionHandle {
         let blocks = Blocks::touching(within);
         let cover = whole_blocks(blocks, within, content, |bytes, target| match lender {
             Some(lender) => {
-                let at = self.pool.geometry.chunk_offset(lender) + bytes.start;
+                let at = self.pool.chunk_offset(lender) + bytes.start;
                 self.pool.device.read_at(at, target)
             }
             None => Ok(()),
@@ -73,7 +73,7 @@ impl VersionHandle {
         self.pool
             .make_overwritable(chunk, blocks)
             .map_err(PoolError::into_io_error)?;
-        let at = self.pool.geometry.chunk_offset(chunk) + blocks.bytes().start;
+        let at = self.pool.chunk_offset(chunk) + blocks.bytes().start;
         let cover = whole_blocks(blocks, within, content, |bytes, target| {
             self.pool.read_partial(chunk, &view, bytes, target)
         });
@@ -152,9 +152,9 @@ impl Pool {
         for (piece, home) in view.pieces(within) {
             let target = &mut target[(piece.start - start) as usize..(piece.end - start) as usize];
             match home {
-                Home::Own => self.read_bytes(self.geometry.chunk_offset(chunk) + piece.start, target)?,
+                Home::Own => self.read_bytes(self.chunk_offset(chunk) + piece.start, target)?,
                 Home::Lender(lender) => {
-                    self.read_bytes(self.geometry.chunk_offset(lender) + piece.start, target)?;
+                    self.read_bytes(self.chunk_offset(lender) + piece.start, target)?;
                 }
                 Home::Nowhere => target.fill(0),
             }

@@ -241,7 +241,7 @@ impl VersionHandle {
             return false;
         }
         plan.guard.stripes.push(stripe);
-        let place_in = |chunk: u64, at: u64| Place::Device(self.pool.geometry.chunk_offset(chunk) + at);
+        let place_in = |chunk: u64, at: u64| Place::Device(self.pool.chunk_offset(chunk) + at);
         let blocks = Blocks::touching(&within);
         if access != Access::Read && !state.log.unsettled.may_overwrite(entry.chunk(), blocks) {
             return false;

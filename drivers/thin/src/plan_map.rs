@@ -173,7 +173,7 @@ impl VersionHandle {
             blocks,
             buffer: buffer.clone(),
         });
-        let at = self.pool.geometry.chunk_offset(chunk) + part.within.start;
+        let at = self.pool.chunk_offset(chunk) + part.within.start;
         plan.add(buffer, Place::Device(at));
         true
     }

@@ -12,6 +12,7 @@ use quarry_contract::SpaceLevel;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
+use crate::chunk_places::ChunkPlaces;
 use crate::commit::Rounds;
 use crate::format::{Geometry, LEAF_ENTRIES};
 use crate::handle::Openings;
@@ -26,15 +27,17 @@ use crate::record::{MAX_RECORD_BYTES, Record};
 use crate::state::{Origin, State, Wanted};
 use crate::version::NodeId;
 use crate::waiters::SpaceWaiters;
-use crate::{OnFull, OpenOptions, PoolDevice, PoolError};
+use crate::{DeviceSet, OnFull, OpenOptions, PoolError};
 
 /// An open pool. All calls may be made from any thread and block; none needs an async runtime or a thread of the
 /// pool's own.
 pub struct Pool {
-    pub(crate) device: Arc<dyn PoolDevice>,
+    pub(crate) device: Arc<DeviceSet>,
     pub(crate) options: OpenOptions,
     pub(crate) uuid: Uuid,
+    /// As of the open: what growing changes of it is in the state, and in `places`.
     pub(crate) geometry: Geometry,
+    pub(crate) places: ChunkPlaces,
     pub(crate) state: RwLock<State>,
     pub(crate) latches: LatchTable,
     pub(crate) fill_latches: FillLatches,
@@ -83,12 +86,13 @@ pub(crate) enum Obstacle {
 }
 
 impl Pool {
-    pub(crate) fn new(device: Arc<dyn PoolDevice>, options: OpenOptions, uuid: Uuid, state: State) -> Self {
+    pub(crate) fn new(device: Arc<DeviceSet>, options: OpenOptions, uuid: Uuid, state: State) -> Self {
         Self {
             device,
             options,
             uuid,
             geometry: state.geometry,
+            places: ChunkPlaces::of(&state.geometry),
             state: RwLock::new(state),
             latches: LatchTable::new(),
             fill_latches: FillLatches::new(),
@@ -108,8 +112,13 @@ impl Pool {
     }
 
     /// Returns the medium.
-    pub fn device(&self) -> &Arc<dyn PoolDevice> {
+    pub fn device(&self) -> &Arc<DeviceSet> {
         &self.device
+    }
+
+    /// Returns the address of a chunk.
+    pub(crate) fn chunk_offset(&self, chunk: u64) -> u64 {
+        self.places.address(chunk)
     }
 
     /// Returns the pool's identity on disk.

@@ -18,10 +18,12 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::checkpoint::mask_words;
 use crate::format::{
-    BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES, IndexPageHeader,
-    PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock, SuperblockFields,
+    AddedDevice, BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES,
+    IndexPageHeader, MAX_ADDED_DEVICES, PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock,
+    SuperblockFields,
 };
 use crate::garbage::Garbage;
+use crate::grow::{read_label, wipe_outgrown_tails, wipe_unborn_tails};
 use crate::keys::KeyAreas;
 use crate::log::LogRing;
 use crate::map::{Node, PageGauge, install};
@@ -35,7 +37,7 @@ use crate::salvage::bitmap_from_maps;
 use crate::space::Space;
 use crate::state::{Origin, State, StoredIndex};
 use crate::version::VersionTree;
-use crate::{Access, BitmapSource, FormatOptions, OpenOptions, PoolDevice, PoolError};
+use crate::{Access, BitmapSource, DeviceSet, FormatOptions, OpenOptions, PoolDevice, PoolError};
 
 impl Pool {
     /// Writes an empty pool onto a device that holds none.
@@ -58,19 +60,29 @@ impl Pool {
             option: "device",
             problem: "it is too small for the first checkpoint".into(),
         };
-        let frozen = state.freeze().ok_or_else(needed)?;
-        frozen.store(device, options.uuid, &geometry)?;
+        let layout = state.layout();
+        let frozen = state.freeze(layout).ok_or_else(needed)?;
+        frozen.store(device, options.uuid)?;
         device
             .flush()
             .map_err(PoolError::device("flushing the last superblock copies"))
     }
 
-    /// Opens a pool and recovers it.
+    /// Opens a pool that is on one device and recovers it.
     ///
     /// # Errors
-    /// `NotAPool`, `Truncated`, `NewerFormat`, `Damaged`, `Device`.
+    /// `NotAPool`, `Truncated`, `NewerFormat`, `Damaged`, `Device`; `MissingDevice` when it is on more than one.
     pub fn open(device: Arc<dyn PoolDevice>, options: OpenOptions) -> Result<Arc<Pool>, PoolError> {
+        Self::open_set(DeviceSet::of(device), options)
+    }
+
+    /// Opens a pool, all of whose devices are given ([`assemble`](crate::assemble)), and recovers it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_set(device: Arc<DeviceSet>, options: OpenOptions) -> Result<Arc<Pool>, PoolError> {
         let superblock = choose_superblock(&*device)?;
+        check_devices(&device, &superblock)?;
         let writable = options.access == Access::ReadWrite && superblock.unknown_ro_compat() == 0;
         if writable {
             heal_superblocks(&*device, &superblock)?;
@@ -117,6 +129,7 @@ impl State {
             allows_partials: false,
             incompat: 0,
             keys: KeyAreas::default(),
+            devices: [AddedDevice::none(); MAX_ADDED_DEVICES],
             pages: PageSpace::default(),
             garbage: Garbage::default(),
             gauge: Arc::new(PageGauge::default()),
@@ -198,11 +211,45 @@ pub(crate) fn choose_superblock(device: &dyn PoolDevice) -> Result<SuperblockFie
     Ok(best)
 }
 
+/// Verifies that every device of the pool is there, is its own, and has what the pool needs of it.
+fn check_devices(set: &DeviceSet, superblock: &SuperblockFields) -> Result<(), PoolError> {
+    for (number, wanted) in superblock.devices.iter().enumerate() {
+        if wanted.is_none() {
+            break;
+        }
+        let missing = |problem: &str| PoolError::MissingDevice {
+            uuid: wanted.uuid(),
+            path: wanted.path().into(),
+            problem: problem.into(),
+        };
+        let device = set
+            .device(number + 1)
+            .ok_or_else(|| missing("it was not given"))?;
+        match read_label(&*device)? {
+            Some(ids) if ids == (superblock.uuid, wanted.uuid()) => {}
+            Some(_) => return Err(missing("another device of a pool is there")),
+            None => return Err(missing("what is there has no label of a pool")),
+        }
+        let actual_bytes = device
+            .size_bytes()
+            .map_err(PoolError::device("asking for the size"))?;
+        if actual_bytes < wanted.device_bytes() {
+            return Err(PoolError::Truncated {
+                expected_bytes: wanted.device_bytes(),
+                actual_bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Rewrites copies that differ from the chosen one. The good ones are not touched (K3).
 fn heal_superblocks(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<(), PoolError> {
     let good = superblock.encode();
     let block = quarry_contract::IoBuffer::from_slice(good.as_bytes());
-    let mut healed = false;
+    // Also what a growth that was cut short has left where the pool does not end (W3), before the heads forget where.
+    let mut healed =
+        wipe_outgrown_tails(device, superblock)? | wipe_unborn_tails(device, &superblock.geometry)?;
     for copy in 0..SUPERBLOCK_COPIES {
         let offset = superblock.geometry.superblock_offset(copy);
         let same = read_superblock(device, offset).is_ok_and(|found| found.as_bytes() == good.as_bytes());
@@ -233,15 +280,27 @@ fn load_checkpoint(
     state.next_node = superblock.next_node;
     state.stored.generation = superblock.generation;
     state.stored.directory_side = superblock.directory_side;
+    state.devices = superblock.devices;
+    let (stream, index_pages) = load_index(device, superblock)?;
+    state.stored.index_pages = index_pages;
+    let damaged = |detail: &str| PoolError::damaged("index stream", detail);
+    let mut reader = WordReader(&stream);
+    if superblock.has_segments() {
+        let bitmap_pages = reader.word().ok_or_else(|| damaged("no bitmap page count"))?;
+        if bitmap_pages != geometry.bitmap_pages() {
+            return Err(damaged("it has not as many bitmap pages as the pool needs"));
+        }
+        for _ in 0..bitmap_pages {
+            let pointer = reader.pointer();
+            let pointer = pointer.ok_or_else(|| damaged("cut short in the bitmap pages"))?;
+            state.stored.bitmap_pages.push(pointer);
+        }
+    }
     if bitmap == BitmapSource::Stored {
         state.stored.directory = load_directory(device, superblock)?;
         load_bitmap(device, &mut state)?;
     }
 
-    let (stream, index_pages) = load_index(device, superblock)?;
-    state.stored.index_pages = index_pages;
-    let damaged = |detail: &str| PoolError::damaged("index stream", detail);
-    let mut reader = WordReader(&stream);
     let row_pages = reader.word().ok_or_else(|| damaged("no row page count"))?;
     for page in 0..row_pages {
         let pointer = reader
@@ -379,8 +438,16 @@ fn load_directory(
 fn load_bitmap(device: &dyn PoolDevice, state: &mut State) -> Result<(), PoolError> {
     let used_blocks = state.geometry.chunk_count.div_ceil(BITS_PER_BLOCK);
     for block in 0..used_blocks {
-        let entry = state.stored.directory[block as usize];
-        let bytes = read_bitmap_block(device, &state.geometry, block, entry)?;
+        let bytes = match block.checked_sub(state.geometry.bitmap_blocks) {
+            None => {
+                let entry = state.stored.directory[block as usize];
+                read_bitmap_block(device, &state.geometry, block, entry)?
+            }
+            Some(page) => match state.stored.bitmap_pages[page as usize] {
+                pointer if pointer.is_none() => [0; BLOCK_BYTES],
+                pointer => read_page(device, pointer, "chunk bitmap page")?,
+            },
+        };
         if !state.space.load_block(block, &bytes) {
             return Err(PoolError::damaged(
                 "chunk bitmap",

@@ -16,7 +16,7 @@ use quarry_contract::IoBuffer;
 use crate::check::BitmapBlocks;
 use crate::format::BLOCK;
 use crate::page_io::read_page;
-use crate::{Access, BitmapSource, CheckReport, OpenOptions, Pool, PoolDevice, PoolError};
+use crate::{Access, BitmapSource, CheckReport, DeviceSet, OpenOptions, Pool, PoolDevice, PoolError};
 
 /// What a repair found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct RepairReport {
 /// # Errors
 /// When the medium holds no pool, a newer or a cut-off one, or fails.
 pub fn repair(
-    device: &Arc<dyn PoolDevice>,
+    device: &Arc<DeviceSet>,
     options: &OpenOptions,
     access: Access,
 ) -> Result<RepairReport, PoolError> {
@@ -43,7 +43,7 @@ pub fn repair(
             bitmap,
             ..options.clone()
         };
-        Pool::open(Arc::clone(device), options)
+        Pool::open_set(Arc::clone(device), options)
     };
     let found = match open(Access::ReadOnly, BitmapSource::Stored) {
         Ok(pool) => pool.check()?.problems,

@@ -84,6 +84,24 @@ impl Space {
         space
     }
 
+    /// Adds chunks, all of them free, so that there are `chunk_count`.
+    pub fn grow(&mut self, chunk_count: u64) {
+        debug_assert!(chunk_count >= self.chunk_count);
+        if !self.chunk_count.is_multiple_of(64) {
+            // Those behind the last chunk were busy.
+            let last = self.busy.len() - 1;
+            self.busy[last] &= !(u64::MAX << (self.chunk_count % 64));
+        }
+        let words = chunk_count.div_ceil(64) as usize;
+        self.data.resize(words, 0);
+        self.busy.resize(words, 0);
+        if !chunk_count.is_multiple_of(64) {
+            self.busy[words - 1] |= u64::MAX << (chunk_count % 64);
+        }
+        self.chunk_count = chunk_count;
+        self.recount();
+    }
+
     fn recount(&mut self) {
         let groups = self.busy.chunks(WORDS_PER_GROUP);
         self.group_free = groups
@@ -367,6 +385,28 @@ mod tests {
         assert_eq!(space.take(SearchFrom::Cursor), Some(64));
         assert_eq!(space.take(SearchFrom::Cursor), Some(5_000));
         assert_eq!(space.take(SearchFrom::Cursor), None);
+    }
+
+    #[test]
+    fn a_grown_space_has_what_it_had_and_the_new_chunks_free() {
+        for (before, after) in [
+            (1, 2),
+            (64, 65),
+            (100, 128),
+            (100, 130),
+            (128, 8192),
+            (5000, 70_000),
+        ] {
+            let mut space = Space::new(before);
+            let taken: Vec<u64> = std::iter::from_fn(|| space.take(SearchFrom::Cursor)).collect();
+            assert_eq!(taken.len() as u64, before);
+            assert!(space.record_mapped(before - 1, false));
+            space.grow(after);
+            assert_eq!(space.free(), after - before);
+            assert!(space.is_data(before - 1) && space.is_busy(0) && !space.is_busy(before));
+            let new: Vec<u64> = std::iter::from_fn(|| space.take(SearchFrom::Cursor)).collect();
+            assert_eq!(new, (before..after).collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -12,7 +12,8 @@
 use std::sync::Arc;
 
 use crate::format::{
-    DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
+    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION, LEAF_ENTRIES, LeafEntry, MAX_DEPTH,
+    PagePointer,
 };
 use crate::garbage::Garbage;
 use crate::keys::{KeyAreas, KeyRef};
@@ -38,6 +39,8 @@ pub(crate) struct State {
     /// The superblock's incompatible features.
     pub incompat: u64,
     pub keys: KeyAreas,
+    /// The devices that were added.
+    pub devices: AddedDevices,
     pub pages: PageSpace,
     pub garbage: Garbage,
     pub gauge: Arc<PageGauge>,
@@ -53,6 +56,8 @@ pub(crate) struct StoredIndex {
     pub directory_side: u32,
     pub directory: Vec<DirectoryEntry>,
     pub row_pages: Vec<PagePointer>,
+    /// The blocks of the chunk bitmap behind those that have a place of their own; none for a block of zeros.
+    pub bitmap_pages: Vec<PagePointer>,
     pub index_pages: Vec<PagePointer>,
 }
 
@@ -100,6 +105,11 @@ impl State {
             | Record::Claim { .. }
             | Record::Revert { .. } => None,
         }
+    }
+
+    /// Returns where the two copies of a key slot are; `None` when there is no such slot.
+    pub fn key_places(&self, slot: u32) -> Option<[u64; 2]> {
+        self.keys.places(&self.geometry, slot)
     }
 
     /// Returns a page on the way to a leaf that is not in memory, if there is one.

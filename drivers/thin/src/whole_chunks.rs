@@ -8,12 +8,12 @@ use std::ops::Range;
 use quarry_contract::IoError;
 use smallvec::SmallVec;
 
-use crate::PoolError;
 use crate::data_path::{Content, medium};
 use crate::handle::VersionHandle;
 use crate::partial::Blocks;
 use crate::pool::{Decision, Priority};
 use crate::record::Record;
+use crate::{PoolDevice, PoolError};
 
 /// The most that is written and mapped at once, in bytes: what an initiator sends in one request.
 const RUN_BYTES: u64 = 1 << 20;
@@ -109,10 +109,14 @@ impl VersionHandle {
 
     /// Writes pieces, with one call for neighbours on the device that are neighbours in the request too.
     fn write_pieces(&self, pieces: &[Piece], data: &[u8]) -> Result<(), IoError> {
-        let neighbours = |a: &Piece, b: &Piece| a.chunk + 1 == b.chunk && a.bytes.end == b.bytes.start;
+        let chunk_bytes = self.pool.geometry.chunk_bytes;
+        let neighbours = |a: &Piece, b: &Piece| {
+            self.pool.chunk_offset(a.chunk) + chunk_bytes == self.pool.chunk_offset(b.chunk)
+                && a.bytes.end == b.bytes.start
+        };
         for run in pieces.chunk_by(neighbours) {
             let [first, ..] = run else { continue };
-            let at = self.pool.geometry.chunk_offset(first.chunk);
+            let at = self.pool.chunk_offset(first.chunk);
             let length: usize = run.iter().map(|piece| piece.bytes.len()).sum();
             let start = first.bytes.start;
             self.pool

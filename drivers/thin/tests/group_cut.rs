@@ -13,7 +13,7 @@ use quarry_contract::{
     DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
 };
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, VersionHandle};
+use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle};
 use uuid::Uuid;
 
 const CHUNK: u64 = 16 << 10;

@@ -11,9 +11,9 @@ use super::device::MemoryDevice;
 use super::lock;
 use crate::{
     BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, Encryption,
-    FieldDifference, OpenMode, Outcome, PoolName, PoolProblem, PoolSpace, PoolState, PoolStatus, SnapshotId,
-    SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo, VolumeKey,
-    VolumeSpec,
+    FieldDifference, OpenMode, Outcome, PoolGrowth, PoolName, PoolProblem, PoolSpace, PoolState, PoolStatus,
+    SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo,
+    VolumeKey, VolumeSpec,
 };
 
 /// How a [`MemoryBackend`] is made.
@@ -562,6 +562,13 @@ impl VolumeBackend for MemoryBackend {
 
     async fn check(&self) -> Result<Vec<PoolProblem>, DriverError> {
         Ok(Vec::new())
+    }
+
+    async fn grow(&self, _growth: &PoolGrowth) -> Result<Outcome<PoolStatus>, DriverError> {
+        Err(DriverError::Unsupported {
+            object: format!("pool {}", self.options.name),
+            capability: Capability::Grow.as_str().into(),
+        })
     }
 
     async fn differences(

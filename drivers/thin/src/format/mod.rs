@@ -6,6 +6,7 @@
 mod batch;
 mod geometry;
 mod map_page;
+mod segments;
 mod superblock;
 mod table;
 
@@ -15,8 +16,12 @@ pub(crate) use map_page::{
     INNER_ENTRIES, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer, decode_inner, decode_leaf, encode_inner,
     encode_leaf,
 };
+pub(crate) use segments::{
+    ADDED_DATA_START, AddedDevice, AddedDevices, DeviceLabel, MAX_ADDED_DEVICES, split_address,
+};
 pub(crate) use superblock::{
-    BASE_INCOMPAT, INCOMPAT_ENCRYPTION, INCOMPAT_RESERVED_VOLUMES, Superblock, SuperblockFields,
+    BASE_INCOMPAT, INCOMPAT_ENCRYPTION, INCOMPAT_RESERVED_VOLUMES, INCOMPAT_SEGMENTS, Superblock,
+    SuperblockFields,
 };
 pub(crate) use table::{
     DirectoryEntry, FLAG_RESERVED, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row,

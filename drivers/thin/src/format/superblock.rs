@@ -6,6 +6,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use crate::PoolError;
 use crate::format::map_page::RawPointer;
+use crate::format::segments::{
+    ADDED_DATA_START, AddedDevice, AddedDevices, MAX_ADDED_DEVICES, MAX_SEGMENTS, RawSegment, SegmentTable,
+    split_address,
+};
 use crate::format::{BLOCK, BLOCK_BYTES, Geometry, PagePointer};
 
 const MAGIC: [u8; 8] = *b"QRYTHIN\0";
@@ -18,9 +22,11 @@ pub(crate) const INCOMPAT_CLAIMS: u64 = 2;
 pub(crate) const INCOMPAT_RESERVED_VOLUMES: u64 = 4;
 /// Volumes may be encrypted: the index stream lists the chunks of their keys, and the log has records for them.
 pub(crate) const INCOMPAT_ENCRYPTION: u64 = 8;
+/// The pool has grown beyond its first segment, or beyond the bitmap blocks that it was formatted with.
+pub(crate) const INCOMPAT_SEGMENTS: u64 = 16;
 /// What every checkpoint sets.
 pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
-const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT | INCOMPAT_ENCRYPTION;
+const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.
@@ -54,7 +60,9 @@ pub(crate) struct Superblock {
     index_bytes: U64,
     next_node: U64,
     version_rows: U64,
-    reserved: [u8; 3880],
+    segments: [RawSegment; MAX_SEGMENTS],
+    devices: AddedDevices,
+    reserved: [u8; 1704],
 }
 
 /// What a superblock says.
@@ -74,6 +82,7 @@ pub(crate) struct SuperblockFields {
     pub index_bytes: u64,
     pub next_node: u64,
     pub version_rows: u64,
+    pub devices: AddedDevices,
 }
 
 impl SuperblockFields {
@@ -107,6 +116,8 @@ impl SuperblockFields {
         block.index_bytes = self.index_bytes.into();
         block.next_node = self.next_node.into();
         block.version_rows = self.version_rows.into();
+        block.segments = RawSegment::encode(&g.segments);
+        block.devices = self.devices;
         block.crc32c = block.computed_crc32c().into();
         block
     }
@@ -151,6 +162,20 @@ impl Superblock {
                 what: format!("incompatible feature bits {unknown:#x}"),
             });
         }
+        let has_segments = self.incompat.get() & INCOMPAT_SEGMENTS != 0;
+        let added: u64 = match has_segments {
+            true => self
+                .segments
+                .iter()
+                .fold(0, |sum: u64, raw| sum.saturating_add(raw.chunk_count())),
+            false => 0,
+        };
+        let Some(first_chunks) = self.chunk_count.get().checked_sub(added) else {
+            return Err(PoolError::damaged(
+                "superblock",
+                "its segments have more chunks than there are",
+            ));
+        };
         let fields = SuperblockFields {
             uuid: Uuid::from_bytes(self.uuid),
             generation: self.generation.get(),
@@ -168,6 +193,10 @@ impl Superblock {
                 bitmap_blocks: self.bitmap_blocks.get(),
                 data_start: self.data_start.get(),
                 chunk_count: self.chunk_count.get(),
+                segments: match has_segments {
+                    true => RawSegment::decode(&self.segments, first_chunks),
+                    false => SegmentTable::default(),
+                },
             },
             directory_crc32c: self.directory_crc32c.get(),
             directory_side: self.directory_side.get(),
@@ -177,6 +206,10 @@ impl Superblock {
             index_bytes: self.index_bytes.get(),
             next_node: self.next_node.get(),
             version_rows: self.version_rows.get(),
+            devices: match has_segments {
+                true => self.devices,
+                false => [AddedDevice::none(); MAX_ADDED_DEVICES],
+            },
         };
         match fields.inconsistency() {
             None => Ok(fields),
@@ -194,6 +227,11 @@ impl SuperblockFields {
     /// Tells whether chunks may be partial.
     pub fn allows_partials(&self) -> bool {
         self.incompat & INCOMPAT_PARTIAL_CHUNKS != 0
+    }
+
+    /// Tells whether the pool has grown beyond what the format had at first.
+    pub fn has_segments(&self) -> bool {
+        self.incompat & INCOMPAT_SEGMENTS != 0
     }
 
     /// Tells whether batches may claim what their data is.
@@ -253,7 +291,7 @@ impl SuperblockFields {
             g.bitmap_start,
             g.bitmap_blocks.checked_mul(2 * BLOCK),
             g.data_start,
-        ) || g.bitmap_blocks.saturating_mul(BLOCK * 8) < g.chunk_count
+        ) || g.bitmap_blocks.saturating_mul(BLOCK * 8) < g.chunk_count && !self.has_segments()
         {
             "bitmap"
         } else if g.chunk_count == 0
@@ -263,15 +301,46 @@ impl SuperblockFields {
             || g.device_bytes < 4 * BLOCK
             || !fits(
                 g.data_start,
-                g.chunk_count.checked_mul(g.chunk_bytes),
+                g.first_chunks().checked_mul(g.chunk_bytes),
                 g.device_bytes - 2 * BLOCK,
             )
         {
             "chunks"
+        } else if !self.segments_fit() {
+            "segments"
         } else {
             return None;
         };
         Some(format!("the geometry of the {problem} is impossible"))
+    }
+}
+
+impl SuperblockFields {
+    /// Tells whether each segment is on a device that there is, behind what was on it before.
+    fn segments_fit(&self) -> bool {
+        let g = &self.geometry;
+        let mut used = [ADDED_DATA_START; MAX_ADDED_DEVICES + 1];
+        used[0] = g.data_start + g.first_chunks() * g.chunk_bytes;
+        g.added_segments().all(|segment| {
+            let (device, start) = split_address(segment.address);
+            let room = match device {
+                0 => g.device_bytes - 2 * BLOCK,
+                _ => match self.devices.get(device - 1) {
+                    Some(added) if !added.is_none() => added.device_bytes(),
+                    _ => return false,
+                },
+            };
+            let end = segment
+                .chunk_count
+                .checked_mul(g.chunk_bytes)
+                .and_then(|bytes| start.checked_add(bytes));
+            let fits = start.is_multiple_of(BLOCK)
+                && start >= used[device]
+                && end.is_some_and(|end| end <= room)
+                && segment.first_chunk < g.chunk_count;
+            used[device] = end.unwrap_or(u64::MAX);
+            fits
+        })
     }
 }
 
@@ -286,7 +355,7 @@ mod tests {
             generation: 3,
             compat: 0,
             ro_compat: 0,
-            incompat: KNOWN_INCOMPAT,
+            incompat: BASE_INCOMPAT,
             geometry: Geometry::new(1 << 30, &FormatOptions::default()).unwrap(),
             directory_crc32c: 5,
             directory_side: 1,
@@ -301,6 +370,37 @@ mod tests {
             index_bytes: 16,
             next_node: 1,
             version_rows: 0,
+            devices: [AddedDevice::none(); MAX_ADDED_DEVICES],
+        }
+    }
+
+    #[test]
+    fn a_grown_pools_superblock_round_trips_and_impossible_segments_are_refused() {
+        let mut grown = fields();
+        grown.incompat |= INCOMPAT_SEGMENTS;
+        grown.devices[0] = AddedDevice::new(Uuid::from_u128(9), 2 << 30, "/dev/sdb").unwrap();
+        grown.geometry = grown
+            .geometry
+            .grown(1, 2 << 30)
+            .unwrap()
+            .grown(0, 3 << 30)
+            .unwrap();
+        assert_eq!(grown.encode().decode().unwrap(), grown);
+        type Break = fn(&mut SuperblockFields);
+        let breaks: [Break; 4] = [
+            |fields| fields.devices[0] = AddedDevice::none(),
+            |fields| fields.devices[0].set_device_bytes(1 << 30),
+            |fields| fields.geometry.segments[1].address = fields.geometry.data_start,
+            |fields| fields.geometry.chunk_count = 5,
+        ];
+        for (number, change) in breaks.iter().enumerate() {
+            let mut broken = grown;
+            change(&mut broken);
+            let refused = broken.encode().decode();
+            assert!(
+                matches!(refused, Err(PoolError::Damaged { .. })),
+                "{number}: {refused:?}"
+            );
         }
     }
 
@@ -313,6 +413,8 @@ mod tests {
         assert_eq!(std::mem::offset_of!(Superblock, log_batch), 152);
         assert_eq!(std::mem::offset_of!(Superblock, index), 168);
         assert_eq!(std::mem::offset_of!(Superblock, version_rows), 208);
+        assert_eq!(std::mem::offset_of!(Superblock, segments), 216);
+        assert_eq!(std::mem::offset_of!(Superblock, devices), 344);
     }
 
     #[test]

@@ -29,13 +29,13 @@ use quarry_contract::{
 use smallvec::smallvec;
 use zeroize::Zeroizing;
 
-use crate::PoolError;
 use crate::control::{describe, differences, find_version, invalid};
 use crate::handle::object_name;
 use crate::locks::{lock, read, write};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::version::NodeId;
+use crate::{PoolDevice, PoolError};
 use slot::Slot;
 use xts::FamilyKey;
 
@@ -150,7 +150,7 @@ impl Pool {
             let slot = (0..)
                 .find(|slot| !used.contains(slot))
                 .expect("there are fewer families than numbers");
-            (slot, state.keys.places(&self.geometry, slot))
+            (slot, state.key_places(slot))
         };
         if let (slot, Some(places)) = find() {
             return Ok((slot, places));
@@ -165,7 +165,7 @@ impl Pool {
         let chunks = self.take_own_chunks(2)?;
         let zeroed = chunks.iter().try_for_each(|chunk| {
             self.device
-                .write_zeroes(self.geometry.chunk_offset(*chunk), self.geometry.chunk_bytes)
+                .write_zeroes(self.chunk_offset(*chunk), self.geometry.chunk_bytes)
                 .map_err(PoolError::device("making a key area"))
         });
         let made = zeroed.and_then(|()| {
@@ -280,7 +280,7 @@ impl Pool {
         let Unwrapped::Key(family_key) = unwrapped else {
             return Err(wrong_key(id));
         };
-        let places = read(&self.state).keys.places(&self.geometry, at.slot);
+        let places = read(&self.state).key_places(at.slot);
         let slot = Slot::seal(self.uuid, at, &family_key, new_key);
         places
             .map_or(Ok(()), |places| self.write_slot(places, &slot))

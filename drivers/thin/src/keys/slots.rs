@@ -26,7 +26,7 @@ impl Pool {
 
     /// Reads both copies of the slot of a family; `None` for one that does not hold its key.
     pub(crate) fn read_slot(&self, key: KeyRef) -> Result<[Option<Slot>; 2], PoolError> {
-        let places = read(&self.state).keys.places(&self.geometry, key.slot);
+        let places = read(&self.state).key_places(key.slot);
         let places = places.ok_or_else(|| {
             PoolError::damaged(
                 format!("the key of family {}", key.family),
@@ -43,7 +43,7 @@ impl Pool {
     /// Rewrites a lost copy from the other.
     pub(crate) fn heal_slot(&self, key: KeyRef) -> Result<(), PoolError> {
         let copies = self.read_slot(key)?;
-        let places = read(&self.state).keys.places(&self.geometry, key.slot);
+        let places = read(&self.state).key_places(key.slot);
         if let ([Some(good), None] | [None, Some(good)], Some(places)) = (copies, places) {
             self.write_slot(places, &good)?;
         }
@@ -52,7 +52,7 @@ impl Pool {
 
     /// Overwrites the key of a family that is gone, durably (Y3).
     pub(super) fn erase_slot(&self, key: KeyRef) -> Result<(), PoolError> {
-        let places = read(&self.state).keys.places(&self.geometry, key.slot);
+        let places = read(&self.state).key_places(key.slot);
         for place in places.into_iter().flatten() {
             write_sector(&*self.device, place, &[0; SLOT_BYTES])?;
         }
@@ -82,7 +82,7 @@ impl Pool {
                 .iter()
                 .flat_map(|chunk| (0..blocks).map(move |block| (*chunk, block)))
             {
-                let at = self.geometry.chunk_offset(chunk) + block * BLOCK;
+                let at = self.chunk_offset(chunk) + block * BLOCK;
                 let mut bytes = read_block_of(&*self.device, at)?;
                 let first = (area as u64 * blocks + block) * slots_per_block as u64;
                 let mut stale = false;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quarry_contract::{BlockDevice, DeviceLimits, Extent, IoError, IoQueue};
 
 use super::{VolumeQueue, Workers};
-use crate::{Submission, VersionHandle};
+use crate::{PoolDevice, Submission, VersionHandle};
 
 /// The unit of addressing. 512 bytes is what every initiator and boot loader understands.
 const LOGICAL_BLOCK_BYTES: u32 = 512;

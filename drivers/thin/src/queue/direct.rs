@@ -10,6 +10,7 @@ use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
 
 use super::spares::Spares;
+use crate::format::split_address;
 use crate::keys::Cipher;
 use crate::{Finished as Ended, Place, Plan, PlanGuard};
 
@@ -98,8 +99,12 @@ impl DirectIo {
         let aligned = |at: usize| at.is_multiple_of(self.alignment_bytes);
         plan.segments.iter().all(|segment| match segment.place {
             Place::Zeros => true,
+            // The ring is on the file of the first device.
             Place::Device(offset) => {
-                aligned(segment.buffer.start) && aligned(segment.buffer.end) && aligned(offset as usize)
+                split_address(offset).0 == 0
+                    && aligned(segment.buffer.start)
+                    && aligned(segment.buffer.end)
+                    && aligned(offset as usize)
             }
         })
     }

@@ -14,7 +14,7 @@ use super::direct::{DirectIo, Direction, LastStep};
 use super::inbox::Inbox;
 use super::spares::Spares;
 use super::workers::{self, Job, Work};
-use crate::{DirectFile, Planned, Submission};
+use crate::{DirectFile, Planned, PoolDevice, Submission};
 
 /// An [`IoQueue`] over a [`VolumeDevice`].
 pub struct VolumeQueue {

@@ -405,6 +405,15 @@ impl PoolDevice for SimDevice {
         Ok(())
     }
 
+    fn grow(&self, least_bytes: u64) -> io::Result<u64> {
+        let mut state = self.state();
+        if state.is_cut {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        state.size_bytes = state.size_bytes.max(least_bytes);
+        Ok(state.size_bytes)
+    }
+
     fn direct_file(&self) -> Option<DirectFile<'_>> {
         None
     }

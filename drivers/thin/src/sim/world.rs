@@ -212,6 +212,15 @@ impl World {
         self.refused
     }
 
+    /// Makes the medium so many chunks larger, and the pool with it.
+    ///
+    /// # Errors
+    /// What the pool says.
+    pub fn enlarge(&mut self, chunks: u64) -> Result<(), DriverError> {
+        self.setup.device_bytes += chunks * self.setup.chunk_bytes;
+        self.pool().enlarge(Some(self.setup.device_bytes)).map(drop)
+    }
+
     /// Says that failures of the device are to be expected from now on, until the next recovery.
     pub fn expect_faults(&mut self) {
         self.faults_planned = true;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::FormatOptions;
-use crate::format::BASE_INCOMPAT;
+use crate::format::{AddedDevice, BASE_INCOMPAT, MAX_ADDED_DEVICES};
 use crate::space::SearchFrom;
 use uuid::Uuid;
 
@@ -53,6 +53,7 @@ impl Model {
                 allows_partials: true,
                 incompat: BASE_INCOMPAT,
                 keys: KeyAreas::default(),
+                devices: [AddedDevice::none(); MAX_ADDED_DEVICES],
                 pages: PageSpace::default(),
                 garbage: Garbage::default(),
                 gauge: Arc::default(),

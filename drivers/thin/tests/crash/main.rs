@@ -12,6 +12,7 @@ mod every_step;
 mod faults;
 mod full_pool;
 mod gated;
+mod growing;
 mod histories;
 mod long_traces;
 mod partial_chunks;

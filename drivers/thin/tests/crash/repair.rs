@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use quarry_contract::conformance::SplitMix;
 use quarry_thin::sim::{Action, Setup, SimDevice, Violation, World};
-use quarry_thin::{Access, OpenOptions, PoolDevice, PoolError, RepairReport, repair};
+use quarry_thin::{Access, DeviceSet, OpenOptions, PoolDevice, PoolError, RepairReport, repair};
 
 use crate::damage::{closed_pool, holds_data};
 use crate::seeds::for_each_seed;
 
 fn run(device: &Arc<SimDevice>, access: Access) -> Result<RepairReport, PoolError> {
     let device: Arc<dyn PoolDevice> = Arc::clone(device) as _;
-    repair(&device, &OpenOptions::default(), access)
+    repair(&DeviceSet::of(device), &OpenOptions::default(), access)
 }
 
 fn failed(what: &str) -> impl Fn(PoolError) -> Violation {

@@ -1,7 +1,8 @@
 //! Pools that older versions have written open, hold what they held, and can be gone on with.
 //!
 //! An image is never changed and never deleted. A new one is added when the format has changed:
-//! `QUARRY_GOLDEN_IMAGE=drivers/thin/tests/golden/images/NAME cargo test -p quarry-thin --test golden` writes it. It
+//! `QUARRY_GOLDEN_IMAGE=drivers/thin/tests/golden/images/NAME cargo test -p quarry-thin --test golden` writes it; with
+//! `QUARRY_GOLDEN_BYTES=SIZE` too, of a pool that has grown to so many bytes. It
 //! holds the size of the medium (8 bytes, little-endian), then each block that is not all zeros: its offset (8 bytes)
 //! and its 4096 bytes.
 
@@ -54,8 +55,16 @@ fn write_image(image: &Path) {
     subject.key = image.ends_with(ENCRYPTED_IMAGE).then(key);
     play(&mut subject);
     drop(subject);
+    if let Some(size) = std::env::var_os("QUARRY_GOLDEN_BYTES") {
+        let pool = open(&path);
+        let size_bytes = size.to_str().and_then(|size| size.parse().ok());
+        pool.enlarge(size_bytes).unwrap();
+        let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(1)));
+        let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
+        volume.flush().unwrap();
+    }
     let bytes = fs::read(&path).unwrap();
-    let mut packed = POOL_BYTES.to_le_bytes().to_vec();
+    let mut packed = (bytes.len() as u64).to_le_bytes().to_vec();
     for (number, block) in bytes.chunks(BLOCK).enumerate() {
         if block.iter().any(|byte| *byte != 0) {
             packed.extend_from_slice(&((number * BLOCK) as u64).to_le_bytes());

@@ -1,0 +1,106 @@
+//! The devices of a pool as one medium.
+//!
+//! Addresses say on which device something is (docs/formats/pool.md, "Growing"). A set only gets more devices; those that a
+//! superblock names stay for its life. The first is the one with the superblock, and the only one whose file the queues use directly.
+
+use std::io;
+use std::sync::{Arc, RwLock};
+
+use crate::format::{MAX_ADDED_DEVICES, split_address};
+use crate::locks::{read, write};
+use crate::{DirectFile, PoolDevice};
+
+/// One or several devices, as a medium.
+pub struct DeviceSet {
+    first: Arc<dyn PoolDevice>,
+    added: RwLock<[Option<Arc<dyn PoolDevice>>; MAX_ADDED_DEVICES]>,
+}
+
+impl DeviceSet {
+    /// The set of one device.
+    pub fn of(first: Arc<dyn PoolDevice>) -> Arc<Self> {
+        Arc::new(Self {
+            first,
+            added: Default::default(),
+        })
+    }
+
+    /// The set of several, the added ones in their order.
+    pub fn with(first: Arc<dyn PoolDevice>, added: Vec<Arc<dyn PoolDevice>>) -> Arc<Self> {
+        let set = Self::of(first);
+        for (number, device) in added.into_iter().enumerate() {
+            set.set(number, Some(device));
+        }
+        set
+    }
+
+    /// Returns the device with the superblock.
+    pub fn first(&self) -> &Arc<dyn PoolDevice> {
+        &self.first
+    }
+
+    /// Puts the added device with this number, from 0, in its place, or takes it out of a place that no superblock names.
+    pub(crate) fn set(&self, number: usize, device: Option<Arc<dyn PoolDevice>>) {
+        write(&self.added)[number] = device;
+    }
+
+    /// Returns the device with this number in addresses.
+    pub(crate) fn device(&self, number: usize) -> Option<Arc<dyn PoolDevice>> {
+        match number.checked_sub(1) {
+            None => Some(Arc::clone(&self.first)),
+            Some(added) => read(&self.added).get(added)?.clone(),
+        }
+    }
+
+    fn on<T>(&self, address: u64, call: impl FnOnce(&dyn PoolDevice, u64) -> io::Result<T>) -> io::Result<T> {
+        let (number, offset) = split_address(address);
+        if number == 0 {
+            return call(&*self.first, offset);
+        }
+        let missing = || {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("the pool has no device {number}"),
+            )
+        };
+        call(&*self.device(number).ok_or_else(missing)?, offset)
+    }
+}
+
+impl PoolDevice for DeviceSet {
+    /// Returns the size of the first device.
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.first.size_bytes()
+    }
+
+    fn read_at(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.on(address, |device, offset| device.read_at(offset, buffer))
+    }
+
+    fn write_at(&self, address: u64, data: &[u8]) -> io::Result<()> {
+        self.on(address, |device, offset| device.write_at(offset, data))
+    }
+
+    fn write_zeroes(&self, address: u64, length: u64) -> io::Result<()> {
+        self.on(address, |device, offset| device.write_zeroes(offset, length))
+    }
+
+    fn discard(&self, address: u64, length: u64) -> io::Result<()> {
+        self.on(address, |device, offset| device.discard(offset, length))
+    }
+
+    /// Flushes all devices.
+    fn flush(&self) -> io::Result<()> {
+        let added = read(&self.added).clone();
+        self.first.flush()?;
+        added.iter().flatten().try_for_each(|device| device.flush())
+    }
+
+    fn direct_file(&self) -> Option<DirectFile<'_>> {
+        self.first.direct_file()
+    }
+
+    fn grow(&self, least_bytes: u64) -> io::Result<u64> {
+        self.first.grow(least_bytes)
+    }
+}
