@@ -9,7 +9,7 @@
 //! | [`image`] | one image: made, copied, given an identity |
 //! | [`mounts`] | what of it is mounted |
 //!
-//! Why so: docs/decisions/0006-share-store.md. What lies where: docs/formats/share-pool.md. Needs root, loop devices and
+//! Why so: docs/decisions/0009-share-store.md. What lies where: docs/formats/share-pool.md. Needs root, loop devices and
 //! the tools of xfsprogs.
 
 mod backend;
