@@ -55,6 +55,55 @@ fn a_full_pool_refuses_writes_keeps_data_and_goes_on_after_a_delete() {
 }
 
 #[test]
+fn a_full_pool_grows_in_its_file_and_onto_another_while_it_is_written_and_survives_a_kill() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("agent");
+    let agent = AgentProcess::start_with(&dir, &["--dev-pool-size", "256MiB"]);
+    let volume = command::volume(&agent, "1GiB");
+    let attached = attach(&agent, volume);
+    let mut written = 0;
+    let mut write_until_full = |agent: &AgentProcess| {
+        let before = written;
+        let write = |at: u64| {
+            attached.qemu_io(&[&format!("write -P {} {at}M 8M", 1 + at / 8), "flush"])
+        };
+        while write(written).is_ok() {
+            written += 8;
+            assert!(written < 1024, "the pool was to run full first");
+        }
+        let free = &json(agent, "pool list")[0]["free_bytes"];
+        assert!(written > before, "nothing fits; {free} bytes are said to be free");
+        written
+    };
+    write_until_full(&agent);
+
+    let grown = json(&agent, "pool grow --pool default --size 384MiB");
+    let in_file = write_until_full(&agent);
+    let more = temporary.path().join("more.pool");
+    let add = format!("pool grow --pool default --add {} --size 256MiB", more.display());
+    let grown_again = json(&agent, &add);
+    assert!(grown_again["total_bytes"].as_u64() > grown["total_bytes"].as_u64());
+    let in_both = write_until_full(&agent);
+    assert!(in_both >= in_file + 192, "{in_both} MiB in both, {in_file} in one");
+
+    let has_all = || {
+        let reads: Vec<String> = (0..in_both / 8)
+            .map(|slot| format!("read -P {} {}M 8M", 1 + slot, slot * 8))
+            .collect();
+        let reads: Vec<&str> = reads.iter().map(String::as_str).collect();
+        attached.qemu_io(&reads).unwrap();
+    };
+    has_all();
+    agent.kill();
+    let agent = AgentProcess::start(&dir);
+    has_all();
+    let repeated = json(&agent, &add);
+    assert_eq!(repeated["total_bytes"], grown_again["total_bytes"], "once is enough");
+    let checked = command::quarry(&agent, "pool check --pool default");
+    assert_eq!(checked.code(), 0, "{}", checked.stdout());
+}
+
+#[test]
 fn discards_give_space_back() {
     let temporary = tempfile::tempdir().unwrap();
     let agent = AgentProcess::start_with(&temporary.path().join("agent"), &["--dev-pool-size", "256MiB"]);

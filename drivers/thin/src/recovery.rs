@@ -76,7 +76,7 @@ impl Pool {
         Self::open_set(DeviceSet::of(device), options)
     }
 
-    /// Opens a pool, all of whose devices are given ([`assemble`](crate::assemble)), and recovers it.
+    /// Opens a pool, all of whose devices are given ([`assemble`](crate::assemble())), and recovers it.
     ///
     /// # Errors
     /// As [`open`](Self::open).
