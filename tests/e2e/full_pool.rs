@@ -64,9 +64,7 @@ fn a_full_pool_grows_in_its_file_and_onto_another_while_it_is_written_and_surviv
     let mut written = 0;
     let mut write_until_full = |agent: &AgentProcess| {
         let before = written;
-        let write = |at: u64| {
-            attached.qemu_io(&[&format!("write -P {} {at}M 8M", 1 + at / 8), "flush"])
-        };
+        let write = |at: u64| attached.qemu_io(&[&format!("write -P {} {at}M 8M", 1 + at / 8), "flush"]);
         while write(written).is_ok() {
             written += 8;
             assert!(written < 1024, "the pool was to run full first");
@@ -84,7 +82,10 @@ fn a_full_pool_grows_in_its_file_and_onto_another_while_it_is_written_and_surviv
     let grown_again = json(&agent, &add);
     assert!(grown_again["total_bytes"].as_u64() > grown["total_bytes"].as_u64());
     let in_both = write_until_full(&agent);
-    assert!(in_both >= in_file + 192, "{in_both} MiB in both, {in_file} in one");
+    assert!(
+        in_both >= in_file + 192,
+        "{in_both} MiB in both, {in_file} in one"
+    );
 
     let has_all = || {
         let reads: Vec<String> = (0..in_both / 8)
@@ -98,7 +99,10 @@ fn a_full_pool_grows_in_its_file_and_onto_another_while_it_is_written_and_surviv
     let agent = AgentProcess::start(&dir);
     has_all();
     let repeated = json(&agent, &add);
-    assert_eq!(repeated["total_bytes"], grown_again["total_bytes"], "once is enough");
+    assert_eq!(
+        repeated["total_bytes"], grown_again["total_bytes"],
+        "once is enough"
+    );
     let checked = command::quarry(&agent, "pool check --pool default");
     assert_eq!(checked.code(), 0, "{}", checked.stdout());
 }
