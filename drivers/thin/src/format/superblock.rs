@@ -439,9 +439,10 @@ mod tests {
         newer.crc32c = newer.computed_crc32c().into();
         assert!(matches!(newer.decode(), Err(PoolError::NewerFormat { .. })));
         let mut features = fields().encode();
-        features.incompat = 0x10.into();
+        let unknown = 1u64 << KNOWN_INCOMPAT.trailing_ones();
+        features.incompat = unknown.into();
         features.crc32c = features.computed_crc32c().into();
         let message = features.decode().unwrap_err().to_string();
-        assert!(message.contains("0x10"), "{message}");
+        assert!(message.contains(&format!("{unknown:#x}")), "{message}");
     }
 }
