@@ -5,6 +5,7 @@
 //! Failure: a pool or a target that cannot be opened stops the start; the error names it and the next step.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
 use quarry_thin::{
     Caching, FormatOptions, OnFull, OpenOptions, PoolFile, SpaceLevels, ThinBackend, Threshold,
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::config::{
@@ -125,12 +126,16 @@ fn next_step(error: &StartError) -> String {
 
 impl Registry {
     /// Opens what the configuration names. `known` are the identities of pools that were in use before: such a
-    /// pool is never made anew.
+    /// pool is never made anew. `left` are the portals' sockets that an agent before has [left](Registry::hand_over).
     ///
     /// # Errors
     /// Names the pool or the target that cannot be opened.
-    pub async fn open(config: &Config, known: &BTreeMap<String, Uuid>) -> Result<Self, RegistryError> {
-        let iscsi = open_target(&config.target)?;
+    pub async fn open(
+        config: &Config,
+        known: &BTreeMap<String, Uuid>,
+        left: Vec<TcpListener>,
+    ) -> Result<Self, RegistryError> {
+        let iscsi = open_target(&config.target, left)?;
         let target = NamedTarget {
             driver: "iscsi",
             target: Arc::clone(&iscsi) as Arc<dyn Target>,
@@ -247,15 +252,43 @@ impl Registry {
                 Err(panic) => error!(%pool, error = %panic, "closing the pool has panicked"),
             }
         }
-        for (pool, backend) in self.thin {
-            let closed = tokio::task::spawn_blocking(move || backend.shutdown()).await;
-            match closed {
-                Ok(Ok(())) => info!(%pool, "the pool is closed"),
-                Ok(Err(problem)) => {
-                    error!(%pool, error = %problem, "the pool is closed without a checkpoint")
-                }
-                Err(panic) => error!(%pool, error = %panic, "closing the pool has panicked"),
+        close_pools(&self.thin).await;
+    }
+
+    /// Ends all sessions and closes the pools of volumes for an agent that takes over, and returns the portals' sockets,
+    /// in which those who come back wait for it. What serves shares goes on without an agent; its locks are held until the
+    /// registry is dropped.
+    pub async fn hand_over(&self) -> Vec<TcpListener> {
+        // Most of what closing a pool takes is done while its volumes are served.
+        for (pool, backend) in &self.thin {
+            let backend = Arc::clone(backend);
+            let done = tokio::task::spawn_blocking(move || backend.pool().checkpoint()).await;
+            if let Ok(Err(problem)) = done {
+                warn!(%pool, error = %problem, "a checkpoint before the pool is closed has failed");
             }
+        }
+        let sockets = match &self.iscsi {
+            Some(iscsi) => iscsi.hand_over().await,
+            None => {
+                self.target.target.shutdown().await;
+                Vec::new()
+            }
+        };
+        close_pools(&self.thin).await;
+        sockets
+    }
+}
+
+async fn close_pools(pools: &[(PoolName, Arc<ThinBackend>)]) {
+    for (pool, backend) in pools {
+        let backend = Arc::clone(backend);
+        let closed = tokio::task::spawn_blocking(move || backend.shutdown()).await;
+        match closed {
+            Ok(Ok(())) => info!(%pool, "the pool is closed"),
+            Ok(Err(problem)) => {
+                error!(%pool, error = %problem, "the pool is closed without a checkpoint")
+            }
+            Err(panic) => error!(%pool, error = %panic, "closing the pool has panicked"),
         }
     }
 }
@@ -385,12 +418,12 @@ async fn open_share_pool(
     }
 }
 
-fn open_target(config: &TargetConfig) -> Result<Arc<IscsiTarget>, RegistryError> {
+fn open_target(config: &TargetConfig, left: Vec<TcpListener>) -> Result<Arc<IscsiTarget>, RegistryError> {
     let start = IscsiConfig {
         hold_logins: true,
         ..IscsiConfig::listening_on(config.listen.clone())
     };
-    let target = IscsiTarget::start(start).map_err(|source| RegistryError::Target { source })?;
+    let target = IscsiTarget::succeed(start, left).map_err(|source| RegistryError::Target { source })?;
     if let Some(path) = &config.port_file
         && let Some(portal) = target.portals().first()
     {

@@ -7,24 +7,30 @@
 //! Order of the stop (SIGTERM, SIGINT): no new connections and mutating calls → running calls end → the target
 //! closes its sessions → the pools are closed. A kill at any moment is as good, only slower to start from.
 //!
+//! On SIGUSR2 another program takes over in the same process: see [`successor`].
+//!
 //! Failure: whatever stops the start is returned as one error that names the object and the next step.
 
 mod listener;
 mod lock;
 mod metrics;
+mod successor;
 
 #[cfg(test)]
 mod tests;
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+use successor::Successor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::api;
 use crate::catalog::{Catalog, CatalogError, Change};
@@ -35,6 +41,7 @@ use crate::telemetry;
 
 pub use listener::ListenError;
 pub use lock::StateLockError;
+pub use successor::SuccessorError;
 
 /// How often exports that failed are tried again.
 const RETRY_EXPORTS: Duration = Duration::from_secs(5);
@@ -99,6 +106,9 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// No other program has taken over, after this one had ended for it.
+    #[error("the agent has ended for another program that cannot be run; start it again")]
+    Succeed(#[source] std::io::Error),
     /// The operating system refuses what every process needs.
     #[error("the operating system refuses {what}")]
     System {
@@ -110,7 +120,7 @@ pub enum AgentError {
     },
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT. On SIGUSR2 it does not return: another program takes over.
 ///
 /// # Errors
 /// Whatever stops the start.
@@ -122,6 +132,7 @@ pub fn run(options: &Options) -> Result<(), AgentError> {
     if options.check_config {
         return print(config.render().trim_end());
     }
+    let left = successor::take_sockets();
     telemetry::start(&config.log);
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -133,10 +144,16 @@ pub fn run(options: &Options) -> Result<(), AgentError> {
             source,
         })?;
     runtime.block_on(async {
-        let signals = Signals::new()?;
-        let agent = Agent::start(config).await?;
+        let mut signals = Signals::new()?;
+        let successor = Successor::of_this_program();
+        let agent = Agent::succeed(config, left).await?;
         print(&agent.ready_line())?;
-        signals.first().await;
+        while signals.next().await == Asked::ToSucceed {
+            match successor.check().await {
+                Ok(()) => return agent.hand_over_to(&successor, &mut signals).await,
+                Err(error) => error!(%error, "no program takes over; this one goes on"),
+            }
+        }
         info!("stopping");
         agent.stop().await;
         Ok(())
@@ -163,32 +180,68 @@ fn print(line: &str) -> Result<(), AgentError> {
         })
 }
 
-/// The signals that stop the agent.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    ToStop,
+    /// Another program is to take over.
+    ToSucceed,
+}
+
+/// The signals that the agent listens to.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    succeed: tokio::signal::unix::Signal,
 }
 
 impl Signals {
+    /// Begins to listen. What came since the program before [held them back](Signals::hold_back) is among what is heard.
     fn new() -> Result<Self, AgentError> {
-        let catch = |kind| {
-            signal(kind).map_err(|source| AgentError::System {
-                what: "signals",
-                source,
-            })
-        };
-        Ok(Self {
+        let catch = |kind| signal(kind).map_err(system("signals"));
+        let signals = Self {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
-        })
+            succeed: catch(SignalKind::user_defined2())?,
+        };
+        Self::mask()
+            .thread_unblock()
+            .map_err(|errno| system("signals")(errno.into()))?;
+        Ok(signals)
     }
 
-    async fn first(mut self) {
+    fn mask() -> SigSet {
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR2]
+            .into_iter()
+            .collect()
+    }
+
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::ToStop,
+            _ = self.interrupt.recv() => Asked::ToStop,
+            _ = self.succeed.recv() => Asked::ToSucceed,
         }
     }
+
+    /// Holds back for the next program what comes from now on: until it listens, a signal would end it. Tells whether
+    /// the agent has been asked to stop before.
+    async fn hold_back(&mut self) -> Result<bool, AgentError> {
+        Self::mask()
+            .thread_block()
+            .map_err(|errno| system("signals")(errno.into()))?;
+        Ok(tokio::select! {
+            biased;
+            _ = self.terminate.recv() => true,
+            _ = self.interrupt.recv() => true,
+            () = std::future::ready(()) => false,
+        })
+    }
+}
+
+/// Says that the operating system refuses something.
+fn system(what: &'static str) -> impl Fn(std::io::Error) -> AgentError {
+    move |source| AgentError::System { what, source }
 }
 
 /// A running agent.
@@ -199,7 +252,7 @@ pub struct Agent {
     stopping: CancellationToken,
     tasks: TaskTracker,
     server: tokio::task::JoinHandle<()>,
-    // Last: the folder is another agent's when everything else has ended.
+    // The folder is another agent's when everything else has ended.
     _lock: lock::StateLock,
 }
 
@@ -209,10 +262,15 @@ impl Agent {
     /// # Errors
     /// Whatever stops the start.
     pub async fn start(config: Config) -> Result<Self, AgentError> {
+        Self::succeed(config, Vec::new()).await
+    }
+
+    /// Starts an agent with the sockets that the one before it has left; those that it has no use for are closed.
+    async fn succeed(config: Config, left: Vec<TcpListener>) -> Result<Self, AgentError> {
         let lock = lock::StateLock::take(&config.state_dir)?;
         let catalog = Catalog::open(&config.state_dir.join("catalog.redb"))?;
         let known = catalog.pools()?;
-        let registry = Registry::open(&config, &known).await?;
+        let registry = Registry::open(&config, &known, left).await?;
         let new: Vec<Change> = registry
             .pool_identities()
             .filter(|(name, _)| !known.contains_key(name))
@@ -233,7 +291,6 @@ impl Agent {
         let model = Resources::new(registry.clone(), catalog);
         let recovery = model.recover().await.map_err(AgentError::Recovery)?;
         info!(?recovery, "recovered");
-        registry.accept_logins();
         if let Err(error) = model.forget_old_operations().await {
             warn!(%error, "the journal keeps what is older than a day until the next try");
         }
@@ -294,6 +351,13 @@ impl Agent {
 
     /// Ends the agent: running calls first, then sessions, then pools.
     pub async fn stop(self) {
+        let (registry, _lock) = self.end_calls().await;
+        registry.close().await;
+        info!("stopped");
+    }
+
+    /// Ends calls and what the agent does of its own accord.
+    async fn end_calls(self) -> (Registry, lock::StateLock) {
         self.stopping.cancel();
         if !self.model.stop(DRAIN).await {
             warn!("calls are still running; the next start settles them");
@@ -307,8 +371,7 @@ impl Agent {
             abort.abort();
         }
         self.tasks.wait().await;
-        self.registry.close().await;
-        info!("stopped");
+        (self.registry, self._lock)
     }
 }
 

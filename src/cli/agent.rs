@@ -17,7 +17,9 @@ Examples:
   quarry agent --config quarry.toml --check-config   print the config with all defaults, and do nothing else
 
 When calls and logins are answered, one line is printed:
-  ready endpoint=unix:/tmp/quarry/quarry.sock iscsi=127.0.0.1:3260")]
+  ready endpoint=unix:/tmp/quarry/quarry.sock iscsi=127.0.0.1:3260
+
+On SIGUSR2 the binary that is at the same path by then takes over, in the same process; see docs/operations/upgrade.md")]
 pub struct AgentArgs {
     /// Run with this config file
     #[arg(

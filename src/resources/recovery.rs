@@ -29,7 +29,8 @@ use crate::catalog::Change;
 use crate::catalog::record::{ObjectRecord, OperationRecord, Request, ShareRecord};
 
 impl Resources {
-    /// Settles what the process before has left, and rebuilds the exports. Called once, before any other call.
+    /// Settles what the process before has left, rebuilds the exports, and lets initiators in as soon as theirs are
+    /// there. Called once, before any other call.
     ///
     /// # Errors
     /// When the catalog or a pool does not answer.
@@ -52,6 +53,8 @@ impl Resources {
                 report.exports_failed += 1;
             }
         }
+        // Initiators that wait are not to wait for shares too.
+        self.registry.accept_logins();
         let (restored, failed) = self.recover_shares().await?;
         report.exports_restored += restored;
         report.exports_failed += failed;

@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+/// The binary that is tested.
+const BINARY: &str = env!("CARGO_BIN_EXE_quarry");
+
 /// How long an agent may take to become ready or to stop. Generous: tests share two cores with compilers.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -19,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct AgentProcess {
     child: Child,
     log: PathBuf,
+    /// What it prints.
+    lines: mpsc::Receiver<String>,
     /// Where it answers calls, as `QUARRY_ENDPOINT` takes it.
     pub endpoint: String,
     /// Where initiators log in; the first, when there are several.
@@ -50,22 +55,30 @@ impl AgentProcess {
     pub fn try_start(dir: &Path, options: &[&str]) -> Result<Self, Refusal> {
         let mut arguments = vec![OsStr::new("--dev"), dir.as_os_str()];
         arguments.extend(options.iter().map(OsStr::new));
-        Self::run(&arguments, dir.with_extension("log"))
+        Self::run(Path::new(BINARY), &arguments, dir.with_extension("log"))
+    }
+
+    /// Starts a dev-mode agent in `dir` whose binary is `program`, and waits until it is ready.
+    pub fn start_program(program: &Path, dir: &Path) -> Self {
+        let arguments = [OsStr::new("--dev"), dir.as_os_str()];
+        Self::run(program, &arguments, dir.with_extension("log"))
+            .unwrap_or_else(|refusal| panic!("the agent did not start: {}", refusal.stderr))
     }
 
     /// Starts an agent with a config file and waits until it is ready.
     pub fn start_configured(config: &Path) -> Self {
         Self::run(
+            Path::new(BINARY),
             &[OsStr::new("--config"), config.as_os_str()],
             config.with_extension("log"),
         )
         .unwrap_or_else(|refusal| panic!("the agent did not start: {}", refusal.stderr))
     }
 
-    fn run(arguments: &[&OsStr], log: PathBuf) -> Result<Self, Refusal> {
+    fn run(program: &Path, arguments: &[&OsStr], log: PathBuf) -> Result<Self, Refusal> {
         let log_begin = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let stderr = OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_quarry"))
+        let mut child = Command::new(program)
             .arg("agent")
             .args(arguments)
             .stdin(Stdio::null())
@@ -88,6 +101,7 @@ impl AgentProcess {
                 Ok(Self {
                     child,
                     log,
+                    lines,
                     endpoint,
                     portal,
                 })
@@ -110,6 +124,30 @@ impl AgentProcess {
     /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Asks the process to let its successor take over, and returns how long it took to be ready.
+    pub fn succeed(&self) -> Duration {
+        let begin = Instant::now();
+        self.ask_to_succeed();
+        self.expect_ready_again();
+        begin.elapsed()
+    }
+
+    /// Waits until a successor is ready, where this one was.
+    pub fn expect_ready_again(&self) {
+        let line = self.lines.recv_timeout(DEADLINE).expect("the successor is ready");
+        assert_eq!(parse_ready(&line), (self.endpoint.clone(), self.portal));
+    }
+
+    /// Asks the process to let its successor take over.
+    pub fn ask_to_succeed(&self) {
+        kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), Signal::SIGUSR2).unwrap();
+    }
+
+    /// Returns the file that the process runs.
+    pub fn program(&self) -> PathBuf {
+        std::fs::read_link(format!("/proc/{}/exe", self.pid())).unwrap()
     }
 
     /// Returns a handle that kills this process without warning, for another thread.

@@ -32,4 +32,5 @@ mod pool_file;
 mod pool_tools;
 mod shares;
 mod shutdown;
+mod succession;
 mod user_story;

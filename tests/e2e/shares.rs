@@ -256,6 +256,19 @@ fn clients_get_what_the_rules_say_and_keep_it_over_everything() {
             );
             assert!(!site.write(0, &at, "second", "still not"));
             assert_eq!(json(&agent, "node show")["health"]["state"], "ok");
+
+            // Another program takes over: what serves shares goes on, and obeys it.
+            let serving = || {
+                Command::new("pgrep")
+                    .args(["-f", "ganesha.nfsd"])
+                    .output()
+                    .unwrap()
+                    .stdout
+            };
+            let before = serving();
+            agent.succeed();
+            assert!(!before.is_empty() && before == serving());
+            assert_eq!(site.read(0, &at, "meanwhile").unwrap(), "without an agent");
             set(&agent, &target, "");
             assert_eq!(site.read(0, &at, "file"), None, "nobody");
             assert_eq!(site.read(2, &at, "file"), None, "nobody");

@@ -177,6 +177,8 @@ impl Shared {
 pub struct IscsiTarget {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The first reactor takes connections from these; here they are for whoever comes after this target.
+    listeners: Mutex<Vec<Arc<TcpListener>>>,
 }
 
 impl IscsiTarget {
@@ -185,11 +187,24 @@ impl IscsiTarget {
     /// # Errors
     /// When a portal cannot be listened on or the system refuses a thread.
     pub fn start(config: TargetConfig) -> Result<Self, StartError> {
-        Self::start_with(config, system_random)
+        Self::start_with(config, Vec::new(), system_random)
+    }
+
+    /// The same, but listens with the sockets that a target before this has [left](IscsiTarget::hand_over), where
+    /// they are of a portal of the configuration; others are closed.
+    ///
+    /// # Errors
+    /// When a portal cannot be listened on or the system refuses a thread.
+    pub fn succeed(config: TargetConfig, left: Vec<TcpListener>) -> Result<Self, StartError> {
+        Self::start_with(config, left, system_random)
     }
 
     /// Starts with other random bytes, which only a test may want.
-    pub(crate) fn start_with(config: TargetConfig, random: Random) -> Result<Self, StartError> {
+    pub(crate) fn start_with(
+        config: TargetConfig,
+        mut left: Vec<TcpListener>,
+        random: Random,
+    ) -> Result<Self, StartError> {
         if let Err(problem) = InitiatorName::parse(&format!("{}:volume", config.name_prefix)) {
             let prefix = config.name_prefix;
             return Err(StartError::NamePrefix { prefix, problem });
@@ -199,12 +214,23 @@ impl IscsiTarget {
         }
         let mut listeners = Vec::new();
         for portal in &config.portals {
-            let listener = listen(*portal).map_err(|source| StartError::Listen {
+            let of_portal =
+                |socket: &TcpListener| socket.local_addr().is_ok_and(|address| address == *portal);
+            let listener = match left.iter().position(of_portal) {
+                Some(at) => Ok(left.swap_remove(at)),
+                None => listen(*portal),
+            };
+            let opened = listener.and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                Ok((Arc::new(listener), Portal(address)))
+            });
+            listeners.push(opened.map_err(|source| StartError::Listen {
                 portal: *portal,
                 source,
-            })?;
-            listeners.push(listener);
+            })?);
         }
+        drop(left);
         let portals: Vec<Portal> = listeners.iter().map(|(_, portal)| *portal).collect();
 
         let reactors = match config.reactors {
@@ -216,6 +242,12 @@ impl IscsiTarget {
         let target = Self {
             shared: Arc::clone(&shared),
             threads: Mutex::default(),
+            listeners: Mutex::new(
+                listeners
+                    .iter()
+                    .map(|(listener, _)| Arc::clone(listener))
+                    .collect(),
+            ),
         };
         target.spawn("iscsi-background".to_owned(), move || jobs.run())?;
         for (number, inbox) in inboxes.into_iter().enumerate() {
@@ -239,6 +271,7 @@ impl IscsiTarget {
         let target = Self {
             shared,
             threads: Mutex::default(),
+            listeners: Mutex::default(),
         };
         Ok((target, reactor, jobs))
     }
@@ -270,6 +303,33 @@ impl IscsiTarget {
             // The first reactor has the listeners.
             self.shared.send(0, Message::Accept);
         }
+    }
+
+    /// Ends as [`shutdown`](Target::shutdown) does, for another target that takes over: initiators are not asked to
+    /// log out, but dropped when what they have under way is answered, and told to come back at once. The portals' sockets
+    /// stay open; those who connect wait in them until the next target [begins](IscsiTarget::succeed).
+    ///
+    /// Empty the second time.
+    pub async fn hand_over(&self) -> Vec<TcpListener> {
+        let listeners = std::mem::take(&mut *self.listeners());
+        self.end(Farewell::Succeeded).await;
+        // The reactors, which had them too, are gone.
+        listeners.into_iter().filter_map(Arc::into_inner).collect()
+    }
+
+    /// Ends all sessions, and then everything else.
+    async fn end(&self, farewell: Farewell) {
+        let (pass, end) = Pass::with_end();
+        self.stop(&pass, farewell);
+        drop(pass);
+        end.await;
+        self.shared.background.stop();
+        self.join();
+        self.drop_devices();
+    }
+
+    fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Arc<TcpListener>>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
@@ -373,7 +433,7 @@ impl IscsiTarget {
     }
 }
 
-fn listen(portal: SocketAddr) -> io::Result<(TcpListener, Portal)> {
+fn listen(portal: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(portal), Type::STREAM, None)?;
     // A restart must not wait for connections of the process before.
     socket.set_reuse_address(true)?;
@@ -382,10 +442,7 @@ fn listen(portal: SocketAddr) -> io::Result<(TcpListener, Portal)> {
     }
     socket.bind(&portal.into())?;
     socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    let listener = TcpListener::from(socket);
-    let address = listener.local_addr()?;
-    Ok((listener, Portal(address)))
+    Ok(socket.into())
 }
 
 #[async_trait]
@@ -479,18 +536,15 @@ impl Target for IscsiTarget {
     }
 
     async fn shutdown(&self) {
-        let (pass, end) = Pass::with_end();
-        self.stop(&pass, Farewell::Asked);
-        drop(pass);
-        end.await;
-        self.shared.background.stop();
-        self.join();
-        self.drop_devices();
+        // Nobody is to wait in them.
+        self.listeners().clear();
+        self.end(Farewell::Asked).await;
     }
 }
 
 impl Drop for IscsiTarget {
     fn drop(&mut self) {
+        self.listeners().clear();
         self.stop(&Pass::then(|| {}), Farewell::Drained);
         self.shared.background.stop();
         self.join();

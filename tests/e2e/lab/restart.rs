@@ -1,6 +1,9 @@
-//! The agent is killed, or stopped, and started again under load: for the host a pause, never an error.
+//! The agent is killed, or stopped, and started again, or another takes over, under load: for the host a pause, never an
+//! error.
 
 use std::time::Duration;
+
+use serde_json::Value;
 
 use super::guest::Guest;
 use super::host::{StorageHost, portal};
@@ -9,12 +12,15 @@ use crate::command;
 
 #[test]
 fn kills_under_load_are_a_pause_without_an_error_or_a_lost_block() {
-    restart_under_load(|_, agent| agent.kill());
+    restart_under_load(|_, storage, agent| {
+        agent.kill();
+        storage.start()
+    });
 }
 
 #[test]
 fn stops_under_load_are_a_pause_for_which_the_host_logs_out() {
-    restart_under_load(|guest, agent| {
+    restart_under_load(|guest, storage, agent| {
         guest.run("dmesg -c > /dev/null; : > /run/iscsid.log");
         let (took, status) = agent.terminate();
         assert!(status.success(), "{status}");
@@ -22,12 +28,28 @@ fn stops_under_load_are_a_pause_for_which_the_host_logs_out() {
         assert!(took < Duration::from_millis(1500), "{took:?}");
         let said = guest.run("cat /run/iscsid.log");
         assert!(said.contains("requests logout"), "{said}");
+        storage.start()
     });
 }
 
-/// Ends the agent three times while a file system on a volume is written and verified.
-fn restart_under_load(end: impl Fn(&Guest, AgentProcess)) {
-    let Some(guest) = Guest::initiator() else { return };
+#[test]
+fn successions_under_load_are_pauses_of_less_than_a_second() {
+    let Some(longest) = restart_under_load(|_, _, agent| {
+        eprintln!("a successor was ready after {:?}", agent.succeed());
+        agent
+    }) else {
+        return;
+    };
+    eprintln!("the longest pause was {longest:?}");
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+}
+
+/// Has the agent replaced three times while a file system on a volume is written and verified, and returns how long the
+/// slowest request took.
+fn restart_under_load(
+    replace: impl Fn(&Guest, &StorageHost, AgentProcess) -> AgentProcess,
+) -> Option<Duration> {
+    let guest = Guest::initiator()?;
     let storage = StorageHost::new();
     let mut agent = storage.start();
     let volume = command::volume(&agent, "256MiB");
@@ -42,16 +64,14 @@ fn restart_under_load(end: impl Fn(&Guest, AgentProcess)) {
     let load = guest.start(
         "cd /mnt/volume
          fio --name=load --filename=/mnt/volume/file --size=64m --rw=randrw --bs=4k --ioengine=psync --direct=1 \
-             --fsync=16 --verify=crc32c --verify_fatal=1 --time_based --runtime=40 --output-format=terse \
-             --terse-version=3
+             --fsync=16 --verify=crc32c --verify_fatal=1 --time_based --runtime=40 --output-format=json
          sync",
     );
     for _ in 0..3 {
         guest.wait_for_requests(&disk, 300);
-        end(&guest, agent);
-        agent = storage.start();
+        agent = replace(&guest, &storage, agent);
     }
-    load.finish().unwrap();
+    let said = load.finish().unwrap();
 
     guest.run(&format!("umount /mnt/volume; e2fsck -fn {disk}"));
     let log = guest.run("dmesg");
@@ -59,4 +79,19 @@ fn restart_under_load(end: impl Fn(&Guest, AgentProcess)) {
         assert!(!log.contains(complaint), "{log}");
     }
     guest.log_out(&attached);
+    Some(slowest(&said))
+}
+
+/// Reads out of fio's report how long the slowest request took.
+fn slowest(report: &str) -> Duration {
+    let report = &report[report.find('{').unwrap()..=report.rfind('}').unwrap()];
+    let report: Value = serde_json::from_str(report).unwrap();
+    let job = &report["jobs"][0];
+    let kinds = [
+        &job["read"]["clat_ns"],
+        &job["write"]["clat_ns"],
+        &job["sync"]["lat_ns"],
+    ];
+    let longest = kinds.map(|kind| kind["max"].as_u64().unwrap()).into_iter().max();
+    Duration::from_nanos(longest.unwrap())
 }

@@ -99,7 +99,7 @@ fn config() -> TargetConfig {
 /// # Errors
 /// When the target cannot start.
 pub fn serve() -> Result<IscsiTarget, StartError> {
-    let target = IscsiTarget::start_with(config(), not_random)?;
+    let target = IscsiTarget::start_with(config(), Vec::new(), not_random)?;
     for (number, access) in [(1, Access::ReadWrite), (3, Access::ReadOnly)] {
         export(
             &target,

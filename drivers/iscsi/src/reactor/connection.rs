@@ -518,7 +518,7 @@ impl Connection {
             self.close_after_flush |= session.closes_after_flush();
         }
         self.account(around);
-        if self.draining && self.outbox.is_empty() && self.is_drained() {
+        if self.draining && self.outbox.is_empty() && self.is_at_rest() {
             return Err(Closed::ByTarget);
         }
         if self.close_after_flush && self.outbox.is_empty() {
@@ -547,10 +547,11 @@ impl Connection {
         self.is_drained() && self.outbox.is_empty() && now.saturating_duration_since(self.heard) >= time
     }
 
-    /// Stops reading; the connection ends when what is under way is answered. A session's initiator is told.
-    pub fn drain(&mut self, around: &mut Surroundings<'_>) {
+    /// Stops reading; the connection ends when what is under way is answered. A session's initiator is told, and after
+    /// how many seconds to come back.
+    pub fn drain(&mut self, wait_seconds: u16, around: &mut Surroundings<'_>) {
         if let Phase::Session(session) = &mut self.phase {
-            session.announce(AsyncEvent::DropsSession { wait_seconds: 1 }, io!(self, around));
+            session.announce(AsyncEvent::DropsSession { wait_seconds }, io!(self, around));
         }
         self.draining = true;
     }
@@ -618,6 +619,14 @@ impl Connection {
     pub fn is_drained(&self) -> bool {
         match &self.phase {
             Phase::Session(session) => session.is_idle(),
+            _ => true,
+        }
+    }
+
+    /// Tells whether nothing of it can go on unless more is read.
+    fn is_at_rest(&self) -> bool {
+        match &self.phase {
+            Phase::Session(session) => session.is_at_rest(),
             _ => true,
         }
     }

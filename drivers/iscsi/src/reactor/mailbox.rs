@@ -115,6 +115,18 @@ pub enum Farewell {
     Asked,
     /// What is under way is answered.
     Drained,
+    /// The same, and they are told to come back at once: another process takes over.
+    Succeeded,
+}
+
+impl Farewell {
+    /// How long an initiator is told to wait before it comes back, in seconds.
+    pub fn wait_seconds(self) -> u16 {
+        match self {
+            Farewell::Asked | Farewell::Drained => 1,
+            Farewell::Succeeded => 0,
+        }
+    }
 }
 
 /// Where a reactor's messages come out.

@@ -85,6 +85,7 @@ struct Stop {
     due: Instant,
     /// When the next step is.
     until: Instant,
+    farewell: Farewell,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,7 +104,7 @@ pub struct Reactor {
     shared: Arc<Shared>,
     epoll: Epoll,
     inbox: Inbox,
-    listeners: Vec<(TcpListener, Portal)>,
+    listeners: Vec<(Arc<TcpListener>, Portal)>,
     connections: Vec<Option<Box<Slot>>>,
     live: usize,
     /// Connections that had not logged in when they were looked at last, oldest first: slot and serial.
@@ -142,7 +143,7 @@ macro_rules! around {
 }
 
 /// Begins to look for connections at the listeners.
-fn watch(epoll: &Epoll, listeners: &[(TcpListener, Portal)]) -> io::Result<()> {
+fn watch(epoll: &Epoll, listeners: &[(Arc<TcpListener>, Portal)]) -> io::Result<()> {
     for (index, (listener, _)) in listeners.iter().enumerate() {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token(LISTENER, index));
         epoll.add(listener, event)?;
@@ -159,7 +160,7 @@ impl Reactor {
         number: usize,
         shared: Arc<Shared>,
         inbox: Inbox,
-        listeners: Vec<(TcpListener, Portal)>,
+        listeners: Vec<(Arc<TcpListener>, Portal)>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(
@@ -420,7 +421,7 @@ impl Reactor {
     /// answered, or in a while.
     fn stop(&mut self, pass: Pass, farewell: Farewell) {
         for (listener, _) in self.listeners.drain(..) {
-            // It goes with the listener's descriptor anyway.
+            // It goes with the listener's descriptor anyway, unless that is to live on.
             let _ = self.epoll.delete(&listener);
         }
         let seconds = self.shared.config.logout_seconds;
@@ -433,7 +434,7 @@ impl Reactor {
             if asks && slot.connection.request_logout(seconds, around!(self)) {
                 asked = true;
             } else {
-                slot.connection.drain(around!(self));
+                slot.connection.drain(farewell.wait_seconds(), around!(self));
             }
             self.touch(index);
         }
@@ -447,6 +448,7 @@ impl Reactor {
             step,
             due: self.now + look,
             until: self.now + time,
+            farewell,
         });
     }
 
@@ -459,6 +461,7 @@ impl Reactor {
             StopStep::Asked => {
                 let quiet = Duration::from_secs(self.shared.config.logout_seconds.into()) / QUIET_PART;
                 let last_call = self.now >= stop.until;
+                let wait_seconds = stop.farewell.wait_seconds();
                 stop.due = self.now + quiet;
                 if last_call {
                     stop.step = StopStep::Drained;
@@ -468,7 +471,7 @@ impl Reactor {
                     if let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut)
                         && (last_call || slot.connection.is_quiet(self.now, quiet))
                     {
-                        slot.connection.drain(around!(self));
+                        slot.connection.drain(wait_seconds, around!(self));
                         self.touch(index);
                     }
                 }

@@ -317,6 +317,12 @@ impl Session {
         self.tasks.len() == 0
     }
 
+    /// Tells whether no task goes on by itself: those that are left wait for data of the initiator or for the volume's
+    /// limits.
+    pub fn is_at_rest(&self) -> bool {
+        !self.tasks.any_known_elsewhere()
+    }
+
     /// Tells whether the connection is to be closed once what is queued is sent.
     pub fn closes_after_flush(&self) -> bool {
         self.close_after_flush

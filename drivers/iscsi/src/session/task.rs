@@ -496,6 +496,12 @@ impl TaskTable {
             .any(|task| task.is_known_elsewhere() || !task.aborted && task.awaiting != Awaiting::Nothing)
     }
 
+    /// Tells whether anything outside the session knows a task's slot (K1).
+    pub fn any_known_elsewhere(&self) -> bool {
+        let used = self.slots.iter().zip(&self.tags).filter(|(_, tag)| tag.is_some());
+        used.map(|(task, _)| task).any(Task::is_known_elsewhere)
+    }
+
     /// Tells whether a task has requests at the device.
     pub fn any_at_device(&self) -> bool {
         let used = self.slots.iter().zip(&self.tags).filter(|(_, tag)| tag.is_some());
