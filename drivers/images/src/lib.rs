@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`backend`] | the driver: [`ImageBackend`], which the control plane calls |
 //! | [`store`] | what it does, with calls that block |
+//! | [`objects`] | what the pool holds |
 //! | [`place`] | where the pool is: a folder, or a file system in a file |
 //! | [`layout`] | what lies where in a pool, and the order in which it gets there |
 //! | [`image`] | one image: made, copied, given an identity |
@@ -18,6 +19,7 @@ mod image;
 mod layout;
 mod locks;
 mod mounts;
+mod objects;
 mod place;
 mod store;
 mod superblock;

@@ -15,7 +15,6 @@
 //!
 //! - D1: nothing is made without a reserve left, so that what is there can go on and be deleted.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,13 +23,13 @@ use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use quarry_contract::{
-    DriverError, FieldDifference, MountedShare, Outcome, PoolName, PoolState, ShareCapabilities,
-    ShareCapability, ShareId, ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo,
-    ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
+    DriverError, MountedShare, Outcome, PoolName, PoolState, ShareCapabilities, ShareCapability, ShareId,
+    ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource,
+    ShareSpec, ShareUsage, ShareVersion,
 };
 use uuid::Uuid;
 
-use crate::error::{During, StoreError, corrupt, not_found};
+use crate::error::{During, StoreError, corrupt};
 use crate::image::{
     BLANK_BYTES, Copy, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, copy, copy_frozen,
     image_bytes, make, set_identity, size_bytes,
@@ -40,6 +39,7 @@ use crate::layout::{
 };
 use crate::locks::{Held, Locks, lock};
 use crate::mounts::Mounts;
+use crate::objects::{Objects, same_or_differs};
 use crate::place::{PoolPlace, Taken};
 use crate::superblock::Superblock;
 use crate::trash::Trash;
@@ -81,76 +81,6 @@ pub(crate) struct ImageStore {
     trash: Trash,
     // Last: the pool is another process's when everything else has ended.
     place: Taken,
-}
-
-#[derive(Default)]
-struct Objects {
-    shares: BTreeMap<ShareId, Share>,
-    snapshots: BTreeMap<ShareSnapshotId, Snapshot>,
-}
-
-#[derive(Clone, Copy)]
-struct Share {
-    source: ShareSource,
-    size_bytes: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Snapshot {
-    share: ShareId,
-    size_bytes: u64,
-}
-
-impl Objects {
-    fn share(&self, id: ShareId) -> Result<ShareInfo, DriverError> {
-        let share = self
-            .shares
-            .get(&id)
-            .ok_or_else(|| not_found(ShareVersion::Share(id)))?;
-        Ok(ShareInfo {
-            id,
-            size_bytes: share.size_bytes,
-            source: share.source,
-        })
-    }
-
-    fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, DriverError> {
-        let snapshot = self
-            .snapshots
-            .get(&id)
-            .ok_or_else(|| not_found(ShareVersion::Snapshot(id)))?;
-        Ok(ShareSnapshotInfo {
-            id,
-            share: snapshot.share,
-            size_bytes: snapshot.size_bytes,
-        })
-    }
-
-    fn check(&self, version: ShareVersion) -> Result<(), DriverError> {
-        match version {
-            ShareVersion::Share(id) => self.share(id).map(drop),
-            ShareVersion::Snapshot(id) => self.snapshot(id).map(drop),
-        }
-    }
-
-    fn insert(
-        &mut self,
-        version: ShareVersion,
-        record: ObjectRecord,
-        size_bytes: u64,
-    ) -> Result<(), DriverError> {
-        match (version, record) {
-            (ShareVersion::Share(id), ObjectRecord::Share { source }) => {
-                self.shares.insert(id, Share { source, size_bytes });
-                Ok(())
-            }
-            (ShareVersion::Snapshot(id), ObjectRecord::Snapshot { share }) => {
-                self.snapshots.insert(id, Snapshot { share, size_bytes });
-                Ok(())
-            }
-            _ => Err(corrupt(version, "its record is of another kind")),
-        }
-    }
 }
 
 /// Returns the identity of an object's file system (S9).
@@ -735,33 +665,6 @@ impl ImageStore {
             .close()
             .during(|| format!("closing pool {}", self.name))
     }
-}
-
-fn same_or_differs(existing: ShareInfo, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
-    let mut differences = Vec::new();
-    let mut compare = |field: &str, existing: String, requested: String| {
-        if existing != requested {
-            differences.push(FieldDifference {
-                field: field.into(),
-                existing,
-                requested,
-            });
-        }
-    };
-    compare(
-        "size_bytes",
-        existing.size_bytes.to_string(),
-        spec.size_bytes.to_string(),
-    );
-    compare("source", existing.source.to_string(), spec.source.to_string());
-    if differences.is_empty() {
-        return Ok(Outcome::Unchanged(existing));
-    }
-    Err(DriverError::AlreadyExists {
-        object: ShareVersion::Share(spec.id).to_string(),
-        differences,
-    }
-    .into())
 }
 
 /// Reads what pool is in a place, or makes an empty one where that is wanted and nothing else is there.
