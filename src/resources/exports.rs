@@ -275,6 +275,7 @@ impl Resources {
                 info!(%volume, "the volume is exported again");
             }
         }
+        self.revive_shares().await;
         self.retry_share_exports().await;
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::{Page, RecoveryReport, Resources};
 use crate::catalog::record::Moment;
 
 /// A pool of shares is reported as nearly full when less than this part of it is free.
-const SHARE_POOL_RESERVE: u64 = 20;
+const SHARE_POOL_WARN: u64 = 10;
 
 /// What a driver is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +94,8 @@ impl Resources {
         for pool in self.list_share_pools().await {
             match &pool.status {
                 Err(error) => problems.push(format!("share pool {} does not answer: {error}", pool.name)),
-                Ok(status) if status.free_bytes < status.total_bytes / SHARE_POOL_RESERVE => problems.push(format!(
-                    "share pool {} has {} bytes left of {}: shares stop when it is full; delete some, or make it larger",
+                Ok(status) if status.free_bytes < status.total_bytes / SHARE_POOL_WARN => problems.push(format!(
+                    "share pool {} has {} bytes left of {}: writes to its shares fail for lack of space; delete some, or make it larger",
                     pool.name, status.free_bytes, status.total_bytes
                 )),
                 Ok(_) => {}

@@ -7,6 +7,7 @@
 //! Invariants
 //! - X1: nothing is exported that is not mounted, and nothing is unmounted that is exported.
 //! - X2: what should be exported and is not, is known with its reason, and tried again.
+//! - X3: what has stopped is mounted and exported anew, by itself.
 //!
 //! Failure: an export that cannot be made is remembered; its rules show as pending.
 
@@ -175,6 +176,34 @@ impl Resources {
                 info!(%version, "exported again");
             }
         }
+    }
+
+    /// Mounts and exports anew what has stopped (X3).
+    pub(super) async fn revive_shares(&self) {
+        for pool in self.share_pools() {
+            match pool.backend.stopped().await {
+                Ok(stopped) => {
+                    for version in stopped {
+                        match self.revive_share(&pool, version).await {
+                            Ok(()) => info!(%version, "it had stopped, and goes on"),
+                            Err(error) => warn!(%version, %error, "it has stopped, and does not go on yet"),
+                        }
+                    }
+                }
+                Err(error) => warn!(pool = pool.name, %error, "what has stopped in it is not known"),
+            }
+        }
+    }
+
+    async fn revive_share(&self, pool: &SharePool, version: ShareVersion) -> Result<(), ResourceError> {
+        {
+            let _held = self.locks.take([version.into()]).await?;
+            // Whoever had the lock may have done it.
+            if pool.backend.stopped().await?.contains(&version) {
+                self.withdraw_share(pool, version).await?;
+            }
+        }
+        self.restore_share(version).await
     }
 
     /// Makes the server equal to the catalog at the start: ends what no record stands for, makes what does. Returns how

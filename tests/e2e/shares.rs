@@ -294,3 +294,33 @@ fn clients_get_what_the_rules_say_and_keep_it_over_everything() {
         },
     );
 }
+
+/// As when the device below it has failed a share, or its pool was full where nothing could be done about it.
+#[test]
+fn a_share_that_stops_is_served_again_by_itself() {
+    isolated("shares::a_share_that_stops_is_served_again_by_itself", || {
+        let site = Site::new();
+        let agent = site.start();
+        let (share, at) = create(&agent, "--size 256MiB");
+        let (other, other_at) = create(&agent, "--size 256MiB");
+        for share in [share, other] {
+            set(&agent, &format!("share:{share}"), "--rule rw:10.77.0.11");
+        }
+        assert!(site.write(0, &at, "file", "flushed"));
+        assert!(site.write(0, &other_at, "file", "of the other"));
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let folder = format!("share-{share}");
+        let root = mounts
+            .split_whitespace()
+            .find(|word| word.ends_with(&folder))
+            .unwrap();
+        run(&format!("xfs_io -x -c shutdown {root}"));
+        assert_eq!(site.read(0, &at, "file"), None, "it has stopped");
+        assert_eq!(site.read(0, &other_at, "file").unwrap(), "of the other");
+        let read = eventually("it is served again", || site.read(0, &at, "file"));
+        assert_eq!(read, "flushed");
+        assert!(site.write(0, &at, "more", "it goes on"));
+        assert_eq!(json(&agent, "node show")["health"]["state"], "ok");
+        agent.terminate();
+    });
+}

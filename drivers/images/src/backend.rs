@@ -168,4 +168,8 @@ impl ShareBackend for ImageBackend {
     async fn mounted(&self) -> Result<Vec<MountedShare>, DriverError> {
         self.run(|store| Ok(store.mounted())).await
     }
+
+    async fn stopped(&self) -> Result<Vec<ShareVersion>, DriverError> {
+        self.run(|store| Ok(store.stopped())).await
+    }
 }

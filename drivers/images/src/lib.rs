@@ -9,11 +9,13 @@
 //! | [`layout`] | what lies where in a pool, and the order in which it gets there |
 //! | [`image`] | one image: made, copied, given an identity |
 //! | [`mounts`] | what of it is mounted |
+//! | [`brake`] | keeps what is mounted from meeting the end of the pool |
 //!
 //! Why so: docs/decisions/0009-share-store.md. What lies where: docs/formats/share-pool.md. Needs root, loop devices and
 //! the tools of xfsprogs.
 
 mod backend;
+mod brake;
 mod error;
 mod image;
 mod layout;

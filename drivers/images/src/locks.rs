@@ -42,6 +42,14 @@ impl Locks {
             versions,
         }
     }
+
+    /// Takes one when nobody has it.
+    pub(crate) fn try_take(&self, version: ShareVersion) -> Option<Held<'_>> {
+        lock(&self.held).insert(version).then(|| Held {
+            locks: self,
+            versions: vec![version],
+        })
+    }
 }
 
 impl Drop for Held<'_> {

@@ -4,6 +4,7 @@
 //! - M1: a mount is known by its folder's name, and believed only when its device shows the right image: a path that
 //!   leads elsewhere is never handed out (S8).
 //! - M2: what a process before has left mounted is taken up, and thawed.
+//! - M3: a file system that has stopped, as XFS does when its device fails it, is still mounted, and told apart.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -147,12 +148,20 @@ impl Mounts {
     /// Returns what is mounted for a version, as long as it is what it was (M1).
     pub(crate) fn find(&self, version: ShareVersion) -> Option<MountedShare> {
         let known = lock(&self.mounted).get(&version).cloned()?;
-        if !is_root_of(&known.path, known.device) {
+        if presence(&known.path, known.device) == Presence::Gone {
             warn!(%version, path = %known.path.display(), "somebody else has unmounted it");
             lock(&self.mounted).remove(&version);
             return None;
         }
         Some(known)
+    }
+
+    /// Returns what is mounted and has stopped, ordered (M3).
+    pub(crate) fn stopped(&self) -> Vec<ShareVersion> {
+        let all = self.all().into_iter();
+        all.filter(|one| presence(&one.path, one.device) == Presence::Stopped)
+            .map(|one| one.version)
+            .collect()
     }
 
     /// Returns all that is mounted, ordered.
@@ -265,6 +274,36 @@ impl Mounts {
 /// Tells whether a path is a folder itself, not a link to one, on a device (M1).
 fn is_root_of(path: &Path, device: u64) -> bool {
     fs::symlink_metadata(path).is_ok_and(|root| root.is_dir() && root.dev() == device)
+}
+
+/// What there is of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Works,
+    Stopped,
+    Gone,
+}
+
+/// Looks what there is of the mount of a device at a path.
+fn presence(path: &Path, device: u64) -> Presence {
+    match fs::symlink_metadata(path) {
+        // XFS answers this one to everything once it has stopped, and the table of mounts does not ask it.
+        Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => match mounted_device(path) {
+            Ok(Some(found)) if found == device => Presence::Stopped,
+            _ => Presence::Gone,
+        },
+        _ if is_root_of(path, device) => Presence::Works,
+        _ => Presence::Gone,
+    }
+}
+
+/// Returns the loop device that is mounted at a path.
+fn mounted_device(path: &Path) -> io::Result<Option<u64>> {
+    let table = mounts_below(path)?;
+    let Some(mount) = table.iter().rfind(|mount| mount.at == path) else {
+        return Ok(None);
+    };
+    LoopDevice::open(&mount.source)?.device_number().map(Some)
 }
 
 /// Returns who has something open on a device, for people: `process 12 (smbd)`.

@@ -29,6 +29,7 @@ use quarry_contract::{
 };
 use uuid::Uuid;
 
+use crate::brake::{Brake, kept_back_bytes, reserve_bytes, space_of};
 use crate::error::{During, StoreError, corrupt};
 use crate::image::{
     BLANK_BYTES, Copy, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, copy, copy_frozen,
@@ -46,8 +47,6 @@ use crate::trash::Trash;
 
 /// What a copy of an image takes of the pool at once, about: its map, and what its log and superblocks diverge by.
 const COPY_BYTES: u64 = 4 << 20;
-/// The reserve (D1): a twentieth of the pool, at most this, in bytes.
-const RESERVE_MAX_BYTES: u64 = 1 << 30;
 /// File systems count what was deleted as free a moment later: full is what stays so.
 const FULL_TRIES: u32 = 10;
 const FULL_PAUSE: Duration = Duration::from_millis(50);
@@ -75,9 +74,10 @@ pub(crate) struct ImageStore {
     uuid: Uuid,
     layout: Layout,
     objects: Mutex<Objects>,
-    locks: Locks,
-    mounts: Mounts,
+    locks: Arc<Locks>,
+    mounts: Arc<Mounts>,
     on_step: Option<StepHook>,
+    brake: Brake,
     trash: Trash,
     // Last: the pool is another process's when everything else has ended.
     place: Taken,
@@ -101,7 +101,7 @@ impl ImageStore {
         let record = open_layout(&layout, &options.place, place.may_format, pool)?;
         let what = || format!("settling what is in {}", layout.root().display());
         layout.make_folders().during(what)?;
-        let mounts = Mounts::at(&options.mounts)?;
+        let mounts = Arc::new(Mounts::at(&options.mounts)?);
         mounts.take_up(|version| match version {
             ShareVersion::Share(_) => layout.image(version),
             ShareVersion::Snapshot(id) => layout.view(id).join("image"),
@@ -123,14 +123,23 @@ impl ImageStore {
             objects.insert(version, record, size_bytes(length))?;
         }
         let trash = Trash::start(layout.trash()).during(what)?;
+        let locks = Arc::new(Locks::default());
+        let brake = Brake::start(
+            pool.to_owned(),
+            layout.clone(),
+            Arc::clone(&locks),
+            Arc::clone(&mounts),
+        )
+        .during(what)?;
         let store = Self {
             name: options.name.clone(),
             uuid: record.uuid,
             layout,
             objects: Mutex::new(objects),
-            locks: Locks::default(),
+            locks,
             mounts,
             on_step: options.on_step.clone(),
+            brake,
             trash,
             place,
         };
@@ -203,19 +212,15 @@ impl ImageStore {
 
     /// Returns the size and the free space of the pool, in bytes.
     pub(crate) fn space(&self) -> Result<(u64, u64), StoreError> {
-        let told = statvfs(self.layout.root())
-            .map_err(std::io::Error::from)
-            .during(|| format!("asking for the space at {}", self.layout.root().display()))?;
-        let unit = told.fragment_size();
-        Ok((told.blocks() * unit, told.blocks_available() * unit))
+        space_of(self.layout.root())
+            .during(|| format!("asking for the space at {}", self.layout.root().display()))
     }
 
     /// Checks that the reserve stays when something takes this much (D1).
     fn check_space(&self, needed_bytes: u64) -> Result<(), StoreError> {
         for tries_left in (0..FULL_TRIES).rev() {
             let (total, free_bytes) = self.space()?;
-            let reserve = (total / 20).min(RESERVE_MAX_BYTES);
-            let needed_bytes = needed_bytes + reserve;
+            let needed_bytes = needed_bytes + reserve_bytes(total);
             if free_bytes >= needed_bytes {
                 break;
             }
@@ -305,6 +310,7 @@ impl ImageStore {
                 None => make(&image, spec.size_bytes, identity_of(version))?,
                 Some(source) => {
                     let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.step(name))?;
+                    self.note_shared_log(source);
                     set_identity(
                         version,
                         &image,
@@ -335,6 +341,13 @@ impl ImageStore {
                 ShareVersion::Snapshot(_) => None,
             },
             to: to.to_owned(),
+        }
+    }
+
+    /// Notes that another image has the blocks of a version's log, too.
+    fn note_shared_log(&self, version: ShareVersion) {
+        if let ShareVersion::Share(id) = version {
+            self.brake.shares_its_log(id);
         }
     }
 
@@ -547,7 +560,11 @@ impl ImageStore {
                 .zip(folders)
                 .map(|(spec, folder)| self.copy_of(ShareVersion::Share(spec.share), &folder.join("image")))
                 .collect();
-            for copied in copy_frozen(&copies, &|name| self.step(name))? {
+            let copied = copy_frozen(&copies, &|name| self.step(name))?;
+            for spec in group {
+                self.note_shared_log(ShareVersion::Share(spec.share));
+            }
+            for copied in copied {
                 copied.sync_all().during(|| "flushing a snapshot".to_owned())?;
             }
             let record = |spec: &ShareSnapshotSpec| ObjectRecord::Snapshot { share: spec.share };
@@ -575,7 +592,10 @@ impl ImageStore {
                 let told = statvfs(&mounted.path)
                     .map_err(std::io::Error::from)
                     .during(what)?;
-                (told.blocks() - told.blocks_free()) * told.fragment_size()
+                let kept_back = File::open(&mounted.path)
+                    .and_then(|root| kept_back_bytes(&root))
+                    .during(what)?;
+                ((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back)
             }
             None => Superblock::read(&file)
                 .during(what)?
@@ -600,6 +620,7 @@ impl ImageStore {
         };
         self.step("prepared");
         let mounted = self.mounts.mount(of, &image, identity_of(of))?;
+        self.note_shared_log(of);
         self.step("mounted");
         if matches!(of, ShareVersion::Share(_)) {
             // A growth or a revert while it was not mounted is made up for now.
@@ -654,11 +675,16 @@ impl ImageStore {
         self.mounts.all()
     }
 
+    pub(crate) fn stopped(&self) -> Vec<ShareVersion> {
+        self.mounts.stopped()
+    }
+
     /// Unmounts everything and gives the pool up.
     pub(crate) fn close(self) -> Result<(), StoreError> {
         for mounted in self.mounts.all() {
             self.unmount(mounted.version)?;
         }
+        drop(self.brake);
         self.mounts.close();
         drop(self.trash);
         self.place

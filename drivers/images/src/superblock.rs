@@ -21,6 +21,8 @@ pub struct Superblock {
     pub log_blocks: u32,
     /// What is free, in blocks.
     pub free_blocks: u64,
+    /// Where the log begins, in bytes.
+    pub log_offset_bytes: u64,
 }
 
 impl Superblock {
@@ -47,6 +49,7 @@ impl Superblock {
             data_blocks: u64::from_be_bytes(bytes[8..16].try_into().ok()?),
             log_blocks: u32::from_be_bytes(bytes[96..100].try_into().ok()?),
             free_blocks: u64::from_be_bytes(bytes[144..152].try_into().ok()?),
+            log_offset_bytes: log_offset_bytes(bytes)?,
         })
     }
 
@@ -58,4 +61,16 @@ impl Superblock {
             .saturating_sub(self.free_blocks);
         blocks * u64::from(self.block_bytes)
     }
+}
+
+/// A block's number has that of its allocation group in its upper bits, and is no distance from the beginning.
+fn log_offset_bytes(bytes: &[u8; 256]) -> Option<u64> {
+    let start = u64::from_be_bytes(bytes[48..56].try_into().ok()?);
+    let group_blocks = u64::from(u32::from_be_bytes(bytes[84..88].try_into().ok()?));
+    let group_bits = u32::from(bytes[124]);
+    let group = start.checked_shr(group_bits)?;
+    let block = group
+        .checked_mul(group_blocks)?
+        .checked_add(start - (group << group_bits))?;
+    block.checked_mul(u64::from(u32::from_be_bytes(bytes[4..8].try_into().ok()?)))
 }

@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 
 mod xfs;
 
-pub use xfs::{XfsGeometry, grow_xfs, xfs_geometry};
+pub use xfs::{XfsGeometry, XfsReserve, grow_xfs, set_xfs_reserve, xfs_geometry, xfs_reserve};
 
 /// Who may do what on a mount. Programs, device nodes and set-user-id bits in it mean nothing to this machine either
 /// way: what is in it comes from elsewhere.

@@ -427,4 +427,9 @@ impl ShareBackend for MemoryShareBackend {
             .map(|version| self.mounted_at(*version))
             .collect())
     }
+
+    async fn stopped(&self) -> Result<Vec<ShareVersion>, DriverError> {
+        // Memory does not fail.
+        Ok(Vec::new())
+    }
 }

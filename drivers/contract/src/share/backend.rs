@@ -30,6 +30,9 @@ use crate::{DriverError, FieldDifference, Outcome, PoolName, PoolState, ShareId,
 /// - S9: every object has a file system identity of its own, as long as it lives: a share keeps its across remount
 ///   and revert, so that clients' file handles stay valid; a clone or a snapshot never has its origin's.
 /// - S10: one process uses a pool at a time; the second is told who has it.
+/// - S11: a mounted share whose file system answers nothing but errors any more, as when the device below has failed it,
+///   has stopped. It stays mounted; unmounting and mounting it brings back everything that was flushed, as soon as what
+///   has stopped it is over.
 #[async_trait]
 pub trait ShareBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -125,6 +128,9 @@ pub trait ShareBackend: Send + Sync + 'static {
 
     /// Returns all that is mounted, ordered by what it is. Also what a process before this one has left mounted.
     async fn mounted(&self) -> Result<Vec<MountedShare>, DriverError>;
+
+    /// Returns what is mounted and has stopped (S11), ordered. Cheap enough to be polled.
+    async fn stopped(&self) -> Result<Vec<ShareVersion>, DriverError>;
 }
 
 /// A share or a snapshot of one.

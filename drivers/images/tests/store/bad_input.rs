@@ -223,46 +223,6 @@ fn an_image_without_a_file_system_is_damage_and_no_more() {
     }
 }
 
-/// What is not wanted and cannot be helped: XFS stops when its device has no room. What matters is that nothing that was
-/// flushed is lost by it.
-#[test]
-fn a_share_that_has_met_a_full_pool_is_whole_again_once_there_is_space() {
-    if !can_run("a_share_that_has_met_a_full_pool_is_whole_again_once_there_is_space") {
-        return;
-    }
-    let runtime = runtime();
-    let _entered = runtime.enter();
-    let folder = Folder::new();
-    let pool = folder.open();
-    pool.create(1, ShareSource::Blank).unwrap();
-    let flushed = vec![0x77; 100 << 20];
-    pool.write(share(1), "flushed", &flushed);
-    let mounted = pool.mount(share(1)).unwrap();
-    fs::File::open(mounted.path.join("flushed"))
-        .unwrap()
-        .sync_all()
-        .unwrap();
-    // From here on every block that is written anew, those of the log too, needs another block.
-    pool.snapshots(&[(1, 1)]).unwrap();
-    let filler = folder.root().join("filler");
-    let free = block_on(pool.0.pool_status()).unwrap().free_bytes;
-    let file = fs::File::create(&filler).unwrap();
-    let length = i64::try_from(free - (2 << 20)).unwrap();
-    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, length).unwrap();
-    drop(file);
-    let refused = fs::File::create(mounted.path.join("more")).and_then(|mut more| {
-        use std::io::Write;
-        more.write_all(&vec![0x11; 64 << 20])?;
-        more.sync_all()
-    });
-    assert!(refused.is_err(), "flushed without room");
-    fs::remove_file(&filler).unwrap();
-    pool.unmount(share(1)).unwrap();
-    assert!(pool.read(share(1), "flushed").unwrap() == flushed);
-    assert!(pool.read(snapshot(1), "flushed").unwrap() == flushed);
-    pool.write(share(1), "after", b"it goes on");
-}
-
 #[test]
 fn a_full_pool_refuses_what_takes_space_and_goes_on() {
     if !can_run("a_full_pool_refuses_what_takes_space_and_goes_on") {

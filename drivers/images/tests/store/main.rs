@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod conformance;
+mod full_pool;
 mod killed;
 mod kit;
 mod scale;

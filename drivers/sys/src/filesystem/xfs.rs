@@ -1,4 +1,4 @@
-//! The size of a mounted XFS (xfs/libxfs/xfs_fs.h).
+//! The size of a mounted XFS, and what it keeps back (xfs/libxfs/xfs_fs.h).
 
 use std::fs::File;
 use std::io;
@@ -46,12 +46,28 @@ struct Growth {
     padding: u32,
 }
 
-const _: () = assert!(size_of::<Geometry>() == 256 && size_of::<Growth>() == 16);
+/// `struct xfs_fsop_resblks`.
+#[repr(C)]
+struct Reserve {
+    wanted_blocks: u64,
+    held_blocks: u64,
+}
+
+const _: () =
+    assert!(size_of::<Geometry>() == 256 && size_of::<Growth>() == 16 && size_of::<Reserve>() == 16);
 
 mod ioctls {
-    use super::{Geometry, Growth};
+    use super::{Geometry, Growth, Reserve};
 
     nix::ioctl_read!(geometry, b'X', 126, Geometry);
+    nix::ioctl_read!(reserve, b'X', 115, Reserve);
+    nix::ioctl_readwrite!(set_reserve, b'X', 114, Reserve);
+    // Declared as one that reads, and does not write to what the pointer is to.
+    nix::ioctl_write_ptr_bad!(
+        going_down,
+        nix::request_code_read!(b'X', 125, size_of::<u32>()),
+        u32
+    );
     nix::ioctl_write_ptr!(grow, b'X', 110, Growth);
 }
 
@@ -101,5 +117,49 @@ pub fn grow_xfs(root: &File, data_blocks: u64) -> io::Result<()> {
     // SAFETY: XFS_IOC_FSGROWFSDATA reads one `struct xfs_growfs_data` through the pointer, whose layout `Growth` has
     // (asserted above); the descriptor is open while `root` is borrowed. `std` has no call for it.
     unsafe { ioctls::grow(root.as_raw_fd(), &growth) }?;
+    Ok(())
+}
+
+/// What a mounted XFS keeps back: free blocks that what is written does not get, only what must not fail, as taking files
+/// away. `statfs` does not count them as free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XfsReserve {
+    /// How many it is to keep back, in blocks.
+    pub wanted_blocks: u64,
+    /// How many it does: less, when fewer were free, or when some were needed.
+    pub held_blocks: u64,
+}
+
+/// Returns what a mounted XFS keeps back.
+///
+/// # Errors
+/// What the operating system says; `ENOTTY` when it is no XFS.
+pub fn xfs_reserve(root: &File) -> io::Result<XfsReserve> {
+    let mut found = Reserve {
+        wanted_blocks: 0,
+        held_blocks: 0,
+    };
+    // SAFETY: XFS_IOC_GET_RESBLKS writes one `struct xfs_fsop_resblks` through the pointer, whose size `Reserve` has
+    // (asserted above); the descriptor is open while `root` is borrowed. `std` has no call for it.
+    unsafe { ioctls::reserve(root.as_raw_fd(), &mut found) }?;
+    Ok(XfsReserve {
+        wanted_blocks: found.wanted_blocks,
+        held_blocks: found.held_blocks,
+    })
+}
+
+/// Has a mounted XFS keep back this many of its free blocks, or as many as are free. Needs `CAP_SYS_ADMIN`, and waits
+/// while the file system is frozen.
+///
+/// # Errors
+/// What the operating system says.
+pub fn set_xfs_reserve(root: &File, blocks: u64) -> io::Result<()> {
+    let mut wanted = Reserve {
+        wanted_blocks: blocks,
+        held_blocks: 0,
+    };
+    // SAFETY: XFS_IOC_SET_RESBLKS reads and writes one `struct xfs_fsop_resblks` through the pointer, whose size
+    // `Reserve` has (asserted above); the descriptor is open while `root` is borrowed. `std` has no call for it.
+    unsafe { ioctls::set_reserve(root.as_raw_fd(), &mut wanted) }?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What every [`ShareBackend`] promises (S1 to S9).
+//! What every [`ShareBackend`] promises (S1 to S10; S11 takes a failing device).
 //!
 //! The checks are grouped by what they are about: `objects` (S1, errors, lists), `versions` (S4, S5, revert and
 //! clone), `mounts` (S6 to S9), `endurance` (S2).
