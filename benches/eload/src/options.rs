@@ -52,6 +52,20 @@ pub struct Options {
     /// Put the host's page cache between pool and disk
     #[arg(long)]
     pub page_cache: bool,
+    /// How the queue does I/O on the pool
+    #[arg(long, value_enum, default_value = "auto")]
+    pub io: Io,
+}
+
+/// How the queue does I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// At once in memory, else through io_uring, else with threads.
+    Auto,
+    /// Through io_uring.
+    Uring,
+    /// With threads.
+    Threads,
 }
 
 /// What the volume is like at the start.

@@ -7,10 +7,12 @@ use quarry_contract::{
     BlockDevice, DataSource, Durability, IoBuffer, IoQueue, OpenMode, SnapshotId, SnapshotSpec, VersionId,
     VolumeId, VolumeSpec,
 };
-use quarry_thin::{Caching, FormatOptions, OpenOptions, PoolFile, ThinBackend, VolumeDevice, Workers};
+use quarry_thin::{
+    Caching, FormatOptions, IoMode, OpenOptions, PoolFile, ThinBackend, VolumeDevice, Workers,
+};
 use uuid::Uuid;
 
-use crate::options::{Options, Prepare};
+use crate::options::{Io, Options, Prepare};
 
 const FILL_BYTES: usize = 1 << 20;
 
@@ -28,6 +30,11 @@ impl Stage {
     /// When the file exists, or I/O fails.
     pub fn set(options: &Options) -> anyhow::Result<Self> {
         let mut file = PoolFile::at(&options.pool);
+        file.options.mode = match options.io {
+            Io::Auto => IoMode::Auto,
+            Io::Uring => IoMode::Uring,
+            Io::Threads => IoMode::Threads,
+        };
         if options.page_cache {
             file.options.caching = Caching::PageCache;
         }
