@@ -58,6 +58,9 @@ pub(crate) struct Frozen {
     log_block: u64,
 }
 
+/// How a checkpoint flushes: what it says it is doing is for an error.
+pub(crate) type Flush<'a> = dyn Fn(&'static str) -> Result<(), PoolError> + 'a;
+
 /// What growing changes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Layout {
@@ -197,7 +200,7 @@ impl Pool {
             }
         }
         let mut frozen = None;
-        let turn = self.commit_turn();
+        let turn = self.turns.wait();
         self.commit_round(&turn, || {
             let mut state = write(&self.state);
             let sealed = state.log.seal();
@@ -214,7 +217,7 @@ impl Pool {
             });
         };
         let stored = frozen
-            .store(&*self.device, self.uuid)
+            .store(&*self.device, self.uuid, &|doing| self.flush_devices(doing))
             .map_err(|error| self.stop("a checkpoint failed", error))?;
         // Before the first new chunk is handed out (W1).
         self.places.take_over(&stored.layout.geometry);
@@ -226,8 +229,13 @@ impl Pool {
 }
 
 impl Frozen {
-    /// Writes the frozen state and then the superblock that names it.
-    pub fn store(mut self, device: &dyn PoolDevice, uuid: Uuid) -> Result<Stored, PoolError> {
+    /// Writes the frozen state and then the superblock that names it. `flush` flushes the device, and says so in an error.
+    pub fn store(
+        mut self,
+        device: &dyn PoolDevice,
+        uuid: Uuid,
+        flush: &Flush<'_>,
+    ) -> Result<Stored, PoolError> {
         let geometry = &self.layout.geometry.clone();
         let mut trees = TreeWriter {
             writer: PageWriter::new(device),
@@ -252,9 +260,7 @@ impl Frozen {
         let index_bytes = index.len() as u64;
         let index_pages = self.store_index(device, &index)?;
         let (directory, directory_side, directory_crc32c) = self.store_bitmap(device, geometry)?;
-        device
-            .flush()
-            .map_err(PoolError::device("flushing a checkpoint"))?;
+        flush("flushing a checkpoint")?;
 
         let generation = self.previous.generation + 1;
         let incompat = self.incompat();
@@ -275,7 +281,7 @@ impl Frozen {
             version_rows: self.version_rows as u64,
             devices: self.layout.devices,
         };
-        store_superblock(device, &superblock, &self.geometry)?;
+        store_superblock(device, &superblock, &self.geometry, flush)?;
         Ok(Stored {
             layout: self.layout,
             incompat,
@@ -404,6 +410,7 @@ fn store_superblock(
     device: &dyn PoolDevice,
     superblock: &SuperblockFields,
     before: &Geometry,
+    flush: &Flush<'_>,
 ) -> Result<(), PoolError> {
     let block = quarry_contract::IoBuffer::from_slice(superblock.encode().as_bytes());
     let store = |copy: usize| {
@@ -413,14 +420,10 @@ fn store_superblock(
     };
     store(0)?;
     store(2)?;
-    device
-        .flush()
-        .map_err(PoolError::device("flushing the superblock"))?;
+    flush("flushing the superblock")?;
     if before.device_bytes != superblock.geometry.device_bytes {
         wipe_tails(device, before)?;
-        device
-            .flush()
-            .map_err(PoolError::device("flushing wiped superblock copies"))?;
+        flush("flushing wiped superblock copies")?;
     }
     store(1)?;
     store(3)

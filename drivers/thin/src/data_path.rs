@@ -15,6 +15,7 @@ use std::ops::Range;
 use quarry_contract::{Durability, IoBuffer, IoError};
 use smallvec::{SmallVec, smallvec};
 
+use crate::commit::stopped_by;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
 use crate::handle::VersionHandle;
 use crate::latch::LatchTable;
@@ -133,7 +134,7 @@ impl VersionHandle {
                 }
                 plan.guard.finish_blocking(data)?;
             }
-            Planned::NeedsSlowPath => self.write_mapping(offset, data)?,
+            Planned::Contended | Planned::NeedsSlowPath => self.write_mapping(offset, data)?,
         }
         Ok(())
     }
@@ -168,12 +169,7 @@ impl VersionHandle {
         if self.pool.is_closed() {
             return Err(IoError::Closed);
         }
-        self.pool.commit().map_err(|error| match error {
-            PoolError::Stopped { reason } => IoError::Stopped { reason },
-            other => IoError::Stopped {
-                reason: describe(&other),
-            },
-        })
+        self.pool.commit().map_err(stopped_by)
     }
 
     pub(crate) fn check_range(&self, offset: u64, length: u64) -> Result<(), IoError> {
@@ -410,13 +406,6 @@ pub(crate) fn medium(action: &'static str, at: u64) -> impl FnOnce(std::io::Erro
         _ => IoError::Medium {
             detail: format!("{action} at byte {at} of the pool: {error}"),
         },
-    }
-}
-
-fn describe(error: &PoolError) -> String {
-    match error {
-        PoolError::Device { action, source } => format!("{action}: {source}"),
-        other => other.to_string(),
     }
 }
 

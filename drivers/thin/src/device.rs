@@ -55,6 +55,15 @@ pub trait PoolDevice: Send + Sync + 'static {
     /// What the medium says; the pool then stops (D2).
     fn flush(&self) -> io::Result<()>;
 
+    /// Checks what [`flush`](Self::flush) checks first, for who flushes the [file](Self::direct_file) in another way. Does
+    /// not block.
+    ///
+    /// # Errors
+    /// Why a flush would fail.
+    fn check_before_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Makes the medium larger where it is a file of less than `least_bytes`, durably, takes notice of how large it has
     /// become, and returns that, in bytes.
     ///

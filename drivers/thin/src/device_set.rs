@@ -1,10 +1,12 @@
 //! The devices of a pool as one medium.
 //!
 //! Addresses say on which device something is (docs/formats/pool.md, "Growing"). A set only gets more devices; those that a
-//! superblock names stay for its life. The first is the one with the superblock, and the only one whose file the queues use directly.
+//! superblock names stay for its life. The first is the one with the superblock.
 
 use std::io;
 use std::sync::{Arc, RwLock};
+
+use smallvec::SmallVec;
 
 use crate::format::{MAX_ADDED_DEVICES, split_address};
 use crate::locks::{read, write};
@@ -52,6 +54,17 @@ impl DeviceSet {
         }
     }
 
+    /// Returns all devices with their numbers in addresses.
+    pub(crate) fn all(&self) -> SmallVec<[(usize, Arc<dyn PoolDevice>); 2]> {
+        let added = read(&self.added);
+        let added = (1..)
+            .zip(added.iter())
+            .filter_map(|(number, device)| Some((number, Arc::clone(device.as_ref()?))));
+        std::iter::once((0, Arc::clone(&self.first)))
+            .chain(added)
+            .collect()
+    }
+
     fn on<T>(&self, address: u64, call: impl FnOnce(&dyn PoolDevice, u64) -> io::Result<T>) -> io::Result<T> {
         let (number, offset) = split_address(address);
         if number == 0 {
@@ -96,6 +109,16 @@ impl PoolDevice for DeviceSet {
         added.iter().flatten().try_for_each(|device| device.flush())
     }
 
+    fn check_before_flush(&self) -> io::Result<()> {
+        self.first.check_before_flush()?;
+        let added = read(&self.added);
+        added
+            .iter()
+            .flatten()
+            .try_for_each(|device| device.check_before_flush())
+    }
+
+    /// Returns the file of the first device.
     fn direct_file(&self) -> Option<DirectFile<'_>> {
         self.first.direct_file()
     }

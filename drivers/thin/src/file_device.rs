@@ -367,6 +367,10 @@ impl PoolDevice for FileDevice {
         self.file.sync_data()
     }
 
+    fn check_before_flush(&self) -> io::Result<()> {
+        self.check_not_cut_off()
+    }
+
     fn grow(&self, least_bytes: u64) -> io::Result<u64> {
         self.check_not_cut_off()?;
         let mut size_bytes = file::size_bytes(&self.file)?;

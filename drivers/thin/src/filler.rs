@@ -37,7 +37,7 @@ impl Pool {
 
     /// Writes the blocks that a chunk borrows into the chunk. The inner error is the medium's.
     fn fill(&self, chunk: u64) -> Result<std::io::Result<()>, PoolError> {
-        let _filling = self.fill_latches.exclusive(chunk);
+        let _filling = self.fill_latches.whole(chunk);
         // Held to the end: no one else gets the chunk or its lender meanwhile (F4).
         let Some(view) = read(&self.state).partials.view(chunk) else {
             return Ok(Ok(()));

@@ -5,7 +5,7 @@
 //! | what the engine asks of the medium | [`PoolDevice`] |
 //! | the bytes on the medium | docs/formats/pool.md, `format` |
 //! | what all metadata is a function of | `state`, `record`, `version`, `map` |
-//! | how a change becomes durable | `commit`, `unsettled`, then `checkpoint` |
+//! | how a change becomes durable | `commit`, `round`, `turns`, `unsettled`, then `checkpoint` |
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
 //! | how a pool grows, and where its chunks are | `grow`, `device_set`, `chunk_places` |
@@ -64,10 +64,12 @@ mod read_log;
 mod record;
 mod recovery;
 mod repair;
+mod round;
 mod salvage;
 pub mod sim;
 mod space;
 mod state;
+mod turns;
 mod unsettled;
 mod version;
 mod waiters;
@@ -77,6 +79,7 @@ mod write_epoch;
 pub use assemble::assemble;
 pub use backend::{PoolFile, ThinBackend};
 pub use check::CheckReport;
+pub use commit::{FlushStep, PlannedFlush};
 pub use device::{DirectFile, PoolDevice, Submission};
 pub use device_set::DeviceSet;
 pub use error::PoolError;

@@ -58,7 +58,7 @@ impl VersionHandle {
         within: &Range<u64>,
         content: Content<'_>,
     ) -> Result<(), IoError> {
-        let _filling = self.pool.fill_latches.exclusive(chunk);
+        let _filling = self.pool.fill_latches.whole(chunk);
         let blocks = Blocks::touching(within);
         let view = read(&self.pool.state).partials.view(chunk);
         let view = match view {

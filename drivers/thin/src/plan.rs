@@ -28,6 +28,8 @@ use crate::write_epoch::EpochGuard;
 pub enum Planned {
     /// The I/O can go straight to the medium.
     Direct(Plan),
+    /// Somebody else's I/O stands in the way: try again when it has ended, or use the blocking calls.
+    Contended,
     /// Something has to be loaded, allocated, copied, waited for or refused: use the blocking calls of the handle
     /// on a thread that may block.
     NeedsSlowPath,
@@ -89,7 +91,7 @@ struct PlannedPartials {
     fill: Option<PlannedFill>,
 }
 
-/// Blocks that a plan adds to a partial chunk: its fill latch (F5) and a reservation in the log are held.
+/// Blocks that a plan adds to a partial chunk: their fill latches (F5) and a reservation in the log are held.
 #[derive(Clone)]
 struct PlannedFill {
     chunk: u64,
@@ -109,19 +111,33 @@ enum Access {
 }
 
 /// Why there is no plan.
-enum Unplanned {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unplanned {
     /// An overwrite of what the volume does not own.
     NotOwned,
-    /// Something has to be loaded, copied, waited for or refused.
+    /// Somebody holds a latch.
+    Contended,
+    /// Something has to be loaded, copied or refused.
     NeedsSlowPath,
+}
+
+impl From<Result<Plan, Unplanned>> for Planned {
+    fn from(planned: Result<Plan, Unplanned>) -> Self {
+        match planned {
+            Ok(plan) => Planned::Direct(plan),
+            Err(Unplanned::Contended) => Planned::Contended,
+            Err(Unplanned::NotOwned | Unplanned::NeedsSlowPath) => Planned::NeedsSlowPath,
+        }
+    }
 }
 
 impl VersionHandle {
     /// Looks up a read without blocking.
     pub fn plan_read(&self, offset: u64, length: usize) -> Planned {
-        self.checked_range(offset, length)
-            .and_then(|request| self.plan(&request, Access::Read).ok())
-            .map_or(Planned::NeedsSlowPath, Planned::Direct)
+        match self.checked_range(offset, length) {
+            Some(request) => self.plan(&request, Access::Read).into(),
+            None => Planned::NeedsSlowPath,
+        }
     }
 
     /// Looks up a write of whole 4 KiB blocks, without blocking. It is a write only once its guard is
@@ -135,11 +151,8 @@ impl VersionHandle {
             return Planned::NeedsSlowPath;
         };
         match self.plan(&request, Access::Overwrite) {
-            Ok(plan) => Planned::Direct(plan),
-            Err(Unplanned::NotOwned) => self
-                .plan_mapping(&request)
-                .map_or(Planned::NeedsSlowPath, Planned::Direct),
-            Err(Unplanned::NeedsSlowPath) => Planned::NeedsSlowPath,
+            Err(Unplanned::NotOwned) => self.plan_mapping(&request).into(),
+            planned => planned.into(),
         }
     }
 
@@ -153,13 +166,14 @@ impl VersionHandle {
     }
 
     /// Plans a write that is given chunks where it owns none.
-    fn plan_mapping(&self, request: &Range<u64>) -> Option<Plan> {
+    fn plan_mapping(&self, request: &Range<u64>) -> Result<Plan, Unplanned> {
         let mut plan = Plan::new(&self.pool);
         let mut state = write(&self.pool.state);
-        plan.guard.maps = Some(PlannedMaps::take(self, &mut state, request)?);
+        let maps = PlannedMaps::take(self, &mut state, request);
+        plan.guard.maps = Some(maps.ok_or(Unplanned::NeedsSlowPath)?);
         let planned = self.plan_chunks(&mut plan, &state, request, Access::Map);
         drop(state);
-        planned.is_ok().then_some(plan)
+        planned.map(|()| plan)
     }
 
     fn checked_range(&self, offset: u64, length: usize) -> Option<Range<u64>> {
@@ -182,7 +196,6 @@ impl VersionHandle {
         let ownership = (access != Access::Read).then(|| state.versions.ownership(version));
         let (first, last) = (request.start / chunk_bytes, (request.end - 1) / chunk_bytes);
         let mut index = first;
-        let mut not_owned = false;
         while index <= last {
             let leaf = index / LEAF_ENTRIES as u64;
             let leaf_last = last.min(leaf * LEAF_ENTRIES as u64 + LEAF_ENTRIES as u64 - 1);
@@ -190,27 +203,21 @@ impl VersionHandle {
                 let entries = match view {
                     LeafView::Leaf(entries) => Some(entries),
                     LeafView::Empty => None,
-                    LeafView::Missing(_) => return false,
+                    LeafView::Missing(_) => return Err(Unplanned::NeedsSlowPath),
                 };
-                (index..=leaf_last).all(|index| {
+                (index..=leaf_last).try_for_each(|index| {
                     let entry = entries.map_or(LeafEntry::UNMAPPED, |e| e[index as usize % LEAF_ENTRIES]);
                     let owned =
                         ownership.is_none_or(|o| entry.is_mapped() && o.owns(entry.birth(), leaf + 1));
                     match (owned, access) {
                         (true, _) => self.plan_chunk(plan, state, index, entry, request, access),
                         (false, Access::Map) => self.plan_map(plan, state, index, entry, request),
-                        (false, _) => {
-                            not_owned = true;
-                            false
-                        }
+                        (false, _) => Err(Unplanned::NotOwned),
                     }
                 })
             });
-            match planned {
-                true => index = leaf_last + 1,
-                false if not_owned => return Err(Unplanned::NotOwned),
-                false => return Err(Unplanned::NeedsSlowPath),
-            }
+            planned?;
+            index = leaf_last + 1;
         }
         if access != Access::Read {
             plan.guard.epoch = Some(version.epoch.enter());
@@ -218,8 +225,8 @@ impl VersionHandle {
         Ok(())
     }
 
-    /// Adds the part of a request that lies in one chunk; false when a latch is contended, or when a write would add
-    /// blocks to a second partial chunk, or beside mapping others.
+    /// Adds the part of a request that lies in one chunk. A write that would add blocks to a second partial chunk, or
+    /// beside mapping others, needs the slow path.
     fn plan_chunk(
         &self,
         plan: &mut Plan,
@@ -228,27 +235,27 @@ impl VersionHandle {
         entry: LeafEntry,
         request: &Range<u64>,
         access: Access,
-    ) -> bool {
+    ) -> Result<(), Unplanned> {
         let part = ChunkPart::of(request, index, self.pool.geometry.chunk_bytes);
         let in_buffer = |range: Range<u64>| part.in_buffer(range);
         let within = part.within.clone();
         if !entry.is_mapped() {
             plan.add(in_buffer(within), Place::Zeros);
-            return true;
+            return Ok(());
         }
         let stripe = LatchTable::stripe(self.node, index);
         if !self.pool.latches.try_shared(stripe) {
-            return false;
+            return Err(Unplanned::Contended);
         }
         plan.guard.stripes.push(stripe);
         let place_in = |chunk: u64, at: u64| Place::Device(self.pool.chunk_offset(chunk) + at);
         let blocks = Blocks::touching(&within);
         if access != Access::Read && !state.log.unsettled.may_overwrite(entry.chunk(), blocks) {
-            return false;
+            return Err(Unplanned::NeedsSlowPath);
         }
         let Some(view) = state.partials.view(entry.chunk()) else {
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
-            return true;
+            return Ok(());
         };
         if access != Access::Read && !view.mask.covers(blocks) {
             let fill = PlannedFill {
@@ -257,12 +264,13 @@ impl VersionHandle {
                 buffer: in_buffer(within.clone()),
             };
             // What is in the mask may be being overwritten, and then no claim is true of it (U1).
-            if access == Access::Map || view.mask.touches(blocks) || !self.plan_fill(plan, state, fill) {
-                return false;
+            if access == Access::Map || view.mask.touches(blocks) {
+                return Err(Unplanned::NeedsSlowPath);
             }
+            self.plan_fill(plan, state, fill)?;
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
             plan.guard.partials.get_or_insert_default().views.push(view);
-            return true;
+            return Ok(());
         }
         for (piece, home) in view.pieces(within) {
             let place = match home {
@@ -273,21 +281,24 @@ impl VersionHandle {
             plan.add(in_buffer(piece), place);
         }
         plan.guard.partials.get_or_insert_default().views.push(view);
-        true
+        Ok(())
     }
 
-    /// Gets what adding blocks to a partial chunk takes; false when that is not to be had without waiting.
-    fn plan_fill(&self, plan: &mut Plan, state: &State, fill: PlannedFill) -> bool {
+    /// Gets what adding blocks to a partial chunk takes.
+    fn plan_fill(&self, plan: &mut Plan, state: &State, fill: PlannedFill) -> Result<(), Unplanned> {
         let partials = plan.guard.partials.get_or_insert_default();
-        if partials.fill.is_some() || !self.pool.fill_latches.try_exclusive(fill.chunk) {
-            return false;
+        if partials.fill.is_some() {
+            return Err(Unplanned::NeedsSlowPath);
+        }
+        if !self.pool.fill_latches.try_blocks(fill.chunk, fill.blocks) {
+            return Err(Unplanned::Contended);
         }
         if !state.log.try_reserve() {
-            self.pool.fill_latches.release(fill.chunk);
-            return false;
+            self.pool.fill_latches.release(fill.chunk, fill.blocks);
+            return Err(Unplanned::NeedsSlowPath);
         }
         partials.fill = Some(fill);
-        true
+        Ok(())
     }
 }
 
@@ -389,7 +400,7 @@ impl Drop for PlanGuard {
     fn drop(&mut self) {
         if let Some(fill) = self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) {
             read(&self.pool.state).log.end_reservation();
-            self.pool.fill_latches.release(fill.chunk);
+            self.pool.fill_latches.release(fill.chunk, fill.blocks);
         }
         for stripe in &self.stripes {
             self.pool.latches.release_shared(*stripe);

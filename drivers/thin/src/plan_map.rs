@@ -19,7 +19,7 @@ use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
 use crate::locks::write;
 use crate::partial::Blocks;
-use crate::plan::{ChunkPart, Place, Plan};
+use crate::plan::{ChunkPart, Place, Plan, Unplanned};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::state::State;
@@ -135,8 +135,7 @@ impl PlannedMaps {
 }
 
 impl VersionHandle {
-    /// Adds the part of a write that lies in a chunk index where the version owns no chunk; false when that needs the slow
-    /// path.
+    /// Adds the part of a write that lies in a chunk index where the version owns no chunk.
     pub(crate) fn plan_map(
         &self,
         plan: &mut Plan,
@@ -144,27 +143,27 @@ impl VersionHandle {
         index: u64,
         entry: LeafEntry,
         request: &Range<u64>,
-    ) -> bool {
+    ) -> Result<(), Unplanned> {
         let chunk_bytes = self.pool.geometry.chunk_bytes;
         let part = ChunkPart::of(request, index, chunk_bytes);
         let blocks = Blocks::touching(&part.within);
         let Some(maps) = &mut plan.guard.maps else {
-            return false;
+            return Err(Unplanned::NeedsSlowPath);
         };
         if blocks != Blocks::all(chunk_bytes) {
             // A lender has to be whole (F2).
             let lender_is_whole = !entry.is_mapped() || !state.partials.contains(entry.chunk());
             if !lender_is_whole || !self.pool.may_begin_partial(state) {
-                return false;
+                return Err(Unplanned::NeedsSlowPath);
             }
         }
         let stripe = LatchTable::stripe(self.node, index);
         if !self.pool.latches.try_exclusive(stripe) {
-            return false;
+            return Err(Unplanned::Contended);
         }
         maps.stripes.push(stripe);
         let Some(chunk) = maps.unused.pop() else {
-            return false;
+            return Err(Unplanned::NeedsSlowPath);
         };
         let buffer = part.in_buffer(part.within.clone());
         maps.maps.push(PlannedMap {
@@ -175,6 +174,6 @@ impl VersionHandle {
         });
         let at = self.pool.chunk_offset(chunk) + part.within.start;
         plan.add(buffer, Place::Device(at));
-        true
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! An open pool: what its parts share, and how a change gets into state and log.
 //!
 //! Locks, in the order in which they are taken: `control` (one control call at a time) · `checkpointing` ·
-//! `committing` · `state` · slots of map pages. Latches, and after them at most one fill latch, are taken before
+//! a turn to flush · `state` · slots of map pages. Latches, and after them at most one fill latch, are taken before
 //! `checkpointing` and may be held while a checkpoint or commit runs. No I/O happens under `state`.
 
 use std::collections::HashMap;
@@ -25,6 +25,7 @@ use crate::page_io::read_page;
 use crate::partial::FillLatches;
 use crate::record::{MAX_RECORD_BYTES, Record};
 use crate::state::{Origin, State, Wanted};
+use crate::turns::Turns;
 use crate::version::NodeId;
 use crate::waiters::SpaceWaiters;
 use crate::{DeviceSet, OnFull, OpenOptions, PoolError};
@@ -44,7 +45,7 @@ pub struct Pool {
     pub(crate) fill_cursor: AtomicU64,
     pub(crate) control: Mutex<()>,
     pub(crate) checkpointing: Mutex<()>,
-    pub(crate) committing: Mutex<()>,
+    pub(crate) turns: Turns,
     pub(crate) rounds: Mutex<Rounds>,
     /// The batch that was unsettled when the background work last looked; 0 for none.
     pub(crate) idle_batch: AtomicU64,
@@ -99,7 +100,7 @@ impl Pool {
             fill_cursor: AtomicU64::new(0),
             control: Mutex::default(),
             checkpointing: Mutex::default(),
-            committing: Mutex::default(),
+            turns: Turns::default(),
             rounds: Mutex::default(),
             idle_batch: AtomicU64::new(0),
             openings: Mutex::default(),

@@ -5,10 +5,10 @@
 use quarry_contract::IoBuffer;
 use uuid::Uuid;
 
-use crate::commit::write_log;
 use crate::format::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FLAG_VERIFY, Geometry, SuperblockFields};
 use crate::log::LogRing;
 use crate::record::Record;
+use crate::round::write_log;
 use crate::{PoolDevice, PoolError};
 
 /// A batch read from the log.

@@ -62,7 +62,9 @@ impl Pool {
         };
         let layout = state.layout();
         let frozen = state.freeze(layout).ok_or_else(needed)?;
-        frozen.store(device, options.uuid)?;
+        frozen.store(device, options.uuid, &|doing| {
+            device.flush().map_err(PoolError::device(doing))
+        })?;
         device
             .flush()
             .map_err(PoolError::device("flushing the last superblock copies"))

@@ -308,6 +308,24 @@ fn i1_nothing_else_is_planned_where_a_first_write_is_going_on() {
 }
 
 #[test]
+fn f5_blocks_are_added_to_a_partial_chunk_side_by_side_and_no_block_by_two() {
+    let fixture = Fixture::new();
+    fixture.write(CHUNK, 4096, 1).unwrap();
+    let (first, first_data) = planned(&fixture, CHUNK + 4096, 4096, 2);
+    let (second, second_data) = planned(&fixture, CHUNK + 3 * 4096, 8192, 3);
+    for (offset, length) in [(CHUNK + 4096, 4096), (CHUNK + 2 * 4096, 8192)] {
+        let third = fixture.handle.plan_write(offset, length);
+        assert!(matches!(third, Planned::Contended), "F5: {third:?}");
+    }
+    second.guard.finish_blocking(&second_data).unwrap();
+    first.guard.finish_blocking(&first_data).unwrap();
+    for (offset, length, stamp) in [(0, 4096, 1), (4096, 4096, 2), (3 * 4096, 8192, 3)] {
+        assert_holds(&fixture.handle, CHUNK + offset, length, stamp);
+    }
+    fixture.assert_sound();
+}
+
+#[test]
 fn a_first_write_that_cannot_be_mapped_at_once_is_mapped_by_whoever_may_wait() {
     let fixture = Fixture::with_log(64 << 10);
     // Until the open batch takes no more records and has to be committed first.

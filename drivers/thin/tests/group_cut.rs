@@ -61,7 +61,9 @@ fn place_of(writer: u64) -> (u64, usize) {
 /// Writes as a queue does: what needs nobody else at once, anything else by the engine.
 fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) {
     match handle.plan_write(offset, data.len()) {
-        Planned::NeedsSlowPath => handle.write(offset, data, Durability::Cached).expect("writing"),
+        Planned::Contended | Planned::NeedsSlowPath => {
+            handle.write(offset, data, Durability::Cached).expect("writing")
+        }
         Planned::Direct(plan) => {
             for segment in &plan.segments {
                 let Place::Device(at) = segment.place else {

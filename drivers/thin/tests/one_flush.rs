@@ -1,12 +1,17 @@
 //! How many flushes a FLUSH costs, and what may stand in the log until the next.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use quarry_contract::{
-    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+    DataSource, Durability, IoError, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
 };
 use quarry_thin::sim::{SimDevice, Stamp};
-use quarry_thin::{FormatOptions, OpenOptions, Planned, Pool, VersionHandle};
+use quarry_thin::{
+    DirectFile, FlushStep, FormatOptions, OpenOptions, Planned, PlannedFlush, Pool, PoolDevice, VersionHandle,
+};
 use uuid::Uuid;
 
 const CHUNK: u64 = 64 << 10;
@@ -124,6 +129,168 @@ fn u3_a_chunk_mapped_and_freed_by_one_batch_is_flushed_first() {
     write(&handle, 0, CHUNK, 1);
     handle.discard(0, CHUNK).unwrap();
     assert_eq!(flushes_of(&device, || handle.flush().unwrap()), 2);
+}
+
+/// Carries a planned flush out; returns what its steps were.
+fn ride(device: &SimDevice, mut planned: PlannedFlush) -> Vec<&'static str> {
+    let mut steps = Vec::new();
+    while let Some(step) = planned.next_step() {
+        match step {
+            FlushStep::Write { address, bytes } => {
+                device.write_at(address, &bytes).unwrap();
+                steps.push("write");
+            }
+            FlushStep::Flush => {
+                device.flush().unwrap();
+                steps.push("flush");
+            }
+        }
+    }
+    planned.end(Ok(())).unwrap();
+    steps
+}
+
+#[test]
+fn a_planned_flush_has_the_steps_of_one_that_blocks_and_is_as_durable() {
+    let (device, pool, handle) = pool_with_volume();
+    let flush = || ride(&device, handle.plan_flush().expect("nobody else flushes"));
+    flush();
+    write(&handle, 0, CHUNK, 1);
+    assert_eq!(flush(), ["write", "flush"], "C1");
+    assert_eq!(flush(), ["write", "flush"], "what settles it, U2");
+    assert_eq!(flush(), ["flush"]);
+    write(&handle, CHUNK, CHUNK, 2);
+    write(&handle, CHUNK, 4096, 3);
+    assert_eq!(flush(), ["flush", "write", "flush"], "U2");
+    drop((handle, pool));
+    let pool = Pool::open(device.power_cycle(), OpenOptions::default()).unwrap();
+    let reader = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadOnly)
+        .unwrap();
+    for (offset, length, stamp) in [(0, CHUNK, 1), (CHUNK, 4096, 3), (CHUNK + 4096, CHUNK - 4096, 2)] {
+        let mut bytes = vec![0xa5; length as usize];
+        reader.read(offset, &mut bytes).unwrap();
+        assert!(
+            bytes == Stamp(stamp).bytes(offset, length as usize),
+            "at {offset}"
+        );
+    }
+}
+
+#[test]
+fn c4_a_planned_flush_that_fails_or_is_given_up_stops_the_pool() {
+    for given_up in [false, true] {
+        let (_device, pool, handle) = pool_with_volume();
+        write(&handle, 0, CHUNK, 1);
+        let mut planned = handle.plan_flush().unwrap();
+        assert!(matches!(planned.next_step(), Some(FlushStep::Write { .. })));
+        match given_up {
+            true => drop(planned),
+            false => {
+                let failed = planned.end(Err(std::io::Error::from_raw_os_error(5)));
+                let said = failed.unwrap_err().to_string();
+                assert!(said.contains("writing the log"), "{said}");
+            }
+        }
+        assert!(pool.stopped().is_some());
+        assert!(handle.plan_flush().is_none());
+        assert!(matches!(handle.flush(), Err(IoError::Stopped { .. })));
+    }
+}
+
+#[test]
+fn c2_c3_whoever_flushes_beside_a_planned_flush_waits_for_it_and_then_for_one_of_its_own() {
+    let (device, _pool, handle) = pool_with_volume();
+    handle.flush().unwrap();
+    let planned = handle.plan_flush().unwrap();
+    assert!(handle.plan_flush().is_none(), "C2");
+    write(&handle, 0, CHUNK, 1);
+    let before = device.counts().flushes;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| handle.flush().unwrap());
+        while handle.pool().waiting_to_flush() == 0 {
+            std::thread::yield_now();
+        }
+        assert!(!other.is_finished() && device.counts().flushes == before, "C2");
+        ride(&device, planned);
+    });
+    assert_eq!(device.counts().flushes, before + 2, "C3");
+    assert_eq!(ride(&device, handle.plan_flush().unwrap()), ["write", "flush"]);
+}
+
+/// A device that tells whether it was ever flushed by two at once.
+struct OneFlushAtATime {
+    device: Arc<SimDevice>,
+    flushing: AtomicU32,
+    overlapped: AtomicBool,
+}
+
+impl PoolDevice for OneFlushAtATime {
+    fn size_bytes(&self) -> io::Result<u64> {
+        self.device.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.device.read_at(offset, buffer)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.device.write_at(offset, data)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.device.write_zeroes(offset, length)
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.device.discard(offset, length)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.flushing.fetch_add(1, Ordering::SeqCst) > 0 {
+            self.overlapped.store(true, Ordering::SeqCst);
+        }
+        std::thread::sleep(Duration::from_micros(200));
+        let flushed = self.device.flush();
+        self.flushing.fetch_sub(1, Ordering::SeqCst);
+        flushed
+    }
+
+    fn direct_file(&self) -> Option<DirectFile<'_>> {
+        None
+    }
+}
+
+/// Whoever flushes second might be told that all is well although the first was told of an error.
+#[test]
+fn t1_commits_and_checkpoints_never_flush_at_the_same_time() {
+    let (inner, pool, handle) = pool_with_volume();
+    drop((handle, pool));
+    let device = Arc::new(OneFlushAtATime {
+        device: inner,
+        flushing: AtomicU32::new(0),
+        overlapped: AtomicBool::new(false),
+    });
+    let pool = Pool::open(Arc::clone(&device) as Arc<dyn PoolDevice>, OpenOptions::default()).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(VOLUME), OpenMode::ReadWrite)
+        .unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..2u64 {
+            let handle = &handle;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    write(handle, (writer * 100 + round) * CHUNK, 4096, round);
+                    handle.flush().unwrap();
+                }
+            });
+        }
+        for round in 0..20 {
+            write(&handle, (300 + round) * CHUNK, 4096, round);
+            pool.checkpoint().unwrap();
+        }
+    });
+    assert!(!device.overlapped.load(Ordering::SeqCst), "T1");
 }
 
 /// Leaves a pool whose last batch claims data, and puts what `corrupt` says in place of a sector of the data.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use io_uring::{opcode, squeue, types};
 
-use super::{FILE_INDEX, Finished, Persistence, Segment, Token, user_data};
+use super::{Finished, Persistence, Segment, Token, user_data};
 
 /// How often one segment is started again after the kernel gave it up without having tried (`EINTR`, `EAGAIN`,
 /// and `ECANCELED` when the thread that started it has exited).
@@ -27,6 +27,7 @@ enum Work {
 /// A segment's part that is still to be done.
 #[derive(Debug, Clone)]
 struct Progress {
+    file: u32,
     file_offset: u64,
     memory: Range<usize>,
     restarts: u8,
@@ -65,6 +66,7 @@ impl Job {
                 memory.len()
             );
             self.segments.push(Progress {
+                file: segment.file,
                 file_offset: segment.file_offset,
                 memory: start..end,
                 restarts: 0,
@@ -73,15 +75,20 @@ impl Job {
         self.start(token, Work::Transfer { direction, memory });
     }
 
-    pub(super) fn start_sync_data(&mut self, token: Token) {
+    /// Fills the slot with the fdatasync of some files.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(super) fn start_sync_data(&mut self, token: Token, files: impl IntoIterator<Item = u32>) {
         self.segments.clear();
-        self.segments.push(Progress::whole());
+        self.segments.extend(files.into_iter().map(Progress::whole));
+        assert!(!self.segments.is_empty(), "a sync has at least one file");
         self.start(token, Work::SyncData);
     }
 
     pub(super) fn start_allocate(&mut self, token: Token, mode: i32, offset: u64, length: u64) {
         self.segments.clear();
-        self.segments.push(Progress::whole());
+        self.segments.push(Progress::whole(0));
         self.start(token, Work::Allocate { mode, offset, length });
     }
 
@@ -100,9 +107,12 @@ impl Job {
     /// Returns the kernel's entry for what is left of a segment.
     pub(super) fn entry(&mut self, slot: u32, segment: u32) -> squeue::Entry {
         let Progress {
-            file_offset, memory, ..
+            file,
+            file_offset,
+            memory,
+            ..
         } = &self.segments[segment as usize];
-        let file = types::Fixed(FILE_INDEX);
+        let file = types::Fixed(*file);
         let entry = match self.work.as_mut().expect("entries are made for slots in use") {
             Work::Transfer {
                 direction,
@@ -196,9 +206,10 @@ impl Job {
 }
 
 impl Progress {
-    /// The single segment of an operation that moves no bytes.
-    fn whole() -> Self {
+    /// The segment of an operation that moves no bytes.
+    fn whole(file: u32) -> Self {
         Self {
+            file,
             file_offset: 0,
             memory: 0..0,
             restarts: 0,
@@ -230,10 +241,12 @@ mod tests {
     fn two_segments() -> [Segment; 2] {
         [
             Segment {
+                file: 0,
                 file_offset: 0,
                 memory: 0..4096,
             },
             Segment {
+                file: 0,
                 file_offset: 65536,
                 memory: 4096..8192,
             },
@@ -289,6 +302,7 @@ mod tests {
     #[should_panic(expected = "does not lie in memory")]
     fn segment_outside_the_memory_is_refused() {
         let segment = Segment {
+            file: 0,
             file_offset: 0,
             memory: 4096..8193,
         };

@@ -1,4 +1,4 @@
-//! Asynchronous I/O on one file through io_uring.
+//! Asynchronous I/O on a few files through io_uring.
 //!
 //! A [`Ring`] is driven by one thread at a time: operations go in with the memory they own, [`Ring::kick`]
 //! starts all of them with one system call, [`Ring::reap`] gives what has finished back, memory included. The
@@ -10,7 +10,7 @@
 //!   forgotten leaks the memory. So the kernel never touches memory that safe code can reach.
 //! - R2: an operation is reported exactly once, after its last segment; short transfers are continued, the first
 //!   error is kept.
-//! - R3: the file stays open for as long as the ring lives; the ring holds a registered reference of its own.
+//! - R3: its files stay open for as long as the ring lives; the ring holds registered references of its own.
 //! - R4: a ring may move between threads. What the kernel gives up untried is started again, and so is the watch
 //!   of the waker, which the kernel ends when it runs out of room for answers.
 //!
@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
@@ -34,9 +34,13 @@ use job::{Direction, Job, Step};
 pub use setup::probe;
 pub use waker::Waker;
 
-/// Where the file and the waker are in the ring's table of registered files.
-const FILE_INDEX: u32 = 0;
-const WAKER_INDEX: u32 = 1;
+/// Files that a ring can have.
+pub const FILES_MAX: u32 = 16;
+
+/// Where the waker is in the ring's table of registered files: behind the files.
+const WAKER_INDEX: u32 = FILES_MAX;
+/// What stands in the table where there is no file.
+const NO_FILE: RawFd = -1;
 
 /// The entry that watches the waker.
 const WAKER_USER_DATA: u64 = u64::MAX;
@@ -48,9 +52,11 @@ const SUBMISSION_ENTRIES_MAX: u32 = 64;
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 
-/// Part of a transfer: which bytes of its memory belong at which offset of the file.
+/// Part of a transfer: which bytes of its memory belong at which offset of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
+    /// The number of the file: 0, or one that was [added](Ring::add_file).
+    pub file: u32,
     /// Where in the file, in bytes.
     pub file_offset: u64,
     /// Which bytes of the memory.
@@ -77,7 +83,7 @@ pub struct Finished {
     pub memory: Option<Vec<u8>>,
 }
 
-/// An owner of operations in flight on one file.
+/// An owner of operations in flight on its files.
 pub struct Ring {
     uring: IoUring,
     waker: Waker,
@@ -90,8 +96,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Makes a ring for about `depth` operations at a time on a file. More are taken, at some cost. It watches
-    /// `waker`: each wake makes the ring readable once.
+    /// Makes a ring for about `depth` operations at a time, with a file as its number 0. More are taken, at some cost.
+    /// It watches `waker`: each wake makes the ring readable once.
     ///
     /// # Errors
     /// When the operating system does not allow io_uring ([`probe`]) or refuses the resources.
@@ -105,9 +111,10 @@ impl Ring {
             .clamp(entries * 2, 1 << 14)
             .next_power_of_two();
         let uring = setup::build(entries, completions)?;
-        uring
-            .submitter()
-            .register_files(&[file.as_raw_fd(), waker.as_fd().as_raw_fd()])?;
+        let mut files = [NO_FILE; FILES_MAX as usize + 1];
+        files[0] = file.as_raw_fd();
+        files[WAKER_INDEX as usize] = waker.as_fd().as_raw_fd();
+        uring.submitter().register_files(&files)?;
         let mut ring = Self {
             uring,
             waker,
@@ -121,12 +128,28 @@ impl Ring {
         Ok(ring)
     }
 
+    /// Gives the ring another file, under this number.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the number is not below [`FILES_MAX`]; what the operating system says.
+    pub fn add_file(&mut self, number: u32, file: &File) -> io::Result<()> {
+        if number >= FILES_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let added = self
+            .uring
+            .submitter()
+            .register_files_update(number, &[file.as_raw_fd()])?;
+        debug_assert_eq!(added, 1);
+        Ok(())
+    }
+
     /// Tells whether anything is on its way.
     pub fn is_idle(&self) -> bool {
         self.unanswered == 0
     }
 
-    /// Takes a read in: every segment is filled from the file.
+    /// Takes a read in: every segment is filled from its file.
     ///
     /// # Panics
     /// When there is no segment, or one is empty or not inside `memory`.
@@ -134,7 +157,7 @@ impl Ring {
         self.transfer(token, Direction::Read, memory, segments);
     }
 
-    /// Takes a write in: every segment is written to the file.
+    /// Takes a write in: every segment is written to its file.
     ///
     /// # Panics
     /// When there is no segment, or one is empty or not inside `memory`.
@@ -142,14 +165,17 @@ impl Ring {
         self.transfer(token, Direction::Write(persistence), memory, segments);
     }
 
-    /// Takes an fdatasync in. It covers what was reported before it was taken in.
-    pub fn sync_data(&mut self, token: Token) {
+    /// Takes an fdatasync of each of these files in. It covers what was reported before it was taken in.
+    ///
+    /// # Panics
+    /// When there is no file.
+    pub fn sync_data(&mut self, token: Token, files: impl IntoIterator<Item = u32>) {
         let slot = self.vacant_slot();
-        self.jobs[slot as usize].start_sync_data(token);
+        self.jobs[slot as usize].start_sync_data(token, files);
         self.push_segments(slot);
     }
 
-    /// Takes a fallocate in, with the `FALLOC_FL_` bits of fallocate(2); lengths in bytes.
+    /// Takes a fallocate of file 0 in, with the `FALLOC_FL_` bits of fallocate(2); lengths in bytes.
     pub fn allocate(&mut self, token: Token, mode: i32, offset: u64, length: u64) {
         let slot = self.vacant_slot();
         self.jobs[slot as usize].start_allocate(token, mode, offset, length);

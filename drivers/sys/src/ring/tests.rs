@@ -75,7 +75,11 @@ fn reap_count(ring: &mut Ring, count: usize) -> Vec<Finished> {
 }
 
 fn segment(file_offset: u64, memory: Range<usize>) -> Segment {
-    Segment { file_offset, memory }
+    Segment {
+        file: 0,
+        file_offset,
+        memory,
+    }
 }
 
 #[test]
@@ -148,7 +152,7 @@ fn durable_write_sync_and_allocate_do_what_they_say() {
         ring.kick();
         reap_count(&mut ring, 1).pop().unwrap().result.unwrap();
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        ring.sync_data(Token(2));
+        ring.sync_data(Token(2), [0]);
         ring.allocate(Token(3), punch, 65536, 65536);
         ring.kick();
         for end in reap_count(&mut ring, 2) {
@@ -160,6 +164,44 @@ fn durable_write_sync_and_allocate_do_what_they_say() {
         assert!(bytes[4096..8192].iter().all(|byte| *byte == 9));
         assert!(bytes[65536..131072].iter().all(|byte| *byte == 0));
         assert_eq!(bytes[131072], pattern(131072));
+    });
+}
+
+#[test]
+fn transfers_and_syncs_reach_the_files_they_name_also_those_added_while_others_are_in_flight() {
+    on_disk_and_tmpfs(|directory| {
+        let files = [1, 2, 3].map(|_| patterned_file(directory, 1 << 20));
+        let mut ring = ring_on(&files[0], 8);
+        ring.read(Token(9), vec![0; 1 << 20], &[segment(0, 0..1 << 20)]);
+        ring.kick();
+        ring.add_file(1, &files[1]).unwrap();
+        ring.add_file(FILES_MAX - 1, &files[2]).unwrap();
+        assert!(ring.add_file(FILES_MAX, &files[2]).is_err());
+        let parts =
+            [(0, 0..4096), (1, 4096..8192), (FILES_MAX - 1, 8192..12288)].map(|(file, memory)| Segment {
+                file,
+                file_offset: 4096,
+                memory,
+            });
+        let bytes: Vec<u8> = (0..3u8).flat_map(|file| [0x40 + file; 4096]).collect();
+        ring.write(Token(1), bytes, &parts, Persistence::Cached);
+        ring.kick();
+        for end in reap_count(&mut ring, 2) {
+            end.result.unwrap();
+        }
+        ring.sync_data(Token(2), [0, 1, FILES_MAX - 1]);
+        // There is no such file.
+        ring.sync_data(Token(3), [0, 2]);
+        ring.kick();
+        for end in reap_count(&mut ring, 2) {
+            assert_eq!(end.result.is_ok(), end.token == Token(2), "{end:?}");
+        }
+        for (file, byte) in files.iter().zip(0x40..) {
+            let mut bytes = [0; 12288];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert!(bytes[4096..8192].iter().all(|found| *found == byte));
+            assert_eq!((bytes[4095], bytes[8192]), (pattern(4095), pattern(8192)));
+        }
     });
 }
 

@@ -19,7 +19,7 @@ impl Pool {
     pub(super) fn write_slot(&self, places: [u64; 2], slot: &Slot) -> Result<(), PoolError> {
         for place in places {
             write_sector(&*self.device, place, slot.as_bytes())?;
-            self.flush_slots()?;
+            self.flush_devices("flushing a key slot")?;
         }
         Ok(())
     }
@@ -56,15 +56,7 @@ impl Pool {
         for place in places.into_iter().flatten() {
             write_sector(&*self.device, place, &[0; SLOT_BYTES])?;
         }
-        self.flush_slots()
-    }
-
-    /// Flushes, and stops the pool when that fails: what was written before, by whomever, is in doubt (C4).
-    fn flush_slots(&self) -> Result<(), PoolError> {
-        self.device
-            .flush()
-            .map_err(PoolError::device("flushing a key slot"))
-            .map_err(|error| self.stop("a flush failed", error))
+        self.flush_devices("flushing a key slot")
     }
 
     /// Overwrites whatever stands in slots that no family has (Y3): a crash came between a delete and the erasing, or
@@ -99,7 +91,7 @@ impl Pool {
             }
         }
         match erased {
-            true => self.flush_slots(),
+            true => self.flush_devices("flushing a key slot"),
             false => Ok(()),
         }
     }

@@ -77,6 +77,13 @@ impl BlockMask {
         }
     }
 
+    /// Takes blocks out of the mask.
+    pub fn clear(&mut self, blocks: Blocks) {
+        for block in blocks.indices() {
+            self.0[block / 64] &= !(1 << (block % 64));
+        }
+    }
+
     /// Tells whether all these blocks are in the mask.
     pub fn covers(&self, blocks: Blocks) -> bool {
         blocks.indices().all(|block| self.get(block))

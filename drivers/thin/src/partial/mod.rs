@@ -13,22 +13,21 @@
 //!   owns; the record that ends its last loan frees it.
 //! - F4: what is freed is not handed out again while a read from a lender, or the filling of a chunk, that began
 //!   before is in progress: each holds the `users` of what it uses.
-//! - F5: blocks outside the mask are written only under the chunk's latch of [`FillLatches`], which is held until the
+//! - F5: blocks outside the mask are written only by who holds them, or the whole chunk, of the [`FillLatches`], until the
 //!   record that adds them to the mask has been applied.
 //!
 //! Format: docs/formats/pool.md, "Partial chunks".
 
 mod blocks;
+mod fill_latches;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use crate::latch::{ExclusiveLatches, LatchTable};
-use crate::version::NodeId;
-
 pub(crate) use blocks::{BlockMask, Blocks, Home, PartialView};
+pub(crate) use fill_latches::FillLatches;
 
 /// Held by whoever uses a chunk in a way that no latch covers (F4).
 pub(crate) type Users = Arc<()>;
@@ -266,33 +265,6 @@ impl PartialChunks {
 
 /// Stands for no lender in the index stream.
 const NO_LENDER: u64 = u64::MAX;
-
-/// Latches of chunks that are being filled (F5).
-pub(crate) struct FillLatches(LatchTable);
-
-impl FillLatches {
-    pub fn new() -> Self {
-        Self(LatchTable::new())
-    }
-
-    /// Waits for the latch of a chunk. The caller holds no other one of these.
-    pub fn exclusive(&self, chunk: u64) -> ExclusiveLatches<'_> {
-        self.0.exclusive(NO_VERSION, chunk, 1)
-    }
-
-    /// Takes the latch of a chunk unless that needs waiting. Give it back with [`release`](Self::release).
-    pub fn try_exclusive(&self, chunk: u64) -> bool {
-        self.0.try_exclusive(LatchTable::stripe(NO_VERSION, chunk))
-    }
-
-    /// Gives back what [`try_exclusive`](Self::try_exclusive) took.
-    pub fn release(&self, chunk: u64) {
-        self.0.release_exclusive(LatchTable::stripe(NO_VERSION, chunk));
-    }
-}
-
-/// These latches are of chunks, not of places in a version.
-const NO_VERSION: NodeId = NodeId(0);
 
 #[cfg(test)]
 mod tests;

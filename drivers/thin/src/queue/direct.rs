@@ -1,18 +1,21 @@
 //! Requests that involve no other thread: the queue's own ring does them, or they are done at once.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
-use quarry_sys::ring::{self, Finished, Persistence, Ring, Token};
+use quarry_sys::ring::{self, Finished, Persistence, Ring, Token, Waker};
 
 use super::spares::Spares;
-use crate::format::split_address;
+use crate::format::{MAX_ADDED_DEVICES, split_address};
 use crate::keys::Cipher;
+use crate::{DeviceSet, DirectFile, FlushStep, PoolDevice, Submission};
 use crate::{Finished as Ended, Place, Plan, PlanGuard};
+
+/// The ring's mark on a step of a flush; those of transfers are places in a table.
+const FLUSH: Token = Token(u64::MAX);
 
 /// Which way a direct request's bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +30,11 @@ pub(super) struct DirectIo {
     ring: Option<Ring>,
     in_flight: Vec<Option<InFlight>>,
     vacant: Vec<usize>,
-    alignment_bytes: usize,
+    /// The pool's devices that have been used, by their numbers; these are their numbers in the ring, too.
+    devices: [Option<Known>; 1 + MAX_ADDED_DEVICES],
     unfinished: Vec<Unfinished>,
+    /// How the step of a flush has ended that was last started.
+    flush_step: Option<io::Result<()>>,
     // Kept for their capacity.
     segments: Vec<ring::Segment>,
     finished: Vec<Finished>,
@@ -40,6 +46,12 @@ pub(super) struct Unfinished {
     pub(super) guard: PlanGuard,
     pub(super) buffer: IoBuffer,
     pub(super) last_step: LastStep,
+}
+
+/// A device that a queue uses directly.
+struct Known {
+    device: Arc<dyn PoolDevice>,
+    alignment_bytes: usize,
 }
 
 struct InFlight {
@@ -77,16 +89,33 @@ impl LastStep {
 }
 
 impl DirectIo {
-    pub(super) fn new(ring: Option<Ring>, alignment_bytes: u32) -> Self {
-        Self {
+    /// Makes the way of a queue to the devices of its pool; `None` where everything has to go through their own methods, or
+    /// when the operating system refuses a ring.
+    pub(super) fn new(devices: &DeviceSet, depth: u32, waker: &Waker) -> Option<Self> {
+        let DirectFile {
+            file,
+            alignment_bytes,
+            submission,
+        } = devices.direct_file()?;
+        let ring = match submission {
+            Submission::Inline => None,
+            Submission::Ring => Some(Ring::new(file, depth, waker.clone()).ok()?),
+        };
+        let mut known: [Option<Known>; 1 + MAX_ADDED_DEVICES] = Default::default();
+        known[0] = Some(Known {
+            device: Arc::clone(devices.first()),
+            alignment_bytes: alignment_bytes as usize,
+        });
+        Some(Self {
             ring,
             in_flight: Vec::new(),
             vacant: Vec::new(),
-            alignment_bytes: alignment_bytes as usize,
+            devices: known,
             unfinished: Vec::new(),
+            flush_step: None,
             segments: Vec::new(),
             finished: Vec::new(),
-        }
+        })
     }
 
     /// Returns the ring, for its descriptor.
@@ -94,26 +123,64 @@ impl DirectIo {
         self.ring.as_ref()
     }
 
-    /// Tells whether the medium takes the plan's segments as they are.
-    pub(super) fn takes(&self, plan: &Plan) -> bool {
-        let aligned = |at: usize| at.is_multiple_of(self.alignment_bytes);
+    /// Tells whether any transfer is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.in_flight.len() > self.vacant.len()
+    }
+
+    /// Tells whether the devices take the plan's segments as they are.
+    pub(super) fn takes(&mut self, plan: &Plan, devices: &DeviceSet) -> bool {
         plan.segments.iter().all(|segment| match segment.place {
             Place::Zeros => true,
-            // The ring is on the file of the first device.
-            Place::Device(offset) => {
-                split_address(offset).0 == 0
-                    && aligned(segment.buffer.start)
-                    && aligned(segment.buffer.end)
-                    && aligned(offset as usize)
+            Place::Device(address) => {
+                let (number, offset) = split_address(address);
+                if self.devices[number].is_none() && !self.get_to_know(number, devices.device(number)) {
+                    return false;
+                }
+                let alignment_bytes = self.devices[number]
+                    .as_ref()
+                    .map_or(1, |known| known.alignment_bytes);
+                let aligned = |at: usize| at.is_multiple_of(alignment_bytes);
+                aligned(segment.buffer.start) && aligned(segment.buffer.end) && aligned(offset as usize)
             }
         })
     }
 
-    /// Hands a planned request on `file` to the ring. Answers its completion when it has ended already. See also
+    /// Tells whether all devices can be flushed from here.
+    pub(super) fn knows_all(&mut self, devices: &DeviceSet) -> bool {
+        devices.all().into_iter().all(|(number, device)| {
+            let known = self.devices[number].as_ref();
+            // One that a growth added in vain may have given its number to another.
+            known.is_some_and(|known| Arc::ptr_eq(&known.device, &device))
+                || self.get_to_know(number, Some(device))
+        })
+    }
+
+    /// Makes a device one that is used directly; false when that cannot be.
+    fn get_to_know(&mut self, number: usize, device: Option<Arc<dyn PoolDevice>>) -> bool {
+        let Some(device) = device else { return false };
+        let Some(direct_file) = device.direct_file() else {
+            return false;
+        };
+        let can_be = match &mut self.ring {
+            Some(ring) => ring.add_file(number as u32, direct_file.file).is_ok(),
+            // What is not memory would keep the queue's thread waiting.
+            None => direct_file.submission == Submission::Inline,
+        };
+        if can_be {
+            let alignment_bytes = direct_file.alignment_bytes as usize;
+            self.devices[number] = Some(Known {
+                device,
+                alignment_bytes,
+            });
+        }
+        can_be
+    }
+
+    /// Hands a planned request to the ring. Answers its completion when it has ended already. See also
     /// [`take_unfinished`](Self::take_unfinished).
     pub(super) fn start(
         &mut self,
-        file: &File,
         tag: Tag,
         direction: Direction,
         plan: Plan,
@@ -129,16 +196,18 @@ impl DirectIo {
             }
         }
         let Some(ring) = &mut self.ring else {
-            let done = at_once(file, direction, &plan, &mut buffer);
+            let done = at_once(&self.devices, direction, &plan, &mut buffer);
             return end(tag, done, plan.guard, buffer, last_step, &mut self.unfinished);
         };
         let (storage, shape) = buffer.into_storage();
         let visible_from = shape.visible().start;
         self.segments.clear();
         for segment in &plan.segments {
-            if let Place::Device(file_offset) = segment.place {
+            if let Place::Device(address) = segment.place {
+                let (number, file_offset) = split_address(address);
                 let Range { start, end } = segment.buffer;
                 self.segments.push(ring::Segment {
+                    file: number as u32,
                     file_offset,
                     memory: visible_from + start..visible_from + end,
                 });
@@ -167,6 +236,45 @@ impl DirectIo {
             Direction::Write => ring.write(token, storage, &self.segments, Persistence::Cached),
         }
         None
+    }
+
+    /// Hands a step of a flush to the ring, for [`take_flush_step`](Self::take_flush_step), or does it at once and answers
+    /// how that went. All devices are [known](Self::knows_all).
+    pub(super) fn start_step(&mut self, step: FlushStep) -> Option<io::Result<()>> {
+        let Some(ring) = &mut self.ring else {
+            return Some(match step {
+                FlushStep::Write { address, bytes } => {
+                    let (number, offset) = split_address(address);
+                    on(&self.devices, number, |device| device.write_at(offset, &bytes))
+                }
+                FlushStep::Flush => {
+                    let mut known = self.devices.iter().flatten();
+                    known.try_for_each(|known| known.device.flush())
+                }
+            });
+        };
+        match step {
+            FlushStep::Write { address, bytes } => {
+                let (number, file_offset) = split_address(address);
+                let (storage, shape) = bytes.into_storage();
+                let segment = ring::Segment {
+                    file: number as u32,
+                    file_offset,
+                    memory: shape.visible(),
+                };
+                ring.write(FLUSH, storage, &[segment], Persistence::Cached);
+            }
+            FlushStep::Flush => {
+                let known = (0..).zip(&self.devices).filter(|(_, known)| known.is_some());
+                ring.sync_data(FLUSH, known.map(|(number, _)| number));
+            }
+        }
+        None
+    }
+
+    /// Tells how the step of a flush that was last started has ended, once.
+    pub(super) fn take_flush_step(&mut self) -> Option<io::Result<()>> {
+        self.flush_step.take()
     }
 
     pub(super) fn kick(&mut self) {
@@ -202,6 +310,10 @@ impl DirectIo {
 
     fn end_finished(&mut self, completions: &mut Vec<Completion>) {
         for finished in self.finished.drain(..) {
+            if finished.token == FLUSH {
+                self.flush_step = Some(finished.result);
+                continue;
+            }
             let slot = finished.token.0 as usize;
             let InFlight {
                 tag,
@@ -265,18 +377,40 @@ fn end(
 }
 
 /// Carries a planned request out on a medium that is memory, its zeros aside.
-fn at_once(file: &File, direction: Direction, plan: &Plan, buffer: &mut IoBuffer) -> io::Result<()> {
+fn at_once(
+    devices: &[Option<Known>],
+    direction: Direction,
+    plan: &Plan,
+    buffer: &mut IoBuffer,
+) -> io::Result<()> {
     for segment in &plan.segments {
-        let Place::Device(offset) = segment.place else {
+        let Place::Device(address) = segment.place else {
             continue;
         };
         let part = &mut buffer[segment.buffer.clone()];
-        match direction {
-            Direction::Read => file.read_exact_at(part, offset)?,
-            Direction::Write => file.write_all_at(part, offset)?,
-        }
+        let (number, offset) = split_address(address);
+        on(devices, number, |device| {
+            let Some(DirectFile { file, .. }) = device.direct_file() else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            match direction {
+                Direction::Read => file.read_exact_at(part, offset),
+                Direction::Write => file.write_all_at(part, offset),
+            }
+        })?;
     }
     Ok(())
+}
+
+fn on<T>(
+    devices: &[Option<Known>],
+    number: usize,
+    work: impl FnOnce(&dyn PoolDevice) -> io::Result<T>,
+) -> io::Result<T> {
+    match devices.get(number) {
+        Some(Some(known)) => work(&*known.device),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 /// Tells whether a plan's segments follow each other from the start of the request to its end.

@@ -374,7 +374,7 @@ impl World {
                 }
                 result.and_then(|()| plan.guard.finish_blocking(&stored))
             }
-            Planned::NeedsSlowPath => handle.write(offset, &data, durability),
+            Planned::Contended | Planned::NeedsSlowPath => handle.write(offset, &data, durability),
         };
         let durable = result.is_ok() && durability == Durability::Flushed;
         let step = self.conclude_change(volume, offset, length, Value::Written(stamp), result, true)?;
@@ -478,7 +478,7 @@ impl World {
                 handle.decrypt(offset, &mut bytes);
                 result
             }
-            Planned::NeedsSlowPath => handle.read(offset, &mut bytes),
+            Planned::Contended | Planned::NeedsSlowPath => handle.read(offset, &mut bytes),
         };
         if let Err(error) = result {
             if self.faults_planned && !self.device.is_cut() {

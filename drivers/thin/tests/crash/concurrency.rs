@@ -59,7 +59,7 @@ fn version_of(bytes: &[u8], lba: u64, when: &str) -> u64 {
 /// Reads by the fast path where there is one.
 fn read(pool: &Pool, handle: &VersionHandle, offset: u64, buffer: &mut [u8]) -> Result<(), IoError> {
     match handle.plan_read(offset, buffer.len()) {
-        Planned::NeedsSlowPath => handle.read(offset, buffer),
+        Planned::Contended | Planned::NeedsSlowPath => handle.read(offset, buffer),
         Planned::Direct(plan) => {
             for segment in &plan.segments {
                 let part = &mut buffer[segment.buffer.clone()];
@@ -76,7 +76,7 @@ fn read(pool: &Pool, handle: &VersionHandle, offset: u64, buffer: &mut [u8]) -> 
 /// Writes by the fast path where there is one.
 fn write(pool: &Pool, handle: &VersionHandle, offset: u64, data: &[u8]) -> Result<(), IoError> {
     match handle.plan_write(offset, data.len()) {
-        Planned::NeedsSlowPath => handle.write(offset, data, Durability::Cached),
+        Planned::Contended | Planned::NeedsSlowPath => handle.write(offset, data, Durability::Cached),
         Planned::Direct(plan) => {
             for segment in &plan.segments {
                 let Place::Device(at) = segment.place else {

@@ -159,7 +159,7 @@ fn f5_no_write_is_planned_into_blocks_that_are_being_filled() {
             let (at_gate, waiting) = device.hold(Call::Write);
             let filling = scope.spawn(|| pool.maintain().unwrap());
             at_gate.recv().unwrap();
-            assert!(matches!(handle.plan_write(4096, 4096), Planned::NeedsSlowPath));
+            assert!(matches!(handle.plan_write(4096, 4096), Planned::Contended));
             drop(waiting);
             filling.join().unwrap();
         });

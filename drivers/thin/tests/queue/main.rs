@@ -5,5 +5,6 @@ mod busy;
 mod conformance;
 mod deep;
 mod finishing;
+mod flushing;
 mod waiting;
 mod waking;
