@@ -199,6 +199,22 @@ pub fn zero_range(file: &File, offset: u64, length: u64) -> io::Result<()> {
     allocate(file, mode, offset, length)
 }
 
+/// Tells whether a range of a regular file is in a hole, or allocated and never written: it reads zero either way. Moves the
+/// file's position, which positional I/O does not use.
+///
+/// # Errors
+/// What the operating system says.
+pub fn is_hole(file: &File, offset: u64, length: u64) -> io::Result<bool> {
+    let end = offset.saturating_add(length);
+    let from = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    match nix::unistd::lseek(file, from, nix::unistd::Whence::SeekData) {
+        Ok(data) => Ok(u64::try_from(data).is_ok_and(|data| data >= end)),
+        // lseek(2): there is no data behind the offset, or the offset is behind the end.
+        Err(Errno::ENXIO) => Ok(end <= file.metadata()?.len()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn allocate(file: &File, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<()> {
     let out_of_range = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let offset = i64::try_from(offset).map_err(out_of_range)?;

@@ -49,6 +49,13 @@ pub trait PoolDevice: Send + Sync + 'static {
     /// What the medium says.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
 
+    /// Tells whether a range reads zero, where the medium knows that at once: it is in a hole. False says nothing. The answer
+    /// holds, across a power cut after the next flush too, until something is written there.
+    fn is_hole(&self, offset: u64, length: u64) -> bool {
+        let _ = (offset, length);
+        false
+    }
+
     /// Makes completed writes durable (D1).
     ///
     /// # Errors

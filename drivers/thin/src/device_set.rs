@@ -102,6 +102,11 @@ impl PoolDevice for DeviceSet {
         self.on(address, |device, offset| device.discard(offset, length))
     }
 
+    fn is_hole(&self, address: u64, length: u64) -> bool {
+        self.on(address, |device, offset| Ok(device.is_hole(offset, length)))
+            .unwrap_or(false)
+    }
+
     /// Flushes all devices.
     fn flush(&self) -> io::Result<()> {
         let added = read(&self.added).clone();

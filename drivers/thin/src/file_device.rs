@@ -362,6 +362,10 @@ impl PoolDevice for FileDevice {
         }
     }
 
+    fn is_hole(&self, offset: u64, length: u64) -> bool {
+        self.medium == Medium::Regular && file::is_hole(&self.file, offset, length).unwrap_or(false)
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.check_not_cut_off()?;
         self.file.sync_data()

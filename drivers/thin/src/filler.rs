@@ -1,5 +1,8 @@
 //! Filling partial chunks in the background, so that lenders are let go and the table of partial chunks stays short.
 //!
+//! What reads zero and is in a hole of the medium is filled as it is: nobody else writes there (F5), so only the record of
+//! it is needed, and no I/O.
+//!
 //! A chunk that cannot be filled, because its lender cannot be read or the medium is full, stays partial: what it
 //! holds is read as before, and only the blocks that cannot be read are lost to whoever reads them.
 
@@ -44,22 +47,29 @@ impl Pool {
         };
         let mut filled = SmallVec::<[_; 4]>::new();
         for (piece, home) in view.pieces(0..self.geometry.chunk_bytes) {
-            let mut bytes = match home {
+            let at = self.chunk_offset(chunk) + piece.start;
+            let length = piece.end - piece.start;
+            // Only what was missing: the chunk's own blocks may be being overwritten.
+            let blocks = Blocks::touching(&piece);
+            let lender = match home {
                 Home::Own => continue,
-                Home::Lender(_) | Home::Nowhere => IoBuffer::zeroed((piece.end - piece.start) as usize),
+                Home::Nowhere if self.device.is_hole(at, length) => {
+                    filled.push((blocks, self.claim_zeros(chunk, blocks)));
+                    continue;
+                }
+                Home::Nowhere => None,
+                Home::Lender(lender) => Some(lender),
             };
-            if let Home::Lender(lender) = home {
-                let at = self.chunk_offset(lender) + piece.start;
-                if let Err(error) = self.device.read_at(at, &mut bytes) {
+            let mut bytes = IoBuffer::zeroed(length as usize);
+            if let Some(lender) = lender {
+                let from = self.chunk_offset(lender) + piece.start;
+                if let Err(error) = self.device.read_at(from, &mut bytes) {
                     return Ok(Err(error));
                 }
             }
-            let at = self.chunk_offset(chunk) + piece.start;
             if let Err(error) = self.device.write_at(at, &bytes) {
                 return Ok(Err(error));
             }
-            // Only what was missing: the chunk's own blocks may be being overwritten.
-            let blocks = Blocks::touching(&piece);
             filled.push((blocks, self.claim(chunk, blocks, &bytes)));
         }
         self.record_filled(chunk, &filled)?;

@@ -8,19 +8,28 @@
 
 use std::io;
 use std::ops::{Deref, Range};
+use std::sync::LazyLock;
 
 use quarry_contract::{IoBuffer, IoError};
 use smallvec::{SmallVec, smallvec};
 
 use crate::data_path::{Content, medium};
-use crate::format::BLOCK;
+use crate::format::{BLOCK, BLOCK_BYTES};
 use crate::handle::VersionHandle;
 use crate::locks::{read, write};
-use crate::partial::{Blocks, Home, PartialView};
+use crate::partial::{Blocks, Home, MASK_BLOCKS, PartialView};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::state::State;
 use crate::{PoolDevice, PoolError};
+
+/// The checksum of so many blocks of zeros.
+static ZEROS_CRC32C: LazyLock<Vec<u32>> = LazyLock::new(|| {
+    let one_more = |crc32c: &u32| Some(crc32c::crc32c_append(*crc32c, &[0; BLOCK_BYTES]));
+    std::iter::successors(Some(0), one_more)
+        .take(MASK_BLOCKS + 1)
+        .collect()
+});
 
 impl VersionHandle {
     /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by `lender`, or zeros. The caller
@@ -91,11 +100,20 @@ impl VersionHandle {
 impl Pool {
     /// Makes the claim that blocks hold these bytes (U1).
     pub(crate) fn claim(&self, chunk: u64, blocks: Blocks, bytes: &[u8]) -> Option<Record> {
+        self.claim_with(chunk, blocks, || crc32c::crc32c(bytes))
+    }
+
+    /// Makes the claim that blocks hold zeros (U1).
+    pub(crate) fn claim_zeros(&self, chunk: u64, blocks: Blocks) -> Option<Record> {
+        self.claim_with(chunk, blocks, || ZEROS_CRC32C[usize::from(blocks.count)])
+    }
+
+    fn claim_with(&self, chunk: u64, blocks: Blocks, crc32c: impl FnOnce() -> u32) -> Option<Record> {
         let wanted = read(&self.state).log.unsettled.wants_claims();
         wanted.then(|| Record::Claim {
             chunk,
             blocks,
-            crc32c: crc32c::crc32c(bytes),
+            crc32c: crc32c(),
         })
     }
 

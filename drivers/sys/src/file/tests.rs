@@ -21,6 +21,25 @@ fn sparse_file_has_its_size_reads_zero_and_is_made_only_once() {
 }
 
 #[test]
+fn holes_are_told_from_what_was_written() {
+    for directory in ["/tmp", "/dev/shm"] {
+        let file = tempfile::tempfile_in(directory).unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert!(is_hole(&file, 0, 1 << 20).unwrap());
+        file.write_all_at(&[0; 4096], 128 << 10).unwrap();
+        let holes = |offset: u64, length: u64| is_hole(&file, offset << 10, length << 10).unwrap();
+        assert!(holes(64, 64) && holes(192, 64), "{directory}");
+        assert!(
+            !holes(64, 68) && !holes(128, 4),
+            "{directory}: zeros that were written are data"
+        );
+        assert!(!holes(960, 68), "{directory}: behind the end is no hole");
+        punch_hole(&file, 128 << 10, 64 << 10).unwrap();
+        assert!(holes(64, 192), "{directory}");
+    }
+}
+
+#[test]
 fn directories_and_character_devices_are_no_medium() {
     let null = File::open("/dev/null").unwrap();
     assert_eq!(medium(&null).unwrap_err().kind(), io::ErrorKind::InvalidInput);

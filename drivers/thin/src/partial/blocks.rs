@@ -8,7 +8,7 @@ use crate::format::BLOCK;
 use crate::partial::Users;
 
 /// The most blocks that a chunk has.
-const MASK_BLOCKS: usize = 256;
+pub(crate) const MASK_BLOCKS: usize = 256;
 
 /// A bit for each block of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-pub(crate) use blocks::{BlockMask, Blocks, Home, PartialView};
+pub(crate) use blocks::{BlockMask, Blocks, Home, MASK_BLOCKS, PartialView};
 pub(crate) use fill_latches::FillLatches;
 
 /// Held by whoever uses a chunk in a way that no latch covers (F4).
