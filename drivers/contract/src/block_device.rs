@@ -23,6 +23,8 @@ pub struct DeviceLimits {
     pub discard_granularity_bytes: u32,
     /// The longest request, in bytes. Callers split longer ones.
     pub max_transfer_bytes: u32,
+    /// The longest [`Verb::WriteAtomic`], in bytes, at any offset; 0 where there is none. Need not be a power of two.
+    pub atomic_write_bytes: u32,
     /// How much has to be in flight for full throughput. More only waits: in memory, and where the medium is memory
     /// itself, out of the processor's caches.
     pub useful_in_flight_bytes: u32,
@@ -45,6 +47,9 @@ pub struct DeviceLimits {
 /// - B8: overlapping requests in flight at once are each atomic per logical block, their order is undefined.
 /// - B9: [`BlockDevice::extents`] says unmapped only of what reads zero and takes no space; a range that was
 ///   discarded in whole granules is said to be so until it is written again.
+/// - B10: a [`Verb::WriteAtomic`] is done as a whole or not at all, whatever cuts it short: an error, the end of the
+///   process, a power cut. To one that has completed, B1 and B2 apply as to any write. Reads in flight may see a part of
+///   it (B8).
 pub trait BlockDevice: Send + Sync + 'static {
     /// Returns the size in bytes, as of now.
     fn size_bytes(&self) -> u64;
@@ -153,6 +158,16 @@ pub enum Verb {
         /// When it counts as done.
         durability: Durability,
     },
+    /// Writes the whole buffer at `offset`, all of it or nothing (B10). At most
+    /// [`DeviceLimits::atomic_write_bytes`] long; a longer one is [`IoError::Misaligned`].
+    WriteAtomic {
+        /// Where, in bytes.
+        offset: u64,
+        /// What.
+        buffer: IoBuffer,
+        /// When it counts as done.
+        durability: Durability,
+    },
     /// Makes completed writes survive (B2).
     Flush,
     /// Gives the space of a range back; it reads zero afterwards (B4). Parts smaller than the granularity are
@@ -194,7 +209,7 @@ pub struct Completion {
     pub tag: Tag,
     /// How it went.
     pub result: Result<(), IoError>,
-    /// The request's buffer, for reads and writes.
+    /// The request's buffer, for those that have one.
     pub buffer: Option<IoBuffer>,
 }
 

@@ -73,6 +73,19 @@ impl BlockingQueue {
         Ok(())
     }
 
+    /// Writes `bytes` at `offset`, all of them or none.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn write_atomic(&mut self, offset: u64, bytes: &[u8], durability: Durability) -> Result<(), IoError> {
+        let verb = Verb::WriteAtomic {
+            offset,
+            buffer: IoBuffer::from_slice(bytes),
+            durability,
+        };
+        self.run(verb).map(drop)
+    }
+
     /// Makes completed writes survive a power cut.
     ///
     /// # Errors

@@ -44,6 +44,7 @@ impl BlockDevice for FileDevice {
             optimal_io_bytes: 64 << 10,
             discard_granularity_bytes: 64 << 10,
             max_transfer_bytes: 1 << 20,
+            atomic_write_bytes: 0,
             useful_in_flight_bytes: 1 << 20,
         }
     }
@@ -71,6 +72,7 @@ impl FileDevice {
         match verb {
             Verb::Read { offset, mut buffer } => (self.file.read_exact_at(&mut buffer, offset), Some(buffer)),
             Verb::Write { offset, buffer, .. } => (self.file.write_all_at(&buffer, offset), Some(buffer)),
+            Verb::WriteAtomic { buffer, .. } => (Err(io::ErrorKind::Unsupported.into()), Some(buffer)),
             Verb::Flush => (self.file.sync_data(), None),
             Verb::Discard { offset, length } | Verb::WriteZeroes { offset, length, .. } => {
                 (self.zero(offset, length), None)

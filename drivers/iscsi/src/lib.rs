@@ -22,7 +22,7 @@
 //! | `target` | start, control calls, end |
 //! | `fuzzing` | what fuzz targets call, not part of a build otherwise |
 //!
-//! Standards: RFC 7143 (iSCSI), RFC 1994 (CHAP), SAM-5, SPC-4, SBC-3; cited where they are followed. Error
+//! Standards: RFC 7143 (iSCSI), RFC 1994 (CHAP), SAM-5, SPC-4, SBC-3, of SBC-4 WRITE ATOMIC; cited where they are followed. Error
 //! recovery level 0, one connection a session.
 
 mod background;

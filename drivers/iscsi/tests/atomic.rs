@@ -4,7 +4,9 @@ mod client;
 mod rig;
 
 use client::{Client, Login, Pdu, cdb10};
-use rig::{Rig, eventually};
+use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
+use quarry_contract::{Access, IoError};
+use rig::{INITIATOR, Rig, eventually, grant};
 
 /// A session of the host's initiator port with this number.
 fn session(rig: &Rig, number: u8) -> Client {
@@ -225,4 +227,102 @@ fn extended_copy_copies_within_the_volume_and_keeps_its_result() {
     list[16 + 10] ^= 1;
     let elsewhere = client.command(&cdb, list.len() as u32, &list);
     assert_eq!(elsewhere.sense, Some((0x0a, 0x08, 0x04)), "another unit");
+}
+
+/// The CDB of a WRITE ATOMIC (16) without flags.
+fn atomic_cdb(lba: u64, boundary: u16, blocks: u16) -> Vec<u8> {
+    let mut cdb = vec![0x9c, 0];
+    cdb.extend_from_slice(&lba.to_be_bytes());
+    cdb.extend_from_slice(&boundary.to_be_bytes());
+    cdb.extend_from_slice(&blocks.to_be_bytes());
+    cdb.extend_from_slice(&[0, 0]);
+    cdb
+}
+
+/// What page B0h says of atomic writes: the longest, alignment, granularity, the longest with boundaries, and boundary.
+fn atomic_limits(client: &mut Client) -> [u32; 5] {
+    let page = client.command(&[0x12, 1, 0xb0, 0, 64, 0], 64, &[]).data;
+    [44, 48, 52, 56, 60].map(|at| u32::from_be_bytes(page[at..at + 4].try_into().unwrap()))
+}
+
+/// Whether REPORT SUPPORTED OPERATION CODES knows WRITE ATOMIC, asked for it alone and among all.
+fn reports_write_atomic(client: &mut Client) -> [bool; 2] {
+    let ask = |client: &mut Client, options: u8| {
+        let cdb = [0xa3, 0x0c, options, 0x9c, 0, 0, 0, 0, 4, 0, 0, 0];
+        client.command(&cdb, 1024, &[]).data
+    };
+    let one = ask(client, 1)[1] & 0x07 == 3;
+    let all = ask(client, 0);
+    [one, all[4..].chunks_exact(8).any(|command| command[0] == 0x9c)]
+}
+
+#[test]
+fn write_atomic_is_one_request_that_nothing_else_meets() {
+    let rig = Rig::new();
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    assert_eq!(atomic_limits(&mut first), [2048, 0, 0, 0, 0]);
+    assert_eq!(reports_write_atomic(&mut first), [true; 2]);
+    // Across the boundaries of segments, with data in several bursts.
+    let data: Vec<u8> = (0..600 << 10).map(|at: u32| (at / 11) as u8).collect();
+    let blocks = (data.len() / 512) as u16;
+    let pdu = first.command_pdu(&atomic_cdb(3, 0, blocks), data.len() as u32, 0xa1, &data[..65536]);
+    rig.device.hold();
+    first.send(&pdu);
+    let mut at = 65536;
+    while at < data.len() {
+        let r2t = first.receive().unwrap();
+        let (offset, desired) = (r2t.be32(40) as usize, r2t.be32(44) as usize);
+        let out = Pdu::new(0x05, 0x80)
+            .put32(16, pdu.be32(16))
+            .put32(20, r2t.be32(20))
+            .put32(28, first.exp_stat_sn)
+            .put32(40, offset as u32)
+            .with_data(&data[offset..offset + desired]);
+        first.send(&out);
+        at += desired;
+    }
+    eventually("it is one request", || rig.device.held_requests() == 1);
+    let read = second.command_pdu(&cdb10(0x28, 0, 8), 4096, 0xc1, &[]);
+    second.send(&read);
+    second.expect_silence();
+    assert_eq!(rig.device.held_requests(), 1, "O1: a read of a part waits");
+    rig.device.release();
+    assert_eq!(first.outcome(pdu.be32(16)).status, 0);
+    assert_eq!(second.outcome(read.be32(16)).data[3 * 512..], data[..5 * 512]);
+    let whole = cdb16(0x88, 0, 3, blocks.into());
+    assert!(second.command(&whole, data.len() as u32, &[]).data == data);
+    assert_eq!(
+        second.command(&atomic_cdb(7, 0, 0), 0, &[]).status,
+        0,
+        "no blocks"
+    );
+
+    // An error of the device leaves nothing of it, and one of the command does not get that far.
+    rig.device.fail_next(IoError::NoSpace);
+    let refused = first.command(&atomic_cdb(0, 0, 8), 4096, &[9; 4096]);
+    assert_eq!(refused.sense, Some((7, 0x27, 7)));
+    for (cdb, bytes, sense) in [
+        (atomic_cdb(0, 0, 2049), 0, (5, 0x24, 0)),
+        (atomic_cdb(0, 8, 8), 4096, (5, 0x24, 0)),
+        (atomic_cdb(0, 0, 9), 4096, (5, 0x24, 0)),
+        (atomic_cdb(131_071, 0, 8), 4096, (5, 0x21, 0)),
+    ] {
+        let outcome = first.command(&cdb, bytes, &vec![9; bytes as usize]);
+        assert_eq!(outcome.sense, Some(sense), "{cdb:?}");
+    }
+    assert_eq!(second.read(3, 5).data, data[..5 * 512]);
+}
+
+#[test]
+fn a_unit_whose_device_has_no_atomic_writes_has_no_write_atomic() {
+    let device = MemoryDevice::new(&MemoryDeviceOptions {
+        atomic_write_bytes: 0,
+        ..MemoryDeviceOptions::of_size(1 << 20)
+    });
+    let rig = Rig::over(device, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    assert_eq!(atomic_limits(&mut client), [0; 5]);
+    assert_eq!(reports_write_atomic(&mut client), [false; 2]);
+    let refused = client.command(&atomic_cdb(0, 0, 8), 4096, &[9; 4096]);
+    assert_eq!(refused.sense, Some((5, 0x20, 0)));
 }

@@ -23,6 +23,7 @@
 
 mod allocation;
 mod assemble;
+mod atomic_write;
 mod backend;
 mod check;
 mod checkpoint;

@@ -187,7 +187,7 @@ impl Pool {
 }
 
 /// Whole blocks: a request's own bytes, or a copy of them completed with what was around them.
-enum Cover<'a> {
+pub(crate) enum Cover<'a> {
     Request(&'a [u8]),
     Completed(IoBuffer),
 }
@@ -204,7 +204,7 @@ impl Deref for Cover<'_> {
 }
 
 /// Completes a range to whole blocks: `read_under` gives the block at a range of bytes of the chunk.
-fn whole_blocks<'a>(
+pub(crate) fn whole_blocks<'a>(
     blocks: Blocks,
     within: &Range<u64>,
     content: Content<'a>,

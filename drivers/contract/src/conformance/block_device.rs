@@ -1,4 +1,4 @@
-//! What every [`BlockDevice`] and its queues promise (B1 to B9).
+//! What every [`BlockDevice`] and its queues promise (B1 to B10).
 
 use std::sync::Arc;
 use std::thread;
@@ -37,10 +37,66 @@ pub fn run(fixture: &mut dyn DeviceFixture) {
     requests_beyond_the_end_touch_nothing(fixture);
     misaligned_and_overlong_requests_are_refused(fixture);
     overlapping_writes_are_atomic_per_logical_block(fixture);
+    atomic_writes_are_writes_of_a_limited_length(fixture);
     read_only_devices_refuse_every_change(fixture);
     every_request_completes_once_with_its_own_buffer(fixture);
     the_queue_is_bounded_by_its_depth(fixture);
     dropping_a_queue_waits_for_what_is_in_flight(fixture);
+}
+
+/// B10, as far as no power is cut: what they change, and that one which is refused changes nothing.
+fn atomic_writes_are_writes_of_a_limited_length(fixture: &mut dyn DeviceFixture) {
+    let device = fixture.blank(SIZE_BYTES);
+    let limit = u64::from(device.limits().atomic_write_bytes);
+    let block = u64::from(device.limits().logical_block_bytes);
+    let mut queue = open(&device);
+    let mut expected = vec![0; SIZE_BYTES as usize];
+    let mut random = SplitMix::new(10);
+    for tag in 0..if limit == 0 { 0 } else { 60 } {
+        let most = limit.min(256 << 10) / block;
+        let length = block * (1 + random.below(most));
+        let offset = block * random.below((SIZE_BYTES - length) / block);
+        let range = offset as usize..(offset + length) as usize;
+        let bytes = pattern(10_000 + tag, length as usize);
+        expected[range.clone()].copy_from_slice(&bytes);
+        match random.below(4) {
+            0 => queue.write(offset, &bytes, Durability::Cached).expect("B1"),
+            1 => {
+                queue.discard(offset, length).expect("B4");
+                expected[range].fill(0);
+            }
+            2 => queue
+                .write_atomic(offset, &bytes, Durability::Flushed)
+                .expect("B10"),
+            _ => queue
+                .write_atomic(offset, &bytes, Durability::Cached)
+                .expect("B10"),
+        }
+        if tag % 10 == 9 {
+            let found = queue.read(0, SIZE_BYTES as usize).expect("B1");
+            assert_same("B10: its range and nothing else", 0, &found, &expected);
+        }
+    }
+    let too_long = pattern(1, (limit + block) as usize);
+    assert!(
+        matches!(
+            queue.write_atomic(0, &too_long, Durability::Cached),
+            Err(IoError::Misaligned { .. })
+        ),
+        "B10: longer than the limit"
+    );
+    if limit > 0 {
+        let last = pattern(2, 2 * block as usize);
+        assert!(
+            matches!(
+                queue.write_atomic(SIZE_BYTES - block, &last, Durability::Cached),
+                Err(IoError::OutOfRange { .. })
+            ),
+            "B5"
+        );
+    }
+    let found = queue.read(0, SIZE_BYTES as usize).expect("B1");
+    assert_same("B10: a refused write", 0, &found, &expected);
 }
 
 /// B9.

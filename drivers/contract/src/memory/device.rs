@@ -23,10 +23,15 @@ pub struct MemoryDeviceOptions {
     pub read_only: bool,
     /// What it tells callers to have in flight, in bytes.
     pub useful_in_flight_bytes: u32,
+    /// The longest write that is all or nothing, in bytes; 0 for none.
+    pub atomic_write_bytes: u32,
 }
 
 /// What a memory device tells callers unless it is made otherwise: what a disk would.
 const USEFUL_IN_FLIGHT_BYTES: u32 = 16 << 20;
+
+/// How long its writes that are all or nothing may be, unless it is made otherwise, in bytes.
+const ATOMIC_WRITE_BYTES: u32 = 1 << 20;
 
 impl MemoryDeviceOptions {
     /// Returns a writable device of 512-byte blocks that never runs out of space.
@@ -37,6 +42,7 @@ impl MemoryDeviceOptions {
             capacity_bytes: u64::MAX,
             read_only: false,
             useful_in_flight_bytes: USEFUL_IN_FLIGHT_BYTES,
+            atomic_write_bytes: ATOMIC_WRITE_BYTES,
         }
     }
 }
@@ -78,6 +84,7 @@ impl MemoryDevice {
             None,
         );
         device.limits.useful_in_flight_bytes = options.useful_in_flight_bytes;
+        device.limits.atomic_write_bytes = options.atomic_write_bytes;
         Arc::new(device)
     }
 
@@ -97,6 +104,7 @@ impl MemoryDevice {
                 discard_granularity_bytes: CHUNK_BYTES as u32,
                 max_transfer_bytes: 16 << 20,
                 useful_in_flight_bytes: USEFUL_IN_FLIGHT_BYTES,
+                atomic_write_bytes: ATOMIC_WRITE_BYTES,
             },
             read_only,
             control: Mutex::default(),
@@ -169,6 +177,14 @@ impl MemoryDevice {
                     .and_then(|()| lock(&self.contents).write(offset, &buffer));
                 (result, Some(buffer))
             }
+            Verb::WriteAtomic { offset, buffer, .. } => {
+                let result = self
+                    .admit_write()
+                    .and_then(|()| self.admit_atomic(offset, buffer.len()))
+                    .and_then(|()| self.admit_transfer(failure, offset, buffer.len()))
+                    .and_then(|()| lock(&self.contents).write(offset, &buffer));
+                (result, Some(buffer))
+            }
             Verb::Flush => (failure.map_or(Ok(()), Err), None),
             Verb::Discard { offset, length } => {
                 let result = self
@@ -190,6 +206,17 @@ impl MemoryDevice {
     fn admit_write(&self) -> Result<(), IoError> {
         if self.read_only {
             return Err(IoError::ReadOnly);
+        }
+        Ok(())
+    }
+
+    fn admit_atomic(&self, offset: u64, length: usize) -> Result<(), IoError> {
+        if length > self.limits.atomic_write_bytes as usize {
+            return Err(IoError::Misaligned {
+                offset,
+                length: length as u64,
+                block: self.limits.logical_block_bytes,
+            });
         }
         Ok(())
     }

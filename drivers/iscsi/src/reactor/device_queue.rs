@@ -72,7 +72,9 @@ impl DeviceQueue {
                             reason: reason.clone(),
                         }),
                         buffer: match request.verb {
-                            Verb::Read { buffer, .. } | Verb::Write { buffer, .. } => Some(buffer),
+                            Verb::Read { buffer, .. }
+                            | Verb::Write { buffer, .. }
+                            | Verb::WriteAtomic { buffer, .. } => Some(buffer),
                             _ => None,
                         },
                     });

@@ -224,6 +224,20 @@ impl Command {
                     durability: fua(cdb),
                 }
             }
+            0x9c => {
+                unprotected(cdb)?;
+                // No boundaries are offered (SBC-4, WRITE ATOMIC (16): ATOMIC BOUNDARY).
+                if be16(cdb, 10) != 0 {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                Command::WriteAtomic {
+                    range: BlockRange {
+                        lba: be64(cdb, 2),
+                        blocks: be16(cdb, 12).into(),
+                    },
+                    durability: fua(cdb),
+                }
+            }
             0x83 if cdb[1] & 0x1f == 0x00 => Command::ExtendedCopy {
                 parameter_bytes: be32(cdb, 10),
             },

@@ -116,6 +116,11 @@ pub enum Command {
         range: BlockRange,
         durability: Durability,
     },
+    /// ATOMIC BOUNDARY is zero: the range is one atomic write.
+    WriteAtomic {
+        range: BlockRange,
+        durability: Durability,
+    },
     WriteAndVerify {
         range: BlockRange,
         compare: bool,
@@ -180,6 +185,7 @@ impl Command {
                 | Command::WriteSame { .. }
                 | Command::CompareAndWrite { .. }
                 | Command::OrWrite { .. }
+                | Command::WriteAtomic { .. }
                 | Command::WriteAndVerify { .. }
                 | Command::ExtendedCopy { .. }
                 | Command::Sanitize { .. }
@@ -226,6 +232,7 @@ impl Command {
             | Command::Unmap { .. }
             | Command::CompareAndWrite { .. }
             | Command::OrWrite { .. }
+            | Command::WriteAtomic { .. }
             | Command::WriteAndVerify { .. }
             | Command::ExtendedCopy { .. }
             | Command::Sanitize { .. }

@@ -6,7 +6,7 @@ use super::Sense;
 use super::port_groups::TARGET_PORT;
 use super::unit::{
     LogicalUnit, MAX_COMPARE_BLOCKS, MAX_TRANSFER_BYTES, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS,
-    MAX_WRITE_SAME_BYTES, UnitIdentity, blocks_of,
+    MAX_WRITE_SAME_BYTES, UnitIdentity, atomic_blocks, blocks_of,
 };
 use crate::login::PORTAL_GROUP;
 
@@ -162,6 +162,8 @@ fn block_limits(limits: &DeviceLimits) -> Vec<u8> {
     put(28, &blocks(limits.discard_granularity_bytes).to_be_bytes());
     put(32, &0x8000_0000u32.to_be_bytes()); // UGAVALID, aligned at 0
     put(36, &u64::from(blocks(MAX_WRITE_SAME_BYTES)).to_be_bytes());
+    // Atomic writes at any address of any length up to this, none with boundaries (SBC-4, Block Limits VPD page).
+    put(44, &atomic_blocks(limits).to_be_bytes());
     page
 }
 

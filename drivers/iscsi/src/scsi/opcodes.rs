@@ -88,6 +88,17 @@ const fn reserve_out(service_action: u8, kind: u8) -> Supported {
     )
 }
 
+/// Only of units whose device has such writes.
+const WRITE_ATOMIC: Supported = plain([
+    0x9c, 0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0xff, 0xff, 0x1f, 0x04,
+]);
+
+/// The commands of a unit whose device has atomic writes, or has not.
+fn supported(atomic: bool) -> impl Iterator<Item = &'static Supported> + Clone {
+    let has = move |command: &&Supported| atomic || command.opcode() != WRITE_ATOMIC.opcode();
+    SUPPORTED.iter().filter(has)
+}
+
 /// Ascending by operation code. The group number and the DPO bit are accepted and change nothing.
 const SUPPORTED: &[Supported] = &[
     plain([0x00, 0, 0, 0, 0, 0x04]),
@@ -157,6 +168,7 @@ const SUPPORTED: &[Supported] = &[
     range16(0x90, 0x02),
     range16(0x91, 0x02),
     range16(0x93, 0xf9),
+    WRITE_ATOMIC,
     action(
         0x10,
         [
@@ -189,9 +201,9 @@ const SUPPORTED: &[Supported] = &[
 const TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// All commands.
-pub fn all(timeouts: bool) -> Vec<u8> {
+pub fn all(atomic: bool, timeouts: bool) -> Vec<u8> {
     let mut list = Vec::new();
-    for command in SUPPORTED {
+    for command in supported(atomic) {
         list.extend_from_slice(&[command.opcode(), 0]);
         list.extend_from_slice(&command.service_action.unwrap_or(0).to_be_bytes());
         let flags = u8::from(timeouts) << 1 | u8::from(command.service_action.is_some());
@@ -207,18 +219,23 @@ pub fn all(timeouts: bool) -> Vec<u8> {
 }
 
 /// One command. `options` is the REPORTING OPTIONS field: 1 by operation code, 2 by service action, 3 by either.
-pub fn one(options: u8, opcode: u8, service_action: u16, timeouts: bool) -> Result<Vec<u8>, Sense> {
-    let has_actions = SUPPORTED
-        .iter()
-        .any(|command| command.opcode() == opcode && command.service_action.is_some());
-    let is_known = SUPPORTED.iter().any(|command| command.opcode() == opcode);
+pub fn one(
+    atomic: bool,
+    options: u8,
+    opcode: u8,
+    service_action: u16,
+    timeouts: bool,
+) -> Result<Vec<u8>, Sense> {
+    let has_actions =
+        supported(atomic).any(|command| command.opcode() == opcode && command.service_action.is_some());
+    let is_known = supported(atomic).any(|command| command.opcode() == opcode);
     match options {
         1 if !has_actions => {}
         2 if has_actions || !is_known => {}
         3 => {}
         _ => return Err(Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2)),
     }
-    let found = SUPPORTED.iter().find(|command| {
+    let found = supported(atomic).find(|command| {
         command.opcode() == opcode && command.service_action.is_none_or(|known| known == service_action)
     });
     let Some(command) = found else {

@@ -30,6 +30,14 @@ pub(super) fn blocks_of(bytes: u32, block_bytes: u32) -> u32 {
     bytes / block_bytes
 }
 
+/// Returns how long a WRITE ATOMIC may be, in logical blocks; 0 where there is none.
+pub(super) fn atomic_blocks(limits: &DeviceLimits) -> u32 {
+    blocks_of(
+        limits.atomic_write_bytes.min(MAX_TRANSFER_BYTES),
+        limits.logical_block_bytes,
+    )
+}
+
 /// By what names initiators know a unit: all of them follow from the volume's id (contract T2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitIdentity {
@@ -127,6 +135,19 @@ impl LogicalUnit {
         Ok(())
     }
 
+    /// Checks that a range is on the medium and not longer than WRITE ATOMIC may have: on a device without such writes
+    /// there is no such command.
+    pub fn check_atomic(&self, range: BlockRange) -> Result<(), Sense> {
+        if self.limits.atomic_write_bytes == 0 {
+            return Err(Sense::INVALID_OPCODE);
+        }
+        self.check_range(range)?;
+        if range.blocks > atomic_blocks(&self.limits) {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
+        }
+        Ok(())
+    }
+
     /// Checks that a range is on the medium and one that WRITE SAME may have: not empty, as WSNZ says, nor longer
     /// than page B0h says.
     pub fn check_write_same(&self, range: BlockRange) -> Result<(), Sense> {
@@ -205,13 +226,14 @@ impl LogicalUnit {
                 opcode,
                 service_action,
                 allocation,
-            } => match options {
-                0 => (Ok(opcodes::all(timeouts)), allocation),
-                _ => (
-                    opcodes::one(options, opcode, service_action, timeouts),
-                    allocation,
-                ),
-            },
+            } => {
+                let atomic = self.limits.atomic_write_bytes > 0;
+                let listed = match options {
+                    0 => Ok(opcodes::all(atomic, timeouts)),
+                    _ => opcodes::one(atomic, options, opcode, service_action, timeouts),
+                };
+                (listed, allocation)
+            }
             Command::PortGroups { extended, allocation } => (Ok(port_groups::report(extended)), allocation),
             Command::SupportedFunctions { allocation } => (Ok(opcodes::task_management()), allocation),
             Command::ReadDefects {
@@ -228,6 +250,7 @@ impl LogicalUnit {
             | Command::ExtendedCopy { .. }
             | Command::CompareAndWrite { .. }
             | Command::OrWrite { .. }
+            | Command::WriteAtomic { .. }
             | Command::WriteAndVerify { .. }
             | Command::ModeSelect { .. }
             | Command::ReserveUnit

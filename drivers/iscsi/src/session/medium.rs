@@ -324,6 +324,16 @@ impl Medium {
                 let work = two_pass(TwoPass::OrWrite, durability);
                 plan(work, self.span(range, useful), useful, bytes.into())
             }
+            Command::WriteAtomic { range, durability } => {
+                self.unit.check_atomic(range)?;
+                let bytes = range.blocks * block;
+                // A part of it would be neither all nor nothing.
+                if writable != bytes {
+                    return Err(Sense::INVALID_FIELD_IN_CDB);
+                }
+                let span = self.span(range, bytes);
+                plan(Work::Atomic(durability), span, bytes, bytes.into())
+            }
             // What is verified is to be on the medium.
             Command::WriteAndVerify { range, compare } => {
                 self.unit.check_transfer(range)?;

@@ -94,7 +94,7 @@ impl Task {
                 read: amount(1, bytes),
                 write: none,
             },
-            Work::Write(_) | Work::TwoPass { .. } if bytes > 0 => write(amount(1, bytes)),
+            Work::Write(_) | Work::TwoPass { .. } | Work::Atomic(_) if bytes > 0 => write(amount(1, bytes)),
             Work::List(use_) if use_.writes() => write(amount(1, 0)),
             Work::SameBlock { .. } | Work::Verbs(_) => write(amount(1, 0)),
             // The command itself is granted when its block has come.

@@ -1,9 +1,9 @@
 //! A task's requests to the device: what is handed over when, and what comes of it.
 
-use quarry_contract::{Completion, IoBuffer, Request as DeviceRequest, Tag, Verb};
+use quarry_contract::{Completion, Durability, IoBuffer, Request as DeviceRequest, Tag, Verb};
 
 use super::pacing::Pace;
-use super::task::Work;
+use super::task::{Task, Work};
 use super::{BUDGET_BYTES, Io, Role, SCARCE_BYTES, Session};
 use crate::scsi::{ByteCheck, Sense};
 
@@ -31,6 +31,7 @@ impl Session {
                 return self.submit_segments(slot, queue, budget, io);
             }
             Work::TwoPass { .. } => return self.submit_two_pass(slot, io),
+            Work::Atomic(durability) => return self.submit_atomic(slot, queue, durability, io),
             Work::Copy(_) => return self.submit_copy(slot, io),
             Work::Sanitize { .. } => return self.start_sanitizing(slot, io),
             _ => {}
@@ -54,6 +55,31 @@ impl Session {
             task.submitted += 1;
             io.devices.submit(queue, DeviceRequest { tag, verb });
         }
+        Advance::Done
+    }
+
+    /// Hands a write that is all or nothing to the device in one request, when all its data has come and its range is the
+    /// task's alone: no read and no other write meets a part of it (SBC-4, atomic writes).
+    fn submit_atomic(&mut self, slot: u16, queue: usize, durability: Durability, io: &mut Io<'_>) -> Advance {
+        let has_begun = |task: &mut Task| task.failure.is_some() || task.submitted == task.steps();
+        if self.tasks.get(slot).is_none_or(has_begun) || !self.has_to_itself(slot, io) {
+            return Advance::Done;
+        }
+        let bytes = self.tasks.get(slot).map_or(0, |task| task.span.bytes() as usize);
+        // It counts against the budget and does not wait for it: others may be waiting for the range.
+        let mut buffer = self.take_charged(slot, bytes, io);
+        let Some(task) = self.tasks.get(slot) else {
+            return Advance::Done;
+        };
+        buffer.copy_from_slice(&task.parameter);
+        task.submitted = 1;
+        let verb = Verb::WriteAtomic {
+            offset: task.span.range().start,
+            buffer,
+            durability,
+        };
+        let tag = tag_of(io.connection, slot, 0);
+        io.devices.submit(queue, DeviceRequest { tag, verb });
         Advance::Done
     }
 
@@ -88,7 +114,7 @@ impl Session {
                 Verb::Write {
                     offset,
                     buffer,
-                    durability: quarry_contract::Durability::Cached,
+                    durability: Durability::Cached,
                 }
             } else {
                 Verb::Read { offset, buffer }

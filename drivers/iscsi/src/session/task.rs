@@ -53,6 +53,8 @@ pub enum Work {
         /// Segments whose first pass has begun.
         begun: usize,
     },
+    /// Writes a span as a whole or not at all.
+    Atomic(Durability),
     /// Copies runs within the medium.
     Copy(Copy),
     /// Waits for the unit, to sanitize it; the unit is marked for it.
@@ -376,7 +378,7 @@ impl Task {
     pub fn moved_bytes(&self) -> u64 {
         u64::from(match self.work {
             Work::Read => self.span.bytes().min(self.expected_bytes),
-            Work::Write(_) | Work::TwoPass { .. } => self.received.min(self.wanted),
+            Work::Write(_) | Work::TwoPass { .. } | Work::Atomic(_) => self.received.min(self.wanted),
             _ => 0,
         })
     }
@@ -418,6 +420,7 @@ impl Task {
         match &self.work {
             Work::Read | Work::Write(_) | Work::Verify(_) | Work::Repeat => self.span.segments(),
             Work::Flush => 1,
+            Work::Atomic(_) => usize::from(self.span.bytes() > 0),
             Work::Verbs(verbs) => self.submitted + verbs.len(),
             Work::TwoPass { .. } => 2 * self.span.segments(),
             Work::Copy(copy) => self.submitted + usize::from(!copy.is_over()),
@@ -434,7 +437,7 @@ fn range_of(verb: &Verb) -> Option<Range<u64>> {
         Verb::Discard { offset, length } | Verb::WriteZeroes { offset, length, .. } => {
             Some(offset..offset + length)
         }
-        Verb::Read { .. } | Verb::Write { .. } | Verb::Flush => None,
+        Verb::Read { .. } | Verb::Write { .. } | Verb::WriteAtomic { .. } | Verb::Flush => None,
     }
 }
 

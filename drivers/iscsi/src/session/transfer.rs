@@ -111,7 +111,7 @@ impl Session {
         };
         let collects = matches!(
             task.work,
-            Work::List(_) | Work::SameBlock { .. } | Work::Verify(_) | Work::TwoPass { .. }
+            Work::List(_) | Work::SameBlock { .. } | Work::Verify(_) | Work::TwoPass { .. } | Work::Atomic(_)
         );
         if collects && task.failure.is_none() && !task.aborted {
             let useful = bytes.len().min(task.wanted as usize - task.parameter.len());

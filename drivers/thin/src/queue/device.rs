@@ -6,6 +6,7 @@ use std::sync::Arc;
 use quarry_contract::{BlockDevice, DeviceLimits, Extent, IoError, IoQueue};
 
 use super::{VolumeQueue, Workers};
+use crate::atomic_write::ATOMIC_WRITE_BYTES;
 use crate::{PoolDevice, Submission, VersionHandle};
 
 /// The unit of addressing. 512 bytes is what every initiator and boot loader understands.
@@ -42,6 +43,7 @@ impl VolumeDevice {
             optimal_io_bytes: chunk_bytes,
             discard_granularity_bytes: chunk_bytes,
             max_transfer_bytes: MAX_TRANSFER_BYTES,
+            atomic_write_bytes: ATOMIC_WRITE_BYTES,
             useful_in_flight_bytes: match submission {
                 Some(Submission::Inline) => USEFUL_AT_ONCE_BYTES,
                 Some(Submission::Ring) | None => USEFUL_IN_FLIGHT_BYTES,

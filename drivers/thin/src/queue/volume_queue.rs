@@ -235,7 +235,10 @@ impl VolumeQueue {
                     block,
                 })
             }
-            Verb::Flush | Verb::Discard { .. } | Verb::WriteZeroes { .. } => Ok(()),
+            // The engine has a limit of its own for these.
+            Verb::WriteAtomic { .. } | Verb::Flush | Verb::Discard { .. } | Verb::WriteZeroes { .. } => {
+                Ok(())
+            }
         }
     }
 }

@@ -305,7 +305,9 @@ fn panicked() -> IoError {
 /// Makes a request's completion, buffer included.
 pub(super) fn completion(tag: Tag, verb: Verb, result: Result<(), IoError>) -> Completion {
     let buffer: Option<IoBuffer> = match verb {
-        Verb::Read { buffer, .. } | Verb::Write { buffer, .. } => Some(buffer),
+        Verb::Read { buffer, .. } | Verb::Write { buffer, .. } | Verb::WriteAtomic { buffer, .. } => {
+            Some(buffer)
+        }
         Verb::Flush | Verb::Discard { .. } | Verb::WriteZeroes { .. } => None,
     };
     Completion { tag, result, buffer }
@@ -319,6 +321,11 @@ fn run(handle: &VersionHandle, verb: &mut Verb) -> Result<(), IoError> {
             buffer,
             durability,
         } => handle.write(*offset, buffer, *durability),
+        Verb::WriteAtomic {
+            offset,
+            buffer,
+            durability,
+        } => handle.write_atomic(*offset, buffer, *durability),
         Verb::Flush => handle.flush(),
         Verb::Discard { offset, length } => handle.discard(*offset, *length),
         Verb::WriteZeroes { offset, length, mode } => handle.write_zeroes(*offset, *length, *mode),

@@ -45,6 +45,13 @@ pub enum Action {
         length: u64,
         durability: Durability,
     },
+    /// Writes all or nothing.
+    WriteAtomic {
+        volume: u64,
+        offset: u64,
+        length: u64,
+        durability: Durability,
+    },
     /// Discards.
     Discard { volume: u64, offset: u64, length: u64 },
     /// Zeroes.
@@ -170,11 +177,20 @@ impl Action {
                 } else {
                     Durability::Cached
                 };
-                Action::Write {
-                    volume: volume?,
-                    offset,
-                    length,
-                    durability,
+                let volume = volume?;
+                match random.below(6) {
+                    0 => Action::WriteAtomic {
+                        volume,
+                        offset,
+                        length,
+                        durability,
+                    },
+                    _ => Action::Write {
+                        volume,
+                        offset,
+                        length,
+                        durability,
+                    },
                 }
             }
             1 => {

@@ -6,8 +6,10 @@
 //! - O3: a snapshot's sectors have one value each from the moment it is acknowledged.
 //! - O4: what a flush that failed left in doubt stays in doubt, whatever reads show and later flushes say, until
 //!   the sector is written again and that is made durable, or until a power cut shows what the medium has.
+//! - O5: after a crash, of a write that is all or nothing no sector is older, or none is of it or newer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use quarry_contract::{DataSource, SnapshotId, VolumeId};
 
@@ -42,6 +44,15 @@ impl Sector {
 #[derive(Debug, Clone, Default)]
 pub struct Contents {
     sectors: BTreeMap<u64, Sector>,
+    /// Writes that are all or nothing and not known to be durable (O5).
+    wholes: Vec<Whole>,
+}
+
+/// A write that is all or nothing.
+#[derive(Debug, Clone)]
+struct Whole {
+    lbas: Range<u64>,
+    value: Value,
 }
 
 impl Contents {
@@ -60,8 +71,36 @@ impl Contents {
         }
     }
 
+    /// Changes a range as a whole or not at all (O5), in bytes.
+    pub fn put_whole(&mut self, offset: u64, length: u64, value: Value) {
+        self.put(offset, length, value);
+        let lbas = offset / SECTOR_BYTES..(offset + length) / SECTOR_BYTES;
+        self.wholes.push(Whole { lbas, value });
+    }
+
+    /// Returns the first write that is all or nothing and was found to be neither (O5): a sector of it, or newer, beside
+    /// one that is older.
+    pub(super) fn torn(&self, found: &BTreeMap<u64, Value>) -> Option<String> {
+        self.wholes.iter().find_map(|whole| {
+            let mut values = found.range(whole.lbas.clone());
+            // Values are ordered by age; zeros are the oldest.
+            let newer = values.clone().find(|(_, value)| **value >= whole.value)?;
+            let older = values.find(|(_, value)| **value < whole.value)?;
+            Some(format!(
+                "O5: of {:?} in sectors {:?} sector {} reads {:?} and sector {} {:?}",
+                whole.value, whole.lbas, newer.0, newer.1, older.0, older.1
+            ))
+        })
+    }
+
     /// Changes a range, in bytes.
     pub fn put(&mut self, offset: u64, length: u64, value: Value) {
+        if value == Value::Zero {
+            // Zeros do not tell how old they are.
+            let lbas = offset / SECTOR_BYTES..(offset + length) / SECTOR_BYTES;
+            self.wholes
+                .retain(|whole| whole.lbas.end <= lbas.start || lbas.end <= whole.lbas.start);
+        }
         for lba in offset / SECTOR_BYTES..(offset + length) / SECTOR_BYTES {
             let sector = self
                 .sectors
@@ -102,6 +141,7 @@ impl Contents {
 
     /// Makes the current values the only possible ones, but for those in doubt (O4).
     pub fn settle(&mut self) {
+        self.wholes.clear();
         self.sectors.retain(|_, sector| {
             sector.older.clear();
             sector.current != Value::Zero || !sector.doubtful.is_empty()
@@ -205,6 +245,32 @@ mod tests {
         assert_eq!(contents.current(0), third);
         contents.settle();
         assert!(!contents.may_hold(0, second));
+    }
+
+    #[test]
+    fn o5_a_part_of_a_whole_write_is_noticed() {
+        let [first, second, third] = [1, 2, 3].map(|stamp| Value::Written(Stamp(stamp)));
+        let mut contents = Contents::default();
+        contents.put(0, 512, first);
+        contents.put_whole(0, 1536, second);
+        contents.put(512, 512, third);
+        let found = |values: [Value; 3]| BTreeMap::from([(0, values[0]), (1, values[1]), (2, values[2])]);
+        for good in [
+            [second, third, second],
+            [second, second, second],
+            [first, Value::Zero, Value::Zero],
+        ] {
+            assert_eq!(contents.torn(&found(good)), None, "{good:?}");
+        }
+        for bad in [
+            [second, Value::Zero, second],
+            [first, third, Value::Zero],
+            [first, second, second],
+        ] {
+            assert!(contents.torn(&found(bad)).is_some(), "{bad:?}");
+        }
+        contents.settle();
+        assert_eq!(contents.torn(&found([second, Value::Zero, second])), None);
     }
 
     #[test]

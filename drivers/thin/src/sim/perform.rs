@@ -76,6 +76,12 @@ impl World {
                 length,
                 durability,
             } => self.write(volume, offset, length, durability),
+            Action::WriteAtomic {
+                volume,
+                offset,
+                length,
+                durability,
+            } => self.write_atomic(volume, offset, length, durability),
             Action::Discard {
                 volume,
                 offset,
@@ -380,6 +386,41 @@ impl World {
         let step = self.conclude_change(volume, offset, length, Value::Written(stamp), result, true)?;
         if durable {
             self.volume(volume).settle_range(offset, length);
+        }
+        Ok(step)
+    }
+
+    /// B10: all or nothing; where the pool lives on after an error, nothing.
+    fn write_atomic(
+        &mut self,
+        volume: u64,
+        offset: u64,
+        length: u64,
+        durability: Durability,
+    ) -> Result<Step, Violation> {
+        let stamp = Stamp(self.next_stamp);
+        self.next_stamp += 1;
+        let value = Value::Written(stamp);
+        let data = stamp.bytes(offset, length as usize);
+        let result = self.handle(volume)?.write_atomic(offset, &data, durability);
+        let Err(error) = result else {
+            self.volume(volume).put_whole(offset, length, value);
+            if durability == Durability::Flushed {
+                self.volume(volume).settle_range(offset, length);
+            }
+            return Ok(Step::Done);
+        };
+        let full = matches!(error, IoError::NoSpace);
+        self.refused += u64::from(full);
+        let alive = !self.device.is_cut() && self.pool().status().state == PoolState::Up;
+        if alive && (full && self.setup.may_be_full || self.faults_planned) {
+            return self.read(volume, offset, length);
+        }
+        // Old or new is what the model of the change allows, so there is one candidate.
+        let step = self.interrupt("writing all or nothing", &error, None)?;
+        self.volume(volume).put_whole(offset, length, value);
+        if step == Step::Interrupted {
+            self.before = Some(self.model.clone());
         }
         Ok(step)
     }

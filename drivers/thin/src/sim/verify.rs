@@ -239,7 +239,8 @@ impl World {
         for (name, candidate) in [("after", after), ("before", before)] {
             let possible = self
                 .compare_objects(&candidate)
-                .and_then(|()| compare_contents(&candidate, &observed, Contents::may_hold));
+                .and_then(|()| compare_contents(&candidate, &observed, Contents::may_hold))
+                .and_then(|()| compare_wholes(&candidate, &observed));
             match possible {
                 Ok(()) => {
                     self.model = candidate;
@@ -385,6 +386,19 @@ impl World {
         }
         Ok(found)
     }
+}
+
+/// Compares what is all or nothing (O5).
+fn compare_wholes(model: &Model, observed: &Observed) -> Result<(), Violation> {
+    let volumes = observed.volumes.iter();
+    let volumes = volumes.filter_map(|(number, found)| Some((&model.volumes.get(number)?.contents, found)));
+    let snapshots = observed.snapshots.iter();
+    let snapshots =
+        snapshots.filter_map(|(number, found)| Some((&model.snapshots.get(number)?.contents, found)));
+    let torn = volumes
+        .chain(snapshots)
+        .find_map(|(contents, found)| contents.torn(found));
+    torn.map_or(Ok(()), |torn| Err(Violation(torn)))
 }
 
 fn compare_contents(
