@@ -1,5 +1,7 @@
 //! `kill -9` under load: what was flushed is there, and hosts find everything where it was.
 
+use std::net::TcpListener;
+
 use serde_json::Value;
 
 use crate::agent_process::AgentProcess;
@@ -15,7 +17,38 @@ fn connection_info(agent: &AgentProcess, attached: &Attached) -> Value {
 fn flushed_data_survives_a_kill_in_the_middle_of_writes() {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path().join("agent");
-    let mut agent = AgentProcess::start(&dir);
+    kill_in_the_middle_of_writes(|| AgentProcess::start(&dir));
+}
+
+/// The pool's file is written through the page cache: a flush must still put both data and mappings behind it.
+#[test]
+fn flushed_data_survives_a_kill_when_the_pool_goes_through_the_page_cache() {
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().display();
+    // A port that was free a moment ago: it must be the same one after each start.
+    let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = temporary.path().join("quarry.toml");
+    let text = format!(
+        r#"
+[agent]
+state_dir = "{path}/state"
+[api]
+listen = "unix:{path}/quarry.sock"
+[pool.default]
+path = "{path}/default.pool"
+create = true
+size = "1GiB"
+page_cache = true
+[target]
+listen = ["{portal}"]
+"#
+    );
+    std::fs::write(&config, text).unwrap();
+    kill_in_the_middle_of_writes(|| AgentProcess::start_configured(&config));
+}
+
+fn kill_in_the_middle_of_writes(start: impl Fn() -> AgentProcess) {
+    let mut agent = start();
     let volume = command::volume(&agent, "64MiB");
     let attached = attach(&agent, volume);
 
@@ -30,7 +63,7 @@ fn flushed_data_survives_a_kill_in_the_middle_of_writes() {
         }
         agent.kill();
         drop(session);
-        agent = AgentProcess::start(&dir);
+        agent = start();
         attached
             .qemu_io(&[
                 &format!("read -P {round} 0 8M"),
