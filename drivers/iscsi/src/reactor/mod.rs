@@ -5,8 +5,9 @@
 //! no lock but its own mailbox's, and a control call never holds it up (contract T6).
 //!
 //! One turn: wait; read and act on every ready connection; start all device requests at once and take what has
-//! completed; send every connection's responses at once; again until nothing moves. What a connection may do in a
-//! turn is bounded, so that those that move much keep nobody waiting for long.
+//! completed; send every connection's responses at once; again until nothing moves. With [time to spare](slack) only
+//! a few completions are answered in a turn. What a connection may do in a turn is bounded, so that those that move much
+//! keep nobody waiting for long.
 
 mod admission;
 mod buffers;
@@ -14,6 +15,7 @@ mod connection;
 mod device_queue;
 mod mailbox;
 mod outbox;
+mod slack;
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,6 +31,7 @@ use connection::{Closed, Connection, Surroundings};
 pub use device_queue::DeviceQueues;
 pub use mailbox::{Farewell, Inbox, Mailbox, Message};
 pub use outbox::Outbox;
+use slack::Slack;
 
 use crate::exports::{ConnectionAddress, Export};
 use crate::limiter::Place;
@@ -44,6 +47,9 @@ const READS_PER_TURN: usize = 8;
 
 /// How often in a turn device requests and responses are looked after.
 const PASSES: usize = 8;
+
+/// Completions that are answered before initiators are listened to again, when there is [time](Slack) for that.
+const ANSWERS_AT_A_TIME: usize = 4;
 
 const EVENTS: usize = 256;
 
@@ -114,7 +120,11 @@ pub struct Reactor {
     devices: DeviceQueues,
     buffers: BufferPool,
     scratch: Vec<u8>,
-    completions: Vec<Completion>,
+    /// What has completed and has not been taken to its session.
+    completions: VecDeque<Completion>,
+    /// Kept for its capacity.
+    fresh: Vec<Completion>,
+    slack: Slack,
     events: Vec<EpollEvent>,
     /// Connections that may have something to send.
     touched: VecDeque<usize>,
@@ -186,7 +196,9 @@ impl Reactor {
             devices: DeviceQueues::default(),
             buffers: BufferPool::new(buffer_limit),
             scratch: vec![0; SCRATCH_BYTES],
-            completions: Vec::new(),
+            completions: VecDeque::new(),
+            fresh: Vec::new(),
+            slack: Slack::new(now),
             events: vec![EpollEvent::empty(); EVENTS],
             touched: VecDeque::new(),
             closing: Vec::new(),
@@ -207,6 +219,7 @@ impl Reactor {
     /// being one more; `None` once it has been told to stop and its connections are gone.
     pub fn turn(&mut self, timeout: EpollTimeout) -> Option<usize> {
         let mut events = std::mem::take(&mut self.events);
+        let before = Instant::now();
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(nix::errno::Errno::EINTR) => {
@@ -222,6 +235,7 @@ impl Reactor {
             }
         };
         self.now = Instant::now();
+        self.slack.waited(before, self.now);
         for event in &events[..count] {
             let number = (event.data() & ((1 << KIND_SHIFT) - 1)) as usize;
             match event.data() >> KIND_SHIFT {
@@ -639,6 +653,7 @@ impl Reactor {
             while let Some(index) = self.devices.dirty.pop() {
                 self.serve_device(index);
             }
+            self.answer();
             // Those that have more to send than goes at once are touched again, and come after all others.
             for _ in 0..self.touched.len() {
                 if let Some(index) = self.touched.pop_front() {
@@ -646,7 +661,8 @@ impl Reactor {
                 }
             }
             self.bury();
-            if !self.has_work() {
+            // What is left of the completions comes after what initiators have sent meanwhile.
+            if !self.has_work() || !self.completions.is_empty() {
                 return;
             }
         }
@@ -654,7 +670,7 @@ impl Reactor {
 
     /// Tells whether something is left to do that no event will tell of.
     fn has_work(&self) -> bool {
-        !self.devices.dirty.is_empty() || !self.touched.is_empty()
+        !self.devices.dirty.is_empty() || !self.touched.is_empty() || !self.completions.is_empty()
     }
 
     fn serve_device(&mut self, index: usize) {
@@ -669,11 +685,26 @@ impl Reactor {
                 tracing::error!(%error, "watching a device queue failed");
             }
         }
-        let mut completions = std::mem::take(&mut self.completions);
+        let mut completions = std::mem::take(&mut self.fresh);
         device.service(&mut completions);
+        self.completions.extend(completions.drain(..));
+        self.fresh = completions;
+    }
+
+    /// Takes completions to their sessions: all of them, or some when there is time for the rest later.
+    fn answer(&mut self) {
+        if self.completions.is_empty() {
+            return;
+        }
+        let most = match self.slack.is_plenty() {
+            true => ANSWERS_AT_A_TIME,
+            false => usize::MAX,
+        };
         // A turn may have taken long until here, and how long commands take is told by this.
         self.now = Instant::now();
-        for completion in completions.drain(..) {
+        let count = most.min(self.completions.len());
+        let mut completions = std::mem::take(&mut self.completions);
+        for completion in completions.drain(..count) {
             let owner = (completion.tag.0 >> 32) as usize;
             if let Some(slot) = self.connections.get_mut(owner).and_then(Option::as_deref_mut) {
                 slot.connection.complete(completion, around!(self));
