@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::agent_process::AgentProcess;
 use crate::command::{self, json};
+use crate::config;
 use crate::initiator::{Attached, attach, attach_as};
 
 /// Returns the connection info of an attachment as the command line prints it now.
@@ -24,26 +25,10 @@ fn flushed_data_survives_a_kill_in_the_middle_of_writes() {
 #[test]
 fn flushed_data_survives_a_kill_when_the_pool_goes_through_the_page_cache() {
     let temporary = tempfile::tempdir().unwrap();
-    let path = temporary.path().display();
     // A port that was free a moment ago: it must be the same one after each start.
     let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let config = temporary.path().join("quarry.toml");
-    let text = format!(
-        r#"
-[agent]
-state_dir = "{path}/state"
-[api]
-listen = "unix:{path}/quarry.sock"
-[pool.default]
-path = "{path}/default.pool"
-create = true
-size = "1GiB"
-page_cache = true
-[target]
-listen = ["{portal}"]
-"#
-    );
-    std::fs::write(&config, text).unwrap();
+    let pool = "size = \"1GiB\"\npage_cache = true";
+    let config = config::write(temporary.path(), pool, &[&portal.to_string()], "");
     kill_in_the_middle_of_writes(|| AgentProcess::start_configured(&config));
 }
 

@@ -9,6 +9,7 @@
 
 mod agent_process;
 mod command;
+mod config;
 mod dice;
 mod grpc;
 mod initiator;

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use crate::agent_process::AgentProcess;
 use crate::command;
+use crate::config;
 use crate::initiator::{attach, detach};
 use crate::scripted_initiator::{Client, Login};
 
@@ -26,27 +27,10 @@ fn figure(address: SocketAddr, name: &str) -> u64 {
 #[test]
 fn commands_sessions_and_stale_initiators_show_in_the_figures() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().display();
     // A port that was free a moment ago.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let config = folder.path().join("quarry.toml");
-    let text = format!(
-        r#"
-[agent]
-state_dir = "{path}/state"
-[api]
-listen = "unix:{path}/quarry.sock"
-[pool.default]
-path = "{path}/default.pool"
-create = true
-size = "1GiB"
-[target]
-listen = ["127.0.0.1:0"]
-[metrics]
-listen = "{address}"
-"#
-    );
-    std::fs::write(&config, text).unwrap();
+    let metrics = format!("[metrics]\nlisten = \"{address}\"");
+    let config = config::write(folder.path(), "size = \"1GiB\"", &["127.0.0.1:0"], &metrics);
     let agent = AgentProcess::start_configured(&config);
     let attached = attach(&agent, command::volume(&agent, "8MiB"));
     attached

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::guest::Guest;
 use crate::agent_process::AgentProcess;
+use crate::config;
 use crate::initiator::{Attached, attach_as};
 
 /// The guest's initiator name.
@@ -47,25 +48,7 @@ impl StorageHost {
     /// Makes one with an empty pool and these portals.
     pub fn listening_on(portals: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().display();
-        let config = folder.path().join("quarry.toml");
-        let text = format!(
-            r#"
-[agent]
-state_dir = "{path}/state"
-[api]
-listen = "unix:{path}/quarry.sock"
-[pool.default]
-driver = "thin"
-path = "{path}/default.pool"
-create = true
-size = "4GiB"
-[target]
-driver = "iscsi"
-listen = {portals:?}
-"#
-        );
-        std::fs::write(&config, text).unwrap();
+        let config = config::write(folder.path(), "size = \"4GiB\"", portals, "");
         Self {
             config,
             _folder: folder,
