@@ -19,6 +19,8 @@
 //! Failure: an intent that cannot be settled, because its pool does not answer, stops the start: to answer calls
 //! on top of half a call would be a third state.
 
+use std::sync::Arc;
+
 use quarry_contract::{ErrorKind, ShareVersion, Squash};
 use tracing::{info, warn};
 
@@ -34,7 +36,7 @@ impl Resources {
     ///
     /// # Errors
     /// When the catalog or a pool does not answer.
-    pub async fn recover(&self) -> Result<RecoveryReport, ResourceError> {
+    pub async fn recover(self: &Arc<Self>) -> Result<RecoveryReport, ResourceError> {
         let mut report = RecoveryReport::default();
         for (id, record) in self.catalog.open_operations()? {
             let intent = Intent::left_open(&self.catalog, id, record.clone());

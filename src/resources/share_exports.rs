@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quarry_contract::{
     AccessRule, AccessTable, DriverError, ShareExport, ShareServer, ShareVersion, resolve_access,
 };
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -25,6 +26,9 @@ use super::Resources;
 use super::error::ResourceError;
 use super::shares::{ExportLocation, SharePool};
 use crate::catalog::record::ShareRecord;
+
+/// How many shares are mounted at a time when the agent starts: a mount waits for the disk.
+const RESTORED_AT_A_TIME: usize = 8;
 
 /// What should be exported and is not, with the reasons (X2).
 #[derive(Default)]
@@ -211,7 +215,7 @@ impl Resources {
     ///
     /// # Errors
     /// When the catalog cannot be read.
-    pub(super) async fn recover_shares(&self) -> Result<(u64, u64), ResourceError> {
+    pub(super) async fn recover_shares(self: &Arc<Self>) -> Result<(u64, u64), ResourceError> {
         let Some(server) = self.registry.share_server() else {
             return Ok((0, 0));
         };
@@ -233,12 +237,26 @@ impl Resources {
             }
         }
         let (mut restored, mut failed) = (0, 0);
-        for (version, _) in wanted {
-            match self.restore_share(version).await {
-                Ok(()) => restored += 1,
-                Err(error) => {
+        let mut waiting = wanted.into_iter().map(|(version, _)| version);
+        let mut running = JoinSet::new();
+        loop {
+            for version in waiting.by_ref().take(RESTORED_AT_A_TIME - running.len()) {
+                let this = Arc::clone(self);
+                running.spawn(async move { (version, this.restore_share(version).await) });
+            }
+            let Some(ended) = running.join_next().await else {
+                break;
+            };
+            match ended {
+                Ok((_, Ok(()))) => restored += 1,
+                Ok((version, Err(error))) => {
                     warn!(%version, %error, "it cannot be exported");
                     failed += 1;
+                }
+                Err(panic) => {
+                    return Err(ResourceError::Internal {
+                        detail: format!("restoring a share has panicked: {panic}"),
+                    });
                 }
             }
         }

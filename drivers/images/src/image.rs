@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use quarry_contract::ShareVersion;
-use quarry_sys::filesystem::{MountMode, freeze, mount_device, share_blocks, unmount};
+use quarry_sys::filesystem::{MountMode, freeze, share_blocks, unmount};
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 use uuid::Uuid;
 
 use crate::error::{During, StoreError, corrupt};
 use crate::layout::make_folder;
+use crate::mounts::mount_xfs;
 use crate::superblock::Superblock;
 
 /// The block of every image's file system, in bytes.
@@ -150,7 +151,7 @@ fn replay(image: &Path, scratch: &Path) -> Result<(), StoreError> {
     let what = || format!("replaying the log of {}", image.display());
     make_folder(scratch).during(what)?;
     let device = LoopDevice::attach(image, LoopMode::ReadWrite).during(what)?;
-    let mounted = mount_device(device.path(), scratch, "xfs", MountMode::ReadWrite, "nouuid");
+    let mounted = mount_xfs(device.path(), scratch, MountMode::ReadWrite, "nouuid");
     let result = mounted.and_then(|()| unmount(scratch)).during(what);
     // Frees the device; until then the copy would be in use.
     drop(device);

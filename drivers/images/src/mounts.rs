@@ -191,7 +191,7 @@ impl Mounts {
         }
         make_folder(&path).during(what)?;
         let device = LoopDevice::attach(image, loop_mode).during(what)?;
-        if let Err(error) = mount_device(device.path(), &path, "xfs", mount_mode, MOUNT_OPTIONS) {
+        if let Err(error) = mount_xfs(device.path(), &path, mount_mode, MOUNT_OPTIONS) {
             drop(fs::remove_dir(&path));
             return match error.raw_os_error().map(nix::errno::Errno::from_raw) {
                 Some(nix::errno::Errno::EUCLEAN) => {
@@ -269,6 +269,20 @@ impl Mounts {
             warn!(path = %self.folder.display(), %error, "the folder for mounts stays");
         }
     }
+}
+
+/// Mounts an XFS, and says what the kernel means that refuses it.
+pub(crate) fn mount_xfs(device: &Path, at: &Path, mode: MountMode, options: &str) -> io::Result<()> {
+    mount_device(device, at, "xfs", mode, options).map_err(|error| {
+        if error.kind() != io::ErrorKind::InvalidInput {
+            return error;
+        }
+        let problem = format!(
+            "{error}; there is no XFS that this kernel knows, or one of the same identity is mounted, as where a process \
+             has a mount name space of its own that does not follow this one's (the kernel's log says which)"
+        );
+        io::Error::new(error.kind(), problem)
+    })
 }
 
 /// Tells whether a path is a folder itself, not a link to one, on a device (M1).

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use quarry_contract::DriverError;
 use quarry_sys::file::{LockError, create_sparse, lock_exclusive};
-use quarry_sys::filesystem::{MountMode, mount_device, mounts_below, unmount};
+use quarry_sys::filesystem::{MountMode, mounts_below, unmount};
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 
 use crate::error::{During, StoreError};
 use crate::layout::make_folder;
+use crate::mounts::mount_xfs;
 
 /// Where a pool is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,10 +129,10 @@ fn take_file(path: &Path, pool: &str, mounts: &Path, may_format: bool) -> Result
             return Err(unavailable(pool, problem).into());
         }
     } else if is_device {
-        mount_device(path, &at, "xfs", MountMode::ReadWrite, "").during(what)?;
+        mount_xfs(path, &at, MountMode::ReadWrite, "").during(what)?;
     } else {
         let device = LoopDevice::attach(path, LoopMode::ReadWrite).during(what)?;
-        mount_device(device.path(), &at, "xfs", MountMode::ReadWrite, "discard").during(what)?;
+        mount_xfs(device.path(), &at, MountMode::ReadWrite, "discard").during(what)?;
     }
     Ok(Taken {
         root: at.clone(),
