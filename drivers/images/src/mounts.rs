@@ -145,15 +145,11 @@ impl Mounts {
         self.folder.join(format!("replay-{}", member_name(version)))
     }
 
-    /// Returns what is mounted for a version, as long as it is what it was (M1).
+    /// Returns what is mounted for a version, as long as it is what it was (M1). Changes nothing, so that who looks
+    /// without the version's lock does not come between who has it.
     pub(crate) fn find(&self, version: ShareVersion) -> Option<MountedShare> {
         let known = lock(&self.mounted).get(&version).cloned()?;
-        if presence(&known.path, known.device) == Presence::Gone {
-            warn!(%version, path = %known.path.display(), "somebody else has unmounted it");
-            lock(&self.mounted).remove(&version);
-            return None;
-        }
-        Some(known)
+        (presence(&known.path, known.device) != Presence::Gone).then_some(known)
     }
 
     /// Returns what is mounted and has stopped, ordered (M3).
@@ -206,7 +202,9 @@ impl Mounts {
             .and_then(|number| self.describe(version, number));
         match described {
             Ok(mounted) => {
-                lock(&self.mounted).insert(version, mounted.clone());
+                if lock(&self.mounted).insert(version, mounted.clone()).is_some() {
+                    warn!(%version, "somebody else had unmounted it");
+                }
                 Ok(mounted)
             }
             Err(error) => {
@@ -263,7 +261,7 @@ impl Mounts {
 
     /// Gives the folder up when nothing is mounted in it any more.
     pub(crate) fn close(&self) {
-        if lock(&self.mounted).is_empty()
+        if self.all().is_empty()
             && let Err(error) = unmount(&self.folder)
         {
             warn!(path = %self.folder.display(), %error, "the folder for mounts stays");
