@@ -7,7 +7,7 @@
 //! Invariants
 //! - X1: nothing is exported that is not mounted, and nothing is unmounted that is exported.
 //! - X2: what should be exported and is not, is known with its reason, and tried again.
-//! - X3: what has stopped is mounted and exported anew, by itself.
+//! - X3: what has stopped, or is exported and was unmounted by somebody else, is mounted and exported anew, by itself.
 //!
 //! Failure: an export that cannot be made is remembered; its rules show as pending.
 
@@ -105,9 +105,13 @@ impl Resources {
         if access.is_empty() {
             self.withdraw_share(&pool, version).await?;
         } else {
-            let mounted = pool.backend.mount(version).await?.into_inner();
+            let mounted = match pool.backend.mount(version).await {
+                // What somebody else has unmounted lives on as long as the server holds it, and cannot be mounted again.
+                Err(_) if server.unexport(version).await?.is_changed() => pool.backend.mount(version).await?,
+                mounted => mounted?,
+            };
             let export = ShareExport {
-                mounted,
+                mounted: mounted.into_inner(),
                 access,
                 squash: record.squash,
             };
@@ -182,20 +186,39 @@ impl Resources {
         }
     }
 
-    /// Mounts and exports anew what has stopped (X3).
+    /// Mounts and exports anew what has stopped, and what somebody else has unmounted (X3).
     pub(super) async fn revive_shares(&self) {
+        let Some(server) = self.registry.share_server() else {
+            return;
+        };
+        // A server that does not answer has its own watcher.
+        let mut unmounted = server.exports().await.unwrap_or_default();
         for pool in self.share_pools() {
-            match pool.backend.stopped().await {
-                Ok(stopped) => {
+            let looked = async {
+                Ok::<_, DriverError>((pool.backend.stopped().await?, pool.backend.mounted().await?))
+            };
+            match looked.await {
+                Ok((stopped, mounted)) => {
                     for version in stopped {
-                        match self.revive_share(&pool, version).await {
-                            Ok(()) => info!(%version, "it had stopped, and goes on"),
-                            Err(error) => warn!(%version, %error, "it has stopped, and does not go on yet"),
-                        }
+                        self.report_revived(version, self.revive_share(&pool, version).await);
                     }
+                    unmounted.retain(|version| !mounted.iter().any(|one| one.version == *version));
                 }
-                Err(error) => warn!(pool = pool.name, %error, "what has stopped in it is not known"),
+                Err(error) => {
+                    warn!(pool = pool.name, %error, "what is mounted of it is not known");
+                    return;
+                }
             }
+        }
+        for version in unmounted {
+            self.report_revived(version, self.restore_share(version).await);
+        }
+    }
+
+    fn report_revived(&self, version: ShareVersion, result: Result<(), ResourceError>) {
+        match result {
+            Ok(()) => info!(%version, "it had stopped or was unmounted, and goes on"),
+            Err(error) => warn!(%version, %error, "it has stopped or was unmounted, and does not go on yet"),
         }
     }
 

@@ -295,6 +295,14 @@ fn clients_get_what_the_rules_say_and_keep_it_over_everything() {
     );
 }
 
+/// Returns where a share is mounted.
+fn mounted_at(share: Uuid) -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let folder = format!("share-{share}");
+    let found = mounts.split_whitespace().find(|word| word.ends_with(&folder));
+    found.map(ToOwned::to_owned)
+}
+
 /// As when the device below it has failed a share, or its pool was full where nothing could be done about it.
 #[test]
 fn a_share_that_stops_is_served_again_by_itself() {
@@ -308,13 +316,7 @@ fn a_share_that_stops_is_served_again_by_itself() {
         }
         assert!(site.write(0, &at, "file", "flushed"));
         assert!(site.write(0, &other_at, "file", "of the other"));
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let folder = format!("share-{share}");
-        let root = mounts
-            .split_whitespace()
-            .find(|word| word.ends_with(&folder))
-            .unwrap();
-        run(&format!("xfs_io -x -c shutdown {root}"));
+        run(&format!("xfs_io -x -c shutdown {}", mounted_at(share).unwrap()));
         assert_eq!(site.read(0, &at, "file"), None, "it has stopped");
         assert_eq!(site.read(0, &other_at, "file").unwrap(), "of the other");
         let read = eventually("it is served again", || site.read(0, &at, "file"));
@@ -323,4 +325,45 @@ fn a_share_that_stops_is_served_again_by_itself() {
         assert_eq!(json(&agent, "node show")["health"]["state"], "ok");
         agent.terminate();
     });
+}
+
+#[test]
+fn a_share_that_somebody_unmounts_or_replaces_is_served_again_and_nothing_else_is() {
+    isolated(
+        "shares::a_share_that_somebody_unmounts_or_replaces_is_served_again_and_nothing_else_is",
+        || {
+            let site = Site::new();
+            let agent = site.start();
+            let (share, at) = create(&agent, "--size 256MiB");
+            let target = format!("share:{share}");
+            set(&agent, &target, "--rule rw:10.77.0.11");
+            assert!(site.write(0, &at, "file", "of the share"));
+            let root = mounted_at(share).unwrap();
+            // The server holds it, so that only a lazy one works.
+            run(&format!("umount -l {root}"));
+            eventually("it is mounted again", || mounted_at(share));
+            let read = eventually("it is served again", || site.read(0, &at, "file"));
+            assert_eq!(read, "of the share");
+
+            // What is in the folder's place now is never served.
+            let elsewhere = site.folder.path().join("elsewhere");
+            std::fs::create_dir(&elsewhere).unwrap();
+            std::fs::write(elsewhere.join("file"), "of this machine").unwrap();
+            run(&format!("umount -l {root}"));
+            std::fs::remove_dir(&root).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, &root).unwrap();
+            eventually("it is known", || {
+                let health = &json(&agent, "node show")["health"];
+                (health["state"] == "degraded").then_some(())
+            });
+            assert_eq!(site.read(0, &at, "file"), None);
+            refused(&agent, &format!("access set {target} --rule ro:10.77.0.0/24"), 4);
+            assert_eq!(site.read(1, &at, "file"), None);
+            std::fs::remove_file(&root).unwrap();
+            let read = eventually("it is served again", || site.read(0, &at, "file"));
+            assert_eq!(read, "of the share");
+            assert_eq!(json(&agent, "node show")["health"]["state"], "ok");
+            agent.terminate();
+        },
+    );
 }
