@@ -1,5 +1,6 @@
 //! A guest that stays up and runs shell scripts for a test.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
@@ -12,9 +13,12 @@ const ADDRESS: ([u8; 4], u16) = ([10, 9, 0, 11], 7000);
 /// How long a script may take. System calls are 20 to 100 times dearer in the guest.
 const DEADLINE: Duration = Duration::from_secs(180);
 
+/// How long one try to connect may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A running guest; gone when dropped.
 pub struct Guest {
-    launcher: Child,
+    launcher: RefCell<Child>,
 }
 
 /// A script that runs in the guest.
@@ -39,15 +43,10 @@ impl Guest {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let mut guest = Self { launcher };
-        let begin = Instant::now();
-        while TcpStream::connect_timeout(&SocketAddr::from(ADDRESS), Duration::from_secs(1)).is_err() {
-            if let Some(status) = guest.launcher.try_wait().unwrap() {
-                panic!("the guest has ended: {status}");
-            }
-            assert!(begin.elapsed() < DEADLINE, "the guest does not answer");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let guest = Self {
+            launcher: RefCell::new(launcher),
+        };
+        drop(guest.connect());
         Some(guest)
     }
 
@@ -62,9 +61,26 @@ impl Guest {
             .unwrap_or_else(|said| panic!("in the guest:\n{script}\n{said}"))
     }
 
+    /// Connects to the guest, as soon as it answers. One that gets no time on a busy machine for three seconds has, as far
+    /// as the network can tell, no route to it, at any moment of a test.
+    fn connect(&self) -> TcpStream {
+        let begin = Instant::now();
+        loop {
+            let error = match TcpStream::connect_timeout(&SocketAddr::from(ADDRESS), PATIENCE) {
+                Ok(stream) => return stream,
+                Err(error) => error,
+            };
+            if let Some(status) = self.launcher.borrow_mut().try_wait().unwrap() {
+                panic!("the guest has ended: {status}");
+            }
+            assert!(begin.elapsed() < DEADLINE, "the guest does not answer: {error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Begins a shell script. It stops at the first command that fails.
     pub fn start(&self, script: &str) -> Running {
-        let mut stream = TcpStream::connect(SocketAddr::from(ADDRESS)).unwrap();
+        let mut stream = self.connect();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         write!(stream, "set -e\n{script}").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
@@ -100,8 +116,9 @@ impl Running {
 impl Drop for Guest {
     fn drop(&mut self) {
         // SIGTERM lets the launcher remove what it made.
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.launcher.id()).unwrap());
+        let launcher = self.launcher.get_mut();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(launcher.id()).unwrap());
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let _ = self.launcher.wait();
+        let _ = launcher.wait();
     }
 }
