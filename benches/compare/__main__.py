@@ -28,7 +28,7 @@ import jobs
 import machine
 import report
 from measure import Campaign
-from targets import Quarry, RawFile, Tgt
+from targets import Quarry, RawFile, TcpLimit, Tgt
 
 #: The size of a volume that the engine's jobs load, where a job has none of its own, in MiB.
 ENGINE_MIB = 1024
@@ -102,6 +102,8 @@ def main() -> int:
                 if medium == "disk" and "rdwr" in options.peers:
                     targets.append(Quarry(folder, binaries, size_mib, page_cache=True))
                 targets += [Tgt(folder, binaries, size_mib, store) for store in options.peers]
+                if medium == "shm":
+                    targets.append(TcpLimit(folder, binaries))
                 if options.raw:
                     targets.append(RawFile(folder, size_mib))
                 result.add(Campaign(medium, folder, targets, options.jobs, options).run())

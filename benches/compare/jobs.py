@@ -21,17 +21,23 @@ class Job:
     floors: tuple[tuple[str, float], ...] = ()
 
 
-READ, WRITE = "--rw read", "--rw write --end-fsync"
-SMALL, LARGE = "--bs 4k", "--bs 1m --seq"
+READ, WRITE, MIXED = "--rw read", "--rw write --end-fsync", "--rw rw:70 --end-fsync"
+SMALL, MIDDLE, LARGE = "--bs 4k", "--bs 64k", "--bs 1m --seq"
 DIGESTS = "--header-digest --data-digest"
 
 
 def _jobs() -> list[Job]:
     made = []
-    for depth in (1, 32):
+    for depth in (1, 8, 32):
         made += [
             Job(f"r4k-q{depth}", f"4 KiB random read, depth {depth}", f"{READ} {SMALL} --qd {depth}"),
             Job(f"w4k-q{depth}", f"4 KiB random write, depth {depth}", f"{WRITE} {SMALL} --qd {depth}"),
+            Job(f"m4k-q{depth}", f"4 KiB random, 70 reads in 100, depth {depth}", f"{MIXED} {SMALL} --qd {depth}"),
+        ]
+    for depth in (1, 8, 32):
+        made += [
+            Job(f"r64k-q{depth}", f"64 KiB random read, depth {depth}", f"{READ} {MIDDLE} --qd {depth}", True),
+            Job(f"w64k-q{depth}", f"64 KiB random write, depth {depth}", f"{WRITE} {MIDDLE} --qd {depth}", True),
         ]
     for depth in (1, 32):
         made += [
@@ -51,7 +57,8 @@ def _jobs() -> list[Job]:
 ALL = {job.name: job for job in _jobs()}
 
 #: The jobs of a run without options.
-FULL = ["r4k-q1", "w4k-q1", "r4k-q32", "w4k-q32", "r1m-q1", "w1m-q1", "r1m-q32", "w1m-q32", "w4k-sync16"]
+FULL = [f"{kind}4k-q{depth}" for depth in (1, 8, 32) for kind in "rwm"]
+FULL += ["r64k-q8", "w64k-q8", "r1m-q1", "w1m-q1", "r1m-q32", "w1m-q32", "w4k-sync16"]
 
 #: The jobs of --quick.
 QUICK = ["r4k-q1", "w4k-q1", "r4k-q32", "w4k-q32", "r1m-q32", "w1m-q32"]

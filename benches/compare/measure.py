@@ -1,6 +1,7 @@
 """Measuring in turns."""
 
 import contextlib
+import math
 import statistics
 import sys
 from argparse import Namespace
@@ -36,7 +37,7 @@ class Row:
 
     def median(self, target: str, key: str) -> float:
         """The median over the rounds."""
-        return statistics.median(said[key] for said in self.rounds[target])
+        return statistics.median(said.get(key, math.nan) for said in self.rounds[target])
 
     def peers(self) -> list[str]:
         """The names of quarry's peers."""

@@ -60,9 +60,9 @@ class Result:
             "",
             ", ".join(f"{key}: {value}" for key, value in self.machine.items()),
             "",
-            "| medium | job | target | IOPS or MB/s | p50 us | p99 us | CPU us/IO | quarry is so many times as fast |"
+            "| medium | job | target | IOPS or MB/s | p50 us | p99 us | p99.9 us | CPU us/IO | quarry is so many times as fast |"
             " CPU ratio |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in self.rows:
             for target in row.rounds:
@@ -79,10 +79,10 @@ class Result:
             speed = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})"
             costs = row.ratios(target, "target_cpu_us_per_io")
             cost = f"{statistics.median(costs):.2f}" if costs else ""
-        latencies = [row.median(target, key) for key in ("p50_us", "p99_us")]
+        latencies = [row.median(target, key) for key in ("p50_us", "p99_us", "p999_us")]
         told = ["" if math.isnan(latency) else f"{latency:.0f}" for latency in latencies]
         return (
-            f"| {row.medium} | {row.job.name} | {target} | {rate:.0f}{unit} | {told[0]} | {told[1]} "
+            f"| {row.medium} | {row.job.name} | {target} | {rate:.0f}{unit} | {told[0]} | {told[1]} | {told[2]} "
             f"| {row.median(target, 'target_cpu_us_per_io'):.1f} "
             f"| {speed} | {cost} |"
         )

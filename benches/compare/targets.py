@@ -273,8 +273,10 @@ class RawFile:
             return words[words.index(option) + 1] if option in words else default
 
         order = "" if "--seq" in words else "rand"
+        kind, _, reads = value("--rw", "read").partition(":")
         options = [
-            f"--rw={order}{value('--rw', 'read')}",
+            f"--rw={order}{kind}",
+            f"--rwmixread={reads or 50}",
             f"--bs={value('--bs', '4k')}",
             f"--iodepth={value('--qd', '32')}",
             f"--numjobs={value('--sessions', '1')}",
@@ -295,6 +297,7 @@ class RawFile:
             "mb_per_s": side["bw_bytes"] / 1e6,
             "p50_us": percentiles["50.000000"] / 1e3,
             "p99_us": percentiles["99.000000"] / 1e3,
+            "p999_us": percentiles["99.900000"] / 1e3,
             "target_cpu_us_per_io": (job["usr_cpu"] + job["sys_cpu"]) * 1e4 / max(side["iops"], 1),
             "target_rss_kib": 0,
         }
@@ -304,6 +307,46 @@ class RawFile:
         common += ["--direct=1", "--thread", "--group_reporting", "--output-format=json"]
         said = output([*common, *options], start_new_session=True, preexec_fn=machine.prefer)
         return json.loads(said[said.index("{") :])["jobs"][0]
+
+
+class TcpLimit:
+    """Requests and answers of the same sizes over one connection with nothing behind them: the network's own limit."""
+
+    name = "loopback tcp"
+    is_checked = False
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self.log = folder / "tcp-limit.log"
+        self.program = str(binaries / "tcp-limit")
+
+    def start(self) -> None:
+        """Starts who answers."""
+        self.port = free_port()
+        self.process = spawn([self.program, "serve", str(self.port)], self.log)
+        await_port(self.port)
+
+    def stop(self) -> None:
+        """Ends it."""
+        stop(self.process)
+
+    def fill(self) -> None:
+        """Nothing is there to be filled."""
+
+    def takes(self, job: Job) -> bool:
+        """One connection, without digests and flushes in between."""
+        return not {"--sessions", "--fsync", "--data-digest"} & set(shlex.split(job.arguments))
+
+    def measure(self, job: Job, seconds: float) -> dict[str, float]:
+        """Sends and answers what iload and a target would."""
+        machine.prefer(self.process.pid)
+        words = shlex.split(job.arguments)
+        value = {option: words[words.index(option) + 1] for option in ("--rw", "--bs", "--qd")}
+        kind, _, percent = value["--rw"].partition(":")
+        command = [self.program, "load", str(self.port), "--pid", str(self.process.pid), "--time", str(seconds)]
+        command += ["--reads", percent or {"read": "100", "write": "0"}[kind], "--depth", value["--qd"]]
+        command += ["--bytes", str(int(value["--bs"][:-1]) << {"k": 10, "m": 20}[value["--bs"][-1]])]
+        said = output(command, start_new_session=True, preexec_fn=machine.generator_takes_place)
+        return json.loads(said)
 
 
 def free_port() -> int:

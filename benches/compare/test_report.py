@@ -81,7 +81,7 @@ class Jobs(unittest.TestCase):
     def test_sets_name_jobs_and_writes_end_with_a_flush(self):
         self.assertLessEqual({*jobs.FULL, *jobs.QUICK}, set(jobs.ALL))
         for job in jobs.ALL.values():
-            self.assertEqual("--rw write" in job.arguments, "--end-fsync" in job.arguments, job.name)
+            self.assertEqual("--rw read" not in job.arguments, "--end-fsync" in job.arguments, job.name)
 
 
 if __name__ == "__main__":
