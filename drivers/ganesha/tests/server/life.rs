@@ -129,6 +129,18 @@ fn handles_outlive_the_server_the_agent_and_the_mount() {
     });
 }
 
+/// Tells whether all threads of a process are stopped (proc_pid_stat(5): the state follows the name).
+fn is_stopped(pid: i32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok())
+        .all(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+}
+
 #[test]
 fn a_hung_server_is_ended_and_started_again() {
     isolated("life::a_hung_server_is_ended_and_started_again", || {
@@ -140,6 +152,11 @@ fn a_hung_server_is_ended_and_started_again() {
         let pid = world.ganesha("server");
         kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
+        // Each thread stops when it gets to it, and the one that answers may answer before.
+        while !is_stopped(pid) {
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         while !world
             .block_on(server.loaded(mounted.version))
             .is_ok_and(|loaded| loaded.is_some())
