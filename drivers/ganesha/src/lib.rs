@@ -3,6 +3,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`server`] | the driver: [`GaneshaServer`] |
+//! | [`launch`] | its start, and what it needs for that |
 //! | [`export_file`] | what Ganesha is told of an export, and how access rules are written for it |
 //! | [`bus`] | the private D-Bus over which it is told, and asked |
 //! | [`process`] | the processes: started, taken up again, watched |
@@ -17,8 +18,10 @@ mod config;
 mod export_file;
 mod export_ids;
 mod files;
+mod launch;
 mod process;
 mod server;
 
 pub use config::{GaneshaConfig, Programs};
-pub use server::{GaneshaServer, StartError};
+pub use launch::StartError;
+pub use server::GaneshaServer;
