@@ -38,7 +38,8 @@ pub struct DeviceLimits {
 /// - B2: a completed [`Verb::Flush`] makes everything that completed before it was submitted survive a power
 ///   cut. What was not flushed may be lost, in any order, each physical block being old or new.
 /// - B3: a completed write with [`Durability::Flushed`] survives a power cut, alone.
-/// - B4: a discarded range reads as zeros, at once and after a restart once flushed.
+/// - B4: a discarded range reads as zeros, at once and after a restart once flushed. Only what a snapshot shares may be
+///   left as it is, in a pool without space to note the difference; a discard is never refused for that.
 /// - B5: a request beyond the end answers [`IoError::OutOfRange`] and touches nothing.
 /// - B6: a request that fails leaves each block it covers old or new. With [`IoError::NoSpace`] a block already
 ///   mapped is still readable and writable, and the device goes on after space is freed.

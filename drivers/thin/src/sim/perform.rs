@@ -89,8 +89,11 @@ impl World {
             } => {
                 let handle = self.handle(volume)?;
                 let result = handle.discard(offset, length);
-                let whole = self.covers_whole_chunks(volume, offset, length);
-                self.conclude_change(volume, offset, length, Value::Zero, result, !whole)
+                if result.is_ok() && (self.setup.may_be_full || self.faults_planned) {
+                    // B4: what a snapshot shares may have been left for lack of space.
+                    return self.learn_after_refusal(volume, offset, length, Value::Zero);
+                }
+                self.conclude_change(volume, offset, length, Value::Zero, result, false)
             }
             Action::Zero {
                 volume,
@@ -577,12 +580,5 @@ impl World {
             }
             Err(violation) => Err(violation),
         }
-    }
-
-    fn covers_whole_chunks(&self, volume: u64, offset: u64, length: u64) -> bool {
-        let chunk = self.setup.chunk_bytes;
-        let end = offset + length;
-        let size = self.model.volumes[&volume].size_bytes;
-        offset.is_multiple_of(chunk) && (end.is_multiple_of(chunk) || end == size)
     }
 }

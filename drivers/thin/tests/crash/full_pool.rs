@@ -272,6 +272,12 @@ fn discards_in_a_full_pool_work_and_give_room() {
             .handle
             .discard(index * CHUNK, CHUNK)
             .unwrap_or_else(|error| panic!("V8: discarding chunk {index}: {error}"));
+        let mut found = vec![0xa5; CHUNK as usize];
+        tight.handle.read(index * CHUNK, &mut found).expect("V8: read");
+        assert!(
+            found.iter().all(|byte| *byte == 0),
+            "B4: nobody shares chunk {index}"
+        );
         tight.handle.flush().expect("V8: flush");
         let at = (10_000 + index * 700) * CHUNK;
         // Another leaf each time: what the map needs must have been kept back.
@@ -288,6 +294,40 @@ fn discards_in_a_full_pool_work_and_give_room() {
     }
     tight.reclaim();
     tight.assert_sound("discarded");
+}
+
+/// What zeros would take a chunk is left, and zeroed when it is asked for again and there is space.
+#[test]
+fn a_discard_of_a_part_of_what_a_snapshot_shares_is_not_refused_in_a_full_pool() {
+    let tight = Tight::new(0);
+    let fitted = tight.fill(1000);
+    snapshot(&tight.pool, 100, 1);
+    let holds = |index: u64| {
+        let mut found = vec![0xa5; CHUNK as usize];
+        tight.handle.read(index * CHUNK, &mut found).expect("V8: read");
+        found
+    };
+    let before: Vec<Vec<u8>> = (0..fitted).map(holds).collect();
+    for index in 0..fitted {
+        let at = index * CHUNK + 512;
+        tight.handle.discard(at, 4096).expect("V8: a discard of a part");
+        let zeros = tight.handle.write_zeroes(at, 4096, ZeroMode::MayUnmap);
+        assert!(matches!(zeros, Err(IoError::NoSpace)), "{zeros:?}");
+        assert!(holds(index) == before[index as usize], "chunk {index}");
+    }
+    // Parts at both ends, and all between them.
+    tight
+        .handle
+        .discard(CHUNK + 512, (fitted - 2) * CHUNK)
+        .expect("V8: discard");
+    assert!(holds(1)[512..] == before[1][512..]);
+    assert!((2..fitted - 1).all(|index| holds(index).iter().all(|byte| *byte == 0)));
+    tight.assert_sound("discarded in part");
+    let id = SnapshotId(uuid::Uuid::from_u128(100));
+    tight.pool.delete_snapshot(id).expect("V8: delete");
+    tight.reclaim();
+    tight.handle.discard(512, 4096).expect("discard");
+    assert!(holds(0)[512..4608].iter().all(|byte| *byte == 0));
 }
 
 /// A pool full of the map pages of many small writes far apart.
