@@ -15,7 +15,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fcntl};
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 
 pub use lock::{LockError, lock_exclusive};
 
@@ -197,6 +197,15 @@ pub fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
 pub fn zero_range(file: &File, offset: u64, length: u64) -> io::Result<()> {
     let mode = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     allocate(file, mode, offset, length)
+}
+
+/// Tells whether [`is_hole`] answers at once on the file: on some file systems it writes back first, or knows of no holes.
+///
+/// # Errors
+/// What the operating system says.
+pub fn tells_holes_at_once(file: &File) -> io::Result<bool> {
+    let kind = fstatfs(file)?.filesystem_type();
+    Ok([TMPFS_MAGIC, EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&kind))
 }
 
 /// Tells whether a range of a regular file is in a hole, or allocated and never written: it reads zero either way. Moves the

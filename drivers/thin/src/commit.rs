@@ -93,7 +93,10 @@ impl Pool {
     }
 
     fn carry_out(&self, round: Round, steps: &Steps) -> Result<(), PoolError> {
-        let done = steps.iter().try_for_each(|step| step.carry_out(&*self.device));
+        let done = self
+            .check_end()
+            .map_err(PoolError::device("looking at the end of the device"))
+            .and_then(|()| steps.iter().try_for_each(|step| step.carry_out(&*self.device)));
         self.end_round(round, done)
     }
 
@@ -138,7 +141,8 @@ impl VersionHandle {
             return None;
         }
         // Whoever stops the pool has the turn, or does not flush.
-        if pool.stopped().is_some() || pool.device.check_before_flush().is_err() {
+        if pool.stopped().is_some() || pool.device.check_before_flush().is_err() || pool.check_end().is_err()
+        {
             pool.turns.end();
             return None;
         }

@@ -152,6 +152,8 @@ pub struct FileDevice {
     size_bytes: AtomicU64,
     /// `None` where queues have to use threads.
     submission: Option<Submission>,
+    /// Whether it tells at once where its holes are.
+    tells_holes: bool,
 }
 
 impl FileDevice {
@@ -231,8 +233,10 @@ impl FileDevice {
                 Some(Submission::Ring)
             }
         };
+        let tells_holes = medium == Medium::Regular && file::tells_holes_at_once(&file).unwrap_or(false);
         Ok(Self {
             path: path.into(),
+            tells_holes,
             file,
             medium,
             io_path,
@@ -363,7 +367,7 @@ impl PoolDevice for FileDevice {
     }
 
     fn is_hole(&self, offset: u64, length: u64) -> bool {
-        self.medium == Medium::Regular && file::is_hole(&self.file, offset, length).unwrap_or(false)
+        self.tells_holes && file::is_hole(&self.file, offset, length).unwrap_or(false)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -8,9 +8,11 @@
 //!
 //! Invariant T1: at most one turn is taken at any time.
 
+use std::io;
 use std::sync::{Condvar, Mutex};
 
-use crate::locks::lock;
+use crate::format::{BLOCK, SUPERBLOCK_COPIES};
+use crate::locks::{lock, read};
 use crate::pool::Pool;
 use crate::{PoolDevice, PoolError};
 
@@ -82,13 +84,28 @@ impl Pool {
         lock(&self.turns.line).waiting
     }
 
+    /// Finds a first device that was cut off and made as long again: what was at its end, a copy of the superblock, is gone.
+    /// Says so only where the medium knows of holes; a length that is less, the flush finds by itself.
+    pub(crate) fn check_end(&self) -> io::Result<()> {
+        let last_copy = read(&self.state)
+            .geometry
+            .superblock_offset(SUPERBLOCK_COPIES - 1);
+        match self.device.first().is_hole(last_copy, BLOCK) {
+            false => Ok(()),
+            true => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the first device has been cut off, and made as long again",
+            )),
+        }
+    }
+
     /// Flushes what is no round of the commit protocol, and stops the pool when that fails: what was written before, by
     /// whomever, is in doubt (C4).
     pub(crate) fn flush_devices(&self, doing: &'static str) -> Result<(), PoolError> {
         let _turn = self.turns.wait();
         self.check_running()?;
-        self.device
-            .flush()
+        self.check_end()
+            .and_then(|()| self.device.flush())
             .map_err(PoolError::device(doing))
             .map_err(|error| self.stop("a flush failed", error))
     }

@@ -262,6 +262,28 @@ fn f3_a_pool_stops_when_its_file_or_one_that_was_added_is_cut_off() {
 }
 
 #[test]
+fn f3_a_pool_stops_when_its_file_is_cut_off_and_made_as_long_again() {
+    for threads in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pool");
+        if !quarry_sys::file::tells_holes_at_once(&std::fs::File::create(&path).unwrap()).unwrap() {
+            println!("SKIPPED: the file system here does not tell of holes");
+            return;
+        }
+        std::fs::remove_file(&path).unwrap();
+        let file = file_at(&path, if threads { IoMode::Threads } else { IoMode::Auto });
+        let backend = ThinBackend::create_file(&file, 16 * MIB, &format(), OpenOptions::default()).unwrap();
+        // Where the end is after a growth.
+        grow(&backend, PoolGrowth::To { size_bytes: 24 * MIB });
+        shrink_and_expect_a_stop(&backend, || {
+            let file = FileOpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(24 * MIB - 4096).unwrap();
+            file.set_len(24 * MIB).unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_pool_stops_when_the_disk_under_it_is_gone() {
     let directory = tempfile::tempdir().unwrap();
     let Some((backing, first)) = loop_device(directory.path(), "first", 16 * MIB) else {
