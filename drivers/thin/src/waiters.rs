@@ -131,3 +131,63 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeSpec};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::sim::SimDevice;
+    use crate::{FormatOptions, OpenOptions, VersionHandle};
+
+    fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
+        let id = VolumeId(Uuid::from_u128(number));
+        pool.create_volume(&VolumeSpec {
+            id,
+            size_bytes: 1 << 24,
+            source: DataSource::Blank,
+        })
+        .unwrap();
+        let handle = pool
+            .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
+            .unwrap();
+        handle.write(0, &[1; 1 << 18], Durability::Flushed).unwrap();
+        handle
+    }
+
+    /// The thread that serves those who wait looks now and then without being told, so nothing else shows that.
+    #[test]
+    fn h2_whatever_may_have_given_space_back_says_so() {
+        let device = SimDevice::new(64 << 20, 1);
+        let format = FormatOptions {
+            log_bytes: 1 << 20,
+            ..FormatOptions::default()
+        };
+        Pool::format(device.as_ref(), &format).unwrap();
+        let pool = Pool::open(device, OpenOptions::default()).unwrap();
+        let (first, second) = (volume(&pool, 1), volume(&pool, 2));
+        pool.waiters
+            .join(SpaceClass::BestEffort, Instant::now() + Duration::from_secs(60));
+        let told_of = |what: &str, call: &dyn Fn()| {
+            let before = pool.waiters.news();
+            call();
+            assert!(pool.waiters.news() > before, "H2: {what}");
+        };
+        first.discard(0, 1 << 17).unwrap();
+        told_of("a commit that ends a quarantine", &|| first.flush().unwrap());
+        second.discard(0, 1 << 17).unwrap();
+        told_of("a checkpoint", &|| pool.checkpoint().unwrap());
+        told_of("what the medium was told to discard", &|| {
+            while pool.maintain().unwrap().more {}
+        });
+        told_of("a volume that others leave more to", &|| {
+            pool.reserve_volume(VolumeId(Uuid::from_u128(1)), true).unwrap();
+        });
+        told_of("a pool that has stopped", &|| {
+            pool.stop_because("for a test".into())
+        });
+    }
+}
