@@ -6,6 +6,8 @@ is compared with like: tgt's store aio does direct I/O as quarry does unless tol
 through the page cache as quarry does with page_cache = true. Everything started or made is removed at the end, also
 when interrupted.
 
+The part `control` makes control calls to an agent with few and with 10,000 volumes; it compares with nobody.
+
 The part `engine` does the same one layer below, without network: the thin engine against qcow2 images under qemu-img
 bench and a plain file under fio, each in one process, on volumes made anew for each load.
 
@@ -23,6 +25,7 @@ import signal
 import sys
 from pathlib import Path
 
+import control
 import engine
 import jobs
 import machine
@@ -41,7 +44,7 @@ def parse_options() -> argparse.Namespace:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer jobs, short rounds")
-    parser.add_argument("--parts", default="target,engine", help="target, engine, or both")
+    parser.add_argument("--parts", default="target,engine,control", help="some of target, engine and control")
     parser.add_argument("--jobs", help="names, separated by commas: " + " ".join([*jobs.ALL, *engine.ALL]))
     parser.add_argument("--media", default="shm,disk", help="shm, disk, or both")
     parser.add_argument("--peers", default="aio,rdwr", help="the backing stores of tgt to compare with")
@@ -52,6 +55,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--disk-mib", type=int, default=4096, help="size of the volume on disk, in MiB: more than a run reads"
     )
+    parser.add_argument("--calls", type=int, help="control calls of each kind")
+    parser.add_argument("--most-volumes", type=int, default=10_000, help="no control calls beside more volumes than that")
     parser.add_argument("--shm-dir", type=Path, default=Path("/dev/shm"), help="where the files in memory go")
     parser.add_argument("--disk-dir", type=Path, default=Path("/var/tmp"), help="where the files on disk go")
     parser.add_argument("--tolerance", type=float, default=0.05, help="how much slower counts as not slower")
@@ -63,13 +68,14 @@ def parse_options() -> argparse.Namespace:
     quick = options.quick
     options.rounds = options.rounds or (3 if quick else 5)
     options.extra_rounds = (2 if quick else 4) if options.extra_rounds is None else options.extra_rounds
+    options.calls = options.calls or (200 if quick else 1000)
     options.time = options.time or (1.5 if quick else 3)
     names = options.jobs.split(",") if options.jobs else [*(jobs.QUICK if quick else jobs.FULL), *engine.ALL]
     options.media = options.media.split(",")
     options.peers = options.peers.split(",")
     options.parts = options.parts.split(",")
     given = [(names, {*jobs.ALL, *engine.ALL}), (options.media, {"shm", "disk"}), (options.peers, {"aio", "rdwr"})]
-    given.append((options.parts, {"target", "engine"}))
+    given.append((options.parts, {"target", "engine", "control"}))
     unknown = [word for words, known in given for word in words if word not in known]
     if unknown:
         parser.error(f"unknown: {' '.join(unknown)}")
@@ -91,6 +97,7 @@ def main() -> int:
         machine.build(ROOT)
     binaries = ROOT / "target" / "release"
     result = report.Result(machine.describe(ROOT), vars(options))
+    rates = []
     for medium in options.media:
         base, size_mib = {
             "shm": (options.shm_dir, options.shm_mib),
@@ -112,12 +119,15 @@ def main() -> int:
                 for name, image_options in engine.QCOW2.items():
                     subjects.append(engine.Qcow2(folder, binaries, ENGINE_MIB, name, image_options))
                 result.add(Campaign(medium, folder, subjects, engine_jobs, options).run())
+            if "control" in options.parts:
+                rates += control.measure(medium, folder, binaries, options.calls, options.most_volumes)
     print(result.table())
+    print(control.table(rates))
     verdicts = result.verdicts(options.tolerance)
     for verdict in verdicts:
         print(verdict)
     if options.json:
-        options.json.write_text(json.dumps(result.as_json(verdicts), indent=1) + "\n")
+        options.json.write_text(json.dumps(result.as_json(verdicts) | {"control": [vars(rate) for rate in rates]}, indent=1) + "\n")
     return 1 if any(not verdict.passed for verdict in verdicts) else 0
 
 

@@ -28,7 +28,7 @@ def find_programs() -> None:
 
 def build(root: Path) -> None:
     """Builds what is measured and what measures."""
-    command = ["cargo", "build", "--release", "-p", "quarry", "-p", "iload", "-p", "eload"]
+    command = ["cargo", "build", "--release", "-p", "quarry", "-p", "iload", "-p", "eload", "-p", "cload"]
     if subprocess.run(command, cwd=root).returncode:
         raise Trouble("the build failed")
 
