@@ -76,6 +76,7 @@ pub(super) fn volume(volume: Volume) -> v1::Volume {
             VolumeEncryption::Locked => v1::Encryption::Locked,
         }
         .into(),
+        checksums: volume.checksums,
     }
 }
 

@@ -23,6 +23,7 @@ impl v1::volumes_server::Volumes for Api {
             labels,
             limits,
             key,
+            checksums,
             mutation,
         } = request.into_inner();
         let new = NewVolume {
@@ -33,6 +34,7 @@ impl v1::volumes_server::Volumes for Api {
             labels: request::labels(labels)?,
             limits: request::limits(limits)?,
             key: key.map(|key| request::volume_key("key", Some(key))).transpose()?,
+            checksums,
         };
         let volume = self
             .model

@@ -329,6 +329,9 @@ pub enum Request {
         /// Whether it came with a key. The key itself is not kept.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         encrypted: bool,
+        /// Whether checksums were asked for.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        checksums: bool,
     },
     /// Grow a volume.
     ExtendVolume {

@@ -150,6 +150,7 @@ struct StatRecord {
     volume_count: u64,
     snapshot_count: u64,
     dead_version_count: u64,
+    checksummed_version_count: u64,
 }
 
 fn stat(file: &Path) -> Result<Answer, Failure> {
@@ -173,6 +174,7 @@ fn stat(file: &Path) -> Result<Answer, Failure> {
         volume_count: stat.volumes,
         snapshot_count: stat.snapshots,
         dead_version_count: stat.dead_versions,
+        checksummed_version_count: stat.checksummed_versions,
     };
     let chunks = |count: u64| format!("{count} ({})", show_size(count * stat.chunk_bytes));
     let properties = vec![
@@ -194,6 +196,7 @@ fn stat(file: &Path) -> Result<Answer, Failure> {
         ("volumes", stat.volumes.to_string()),
         ("snapshots", stat.snapshots.to_string()),
         ("deleted, not reclaimed", stat.dead_versions.to_string()),
+        ("of all with checksums", stat.checksummed_versions.to_string()),
     ];
     Ok(Answer::show(properties, &record))
 }
@@ -255,6 +258,7 @@ struct VersionRecord {
     mapped_chunks: u64,
     own_chunks: i64,
     reap_cursor: u64,
+    checksums: bool,
 }
 
 fn versions(pool: &Pool) -> Answer {
@@ -273,6 +277,7 @@ fn versions(pool: &Pool) -> Answer {
             mapped_chunks: row.mapped_chunks,
             own_chunks: row.own_chunks,
             reap_cursor: row.reap_cursor,
+            checksums: row.checksums,
         })
         .collect();
     let row = |record: &VersionRecord| {

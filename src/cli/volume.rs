@@ -64,6 +64,10 @@ A clone costs no space until it is written, and lives on when what it was made f
         /// an encrypted volume is encrypted without this
         #[arg(long, value_name = "FILE", conflicts_with = "from")]
         key_file: Option<PathBuf>,
+        /// Keep a checksum of each 4 KiB of its data and verify it at each read, for the volume's life. Overwrites take space,
+        /// as after a snapshot. What is made of a volume with checksums has them without this
+        #[arg(long)]
+        checksums: bool,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -221,6 +225,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             labels,
             limits,
             key_file,
+            checksums,
             mutation,
         } => {
             let request = CreateVolumeRequest {
@@ -231,6 +236,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 labels: labels.into_iter().collect(),
                 limits: limit::joined(&limits)?,
                 key: key_file.as_deref().map(key::read).transpose()?,
+                checksums,
                 mutation: mutation.into(),
             };
             Ok(shown(&client.create_volume(request).await?.into_inner()))
@@ -365,6 +371,7 @@ struct Record<'a> {
     limits: LimitsRecord,
     reserved: bool,
     encryption: String,
+    checksums: bool,
     labels: BTreeMap<&'a str, &'a str>,
     generation: u64,
     create_time: Option<String>,
@@ -397,6 +404,7 @@ impl<'a> From<&'a Volume> for Record<'a> {
             limits: LimitsRecord::of(volume.limits.as_ref()),
             reserved: volume.reserved,
             encryption: encryption(volume),
+            checksums: volume.checksums,
             labels: sorted_labels(&volume.labels),
             generation: volume.generation,
             create_time: volume.create_time.as_ref().map(ToString::to_string),
@@ -463,6 +471,10 @@ fn shown(volume: &Volume) -> Answer {
         ("limits", limit::show(volume.limits.as_ref())),
         ("reserved", if volume.reserved { "yes" } else { "no" }.to_owned()),
         ("encryption", encryption(volume)),
+        (
+            "checksums",
+            if volume.checksums { "yes" } else { "no" }.to_owned(),
+        ),
         ("labels", show_labels(&volume.labels)),
         ("generation", volume.generation.to_string()),
         ("created", show_time(volume.create_time.as_ref())),
@@ -508,6 +520,7 @@ mod tests {
             source: Some(Source::Snapshot(Uuid::from_u128(9)).into()),
             snapshot_count: 2,
             reserved: true,
+            checksums: true,
             limits: limit::joined(&[
                 parse_limit("iops=1000:5000").unwrap(),
                 parse_limit("write-bytes=50MiB").unwrap(),

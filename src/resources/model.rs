@@ -63,6 +63,9 @@ pub struct Volume {
     /// Whether it is encrypted.
     #[serde(default)]
     pub encryption: VolumeEncryption,
+    /// Whether its data has checksums.
+    #[serde(default)]
+    pub checksums: bool,
 }
 
 /// Whether a volume is encrypted, and whether its key is there.

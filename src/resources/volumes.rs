@@ -33,6 +33,8 @@ pub struct NewVolume {
     pub limits: IoLimits,
     /// What it is encrypted with, if it is.
     pub key: Option<VolumeKey>,
+    /// Whether its data shall have checksums.
+    pub checksums: bool,
 }
 
 impl Resources {
@@ -59,6 +61,7 @@ impl Resources {
             labels,
             limits,
             key,
+            checksums,
         } = new.clone();
         let request = Request::CreateVolume {
             id,
@@ -68,6 +71,7 @@ impl Resources {
             labels,
             limits,
             encrypted: key.is_some(),
+            checksums,
         };
         refuse_generation(&mutation)?;
         self.mutate(locks, request, mutation, |model, intent| {
@@ -86,17 +90,24 @@ impl Resources {
                 differences.compare("size_bytes", info.size_bytes, new.size_bytes);
             }
             differences.compare("source", Source::from(info.source), new.source);
+            if new.checksums || new.source == Source::Blank {
+                differences.compare("checksums", info.checksums, new.checksums);
+            }
             differences.none_or(Object::volume(new.id))?;
             let info = self.check_key(&pool, info, &new).await?;
             return Ok(Done::unchanged(self.volume_view(&pool, info).await?));
         }
         let (pool, size_bytes) = self.place(&new).await?;
         pool.check_size(size_bytes)?;
+        if new.checksums {
+            pool.require(Capability::Checksums)?;
+        }
         intent.open().await?;
         let spec = VolumeSpec {
             id: new.id,
             size_bytes,
             source: new.source.into(),
+            checksums: new.checksums,
         };
         let created = match &new.key {
             None => pool.backend.create_volume(&spec).await?,
@@ -122,6 +133,7 @@ impl Resources {
             id: info.id,
             size_bytes: info.size_bytes,
             source: info.source,
+            checksums: info.checksums,
         };
         let same = match &new.key {
             None if info.encryption == Encryption::None => return Ok(info),
@@ -627,6 +639,7 @@ impl Resources {
             limits: record.limits,
             reserved: info.reserved,
             encryption: info.encryption.into(),
+            checksums: info.checksums,
         })
     }
 

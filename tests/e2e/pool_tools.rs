@@ -167,6 +167,7 @@ fn leave_partial_chunks(file: &Path) {
         id: volume,
         size_bytes: 1 << 30,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).unwrap();
     let handle = pool

@@ -53,6 +53,7 @@ impl Stage {
             id,
             size_bytes: options.size,
             source: DataSource::Blank,
+            checksums: false,
         })?;
         let handle = pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)?;
         if options.prepare == Prepare::Filled {

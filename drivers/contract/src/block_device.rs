@@ -250,6 +250,14 @@ pub enum IoError {
         /// Where and how.
         detail: String,
     },
+    /// What the medium holds here is not what was written: its checksum differs (SCSI: UNRECOVERED READ ERROR).
+    #[error("the data at byte {offset} is damaged: {detail}")]
+    Corrupt {
+        /// The first damaged block, in bytes of the device.
+        offset: u64,
+        /// Where it is on the medium, and what was expected and found.
+        detail: String,
+    },
     /// The pool has stopped taking writes after a failed flush or metadata write; nothing is certain until it
     /// is reopened.
     #[error("the pool has stopped: {reason}")]

@@ -26,7 +26,8 @@ use crate::{
 /// - V6: new, extended and discarded ranges read as zeros; no volume ever reads another's old data.
 /// - V7: a volume that is open for I/O is neither deleted nor reverted ([`Busy`](DriverError::Busy)); it can be
 ///   snapshotted, cloned and extended.
-/// - V8: in a full pool, deletes and discards work and whatever is mapped stays readable and writable.
+/// - V8: in a full pool, deletes and discards work and whatever is mapped stays readable, and writable unless it is shared
+///   or has checksums.
 /// - V9: differences never leave out a byte that differs. They may name more, up to a unit of allocation around it,
 ///   and finding them takes time that grows with what differs, not with the size. Of a volume that is written
 ///   meanwhile they hold at least what differed when they were asked for and is not discarded since.
@@ -34,6 +35,9 @@ use crate::{
 ///   tells of is damage; a pool without damage never has problems, whatever is going on.
 /// - V11: a reserved volume is one until it is told otherwise; its snapshots and clones are not. Where the pool knows
 ///   levels ([`SpaceLevel`](crate::SpaceLevel)), only reserved volumes take space from `critical` on.
+/// - V12: a volume that was created with checksums has them for its life, and so have its snapshots, its clones and theirs. What
+///   is not what was written there is never read: the answer is [`Corrupt`](crate::IoError::Corrupt), and nothing else
+///   ever is.
 #[async_trait]
 pub trait VolumeBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -46,7 +50,7 @@ pub trait VolumeBackend: Send + Sync + 'static {
     ///
     /// # Errors
     /// `InvalidArgument` for a size that is zero, not a multiple of the allocation's logical block, above the
-    /// backend's limit or below the source's; `NotFound` for the source; `AlreadyExists` (V1).
+    /// backend's limit or below the source's, or for checksums of what is made of a volume that has none; `NotFound` for the source; `AlreadyExists` (V1).
     async fn create_volume(&self, spec: &VolumeSpec) -> Result<Outcome<VolumeInfo>, DriverError>;
 
     /// Returns one volume.
@@ -223,6 +227,8 @@ pub enum Capability {
     Encryption,
     /// The pool grows while it is in use.
     Grow,
+    /// Volumes whose data has checksums.
+    Checksums,
 }
 
 impl Capability {
@@ -239,6 +245,7 @@ impl Capability {
             Capability::Differences => "differences",
             Capability::Encryption => "encryption",
             Capability::Grow => "grow",
+            Capability::Checksums => "checksums",
         }
     }
 }
@@ -320,6 +327,16 @@ pub struct VolumeSpec {
     pub size_bytes: u64,
     /// What it begins with.
     pub source: DataSource,
+    /// Whether its data shall have checksums (V12). What is made of another volume has them if that one does, asked for or not.
+    pub checksums: bool,
+}
+
+impl VolumeSpec {
+    /// Tells whether an existing volume that has checksums, or not, may be the one described.
+    pub fn is_met_by_checksums(&self, has_checksums: bool) -> bool {
+        let may_inherit = self.source != DataSource::Blank;
+        has_checksums == self.checksums || has_checksums && may_inherit
+    }
 }
 
 /// A volume as it is.
@@ -337,6 +354,8 @@ pub struct VolumeInfo {
     pub reserved: bool,
     /// Whether it is encrypted.
     pub encryption: Encryption,
+    /// Whether its data has checksums (V12).
+    pub checksums: bool,
 }
 
 /// A snapshot, described by its creator.

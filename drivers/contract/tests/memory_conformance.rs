@@ -90,6 +90,7 @@ fn open_volume(size_bytes: u64, mode: OpenMode) -> Arc<dyn BlockDevice> {
         id,
         size_bytes,
         source,
+        checksums: false,
     }))
     .unwrap();
     block_on(backend.open(VersionId::Volume(id), mode)).unwrap()

@@ -112,6 +112,7 @@ impl Bench {
             id,
             size_bytes: MOST_WRITERS * SPAN_BYTES,
             source: DataSource::Blank,
+            checksums: false,
         };
         self.pool.create_volume(&spec).expect("a volume");
         let handle = self.pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite);

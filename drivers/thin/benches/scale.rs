@@ -93,6 +93,7 @@ impl Bench {
             id,
             size_bytes: GIB,
             source,
+            checksums: false,
         };
         self.pool.create_volume(&spec).unwrap();
         id
@@ -215,6 +216,7 @@ fn mapped(folder: &Path, mapped_gib: u64) {
                 id,
                 size_bytes,
                 source,
+                checksums: false,
             })
             .unwrap();
         let volume = bench

@@ -115,6 +115,7 @@ fn filled(pool: &Arc<Pool>, number: u128, key: Option<VolumeKey>) -> anyhow::Res
         id,
         size_bytes: VOLUME_BYTES,
         source: DataSource::Blank,
+        checksums: false,
     };
     match key {
         Some(key) => pool.create_encrypted_volume(&spec, &key)?,

@@ -47,6 +47,7 @@ fn main() -> anyhow::Result<()> {
             id: volume,
             size_bytes: RANDOM_BYTES,
             source: DataSource::Blank,
+            checksums: false,
         })?;
         let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
         let what = format!("at most {max_partial_chunks} partial chunks");
@@ -64,6 +65,7 @@ fn main() -> anyhow::Result<()> {
             id: volume,
             size_bytes: SEQUENTIAL_BYTES,
             source: DataSource::Blank,
+            checksums: false,
         })?;
         let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
         measure_queue(&handle, &format!("{what}, unmapped"))?;
@@ -78,6 +80,7 @@ fn main() -> anyhow::Result<()> {
             id: volume,
             size_bytes,
             source: DataSource::Blank,
+            checksums: false,
         })?;
         let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
         measure(&handle, request_bytes, "unmapped")?;

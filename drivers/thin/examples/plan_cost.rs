@@ -30,6 +30,7 @@ fn main() -> anyhow::Result<()> {
         id: volume,
         size_bytes: VOLUME_BYTES,
         source: DataSource::Blank,
+        checksums: false,
     })?;
     let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
     fill(&handle)?;

@@ -15,9 +15,9 @@ use quarry_contract::{Durability, IoBuffer, IoError};
 use smallvec::SmallVec;
 
 use crate::data_path::{Content, LOGICAL_BLOCK_BYTES, medium};
+use crate::given::Given;
 use crate::handle::VersionHandle;
 use crate::locks::read;
-use crate::part_write::{Cover, whole_blocks};
 use crate::partial::Blocks;
 use crate::plan::ChunkPart;
 use crate::pool::{Decision, Priority};
@@ -26,13 +26,6 @@ use crate::{PoolDevice, PoolError};
 
 /// The longest write of this kind, in bytes: its records have to fit a batch of the shortest log.
 pub(crate) const ATOMIC_WRITE_BYTES: u32 = 1 << 20;
-
-/// What one new chunk gets of its own.
-struct Piece<'a> {
-    index: u64,
-    blocks: Blocks,
-    bytes: Cover<'a>,
-}
 
 impl VersionHandle {
     /// Writes all of the data or, when it is refused or cut short by anything, nothing of it. Takes space also where the
@@ -72,11 +65,11 @@ impl VersionHandle {
         let indexes = request.start / chunk_bytes..request.end.div_ceil(chunk_bytes);
         let count = indexes.end - indexes.start;
         let _latches = self.pool.latches.exclusive(self.node, indexes.start, count);
-        let mut pieces: SmallVec<[Piece<'_>; 4]> = SmallVec::new();
+        let mut pieces: SmallVec<[(u64, Given<'_>); 4]> = SmallVec::new();
         for index in indexes {
             let part = ChunkPart::of(&request, index, chunk_bytes);
             let bytes = &data[part.in_buffer(part.within.clone())];
-            pieces.push(self.piece(index, &part.within, bytes)?);
+            pieces.push((index, self.piece(index, &part.within, bytes)?));
         }
         let chunks = self.take_chunks(count).map_err(PoolError::into_io_error)?;
         let mapped = self.write_and_map_pieces(&pieces, &chunks);
@@ -88,50 +81,31 @@ impl VersionHandle {
 
     /// Works out what the new chunk of an index is to hold of its own, so that it holds these bytes in this range and
     /// everything else as it is.
-    fn piece<'a>(&self, index: u64, within: &Range<u64>, bytes: &'a [u8]) -> Result<Piece<'a>, IoError> {
-        let pool = &self.pool;
+    fn piece<'a>(&self, index: u64, within: &Range<u64>, bytes: &'a [u8]) -> Result<Given<'a>, IoError> {
         let located = self.locate(index).map_err(PoolError::into_io_error)?;
         let old = located.entry.is_mapped().then(|| located.entry.chunk());
-        let whole = Blocks::all(pool.geometry.chunk_bytes);
         // A lender has to be whole (F2).
-        let borrows = located.partial.is_none() && pool.may_begin_partial(&read(&pool.state));
-        let blocks = match borrows {
-            true => Blocks::touching(within),
-            false => whole,
-        };
-        let read_old = |range: Range<u64>, target: &mut [u8]| match (old, &located.partial) {
-            (None, _) => Ok(()),
-            (Some(chunk), None) => pool
-                .device
-                .read_at(pool.chunk_offset(chunk) + range.start, target),
-            (Some(chunk), Some(view)) => pool.read_partial(chunk, view, range, target),
-        };
-        let failed = medium("completing", within.start);
-        if blocks != whole || *within == whole.bytes() {
-            let bytes = whole_blocks(blocks, within, Content::Data(bytes), read_old).map_err(failed)?;
-            return Ok(Piece { index, blocks, bytes });
+        let borrows = located.partial.is_none() && self.pool.may_begin_partial(&read(&self.pool.state));
+        let content = Content::Data(bytes);
+        match borrows {
+            true => self.given_part(index, within, content, old),
+            false => {
+                let source = old.map(|chunk| (chunk, located.partial.as_ref()));
+                self.given_whole(index, within, content, source)
+            }
         }
-        let mut copy = IoBuffer::zeroed(pool.geometry.chunk_bytes as usize);
-        read_old(whole.bytes(), &mut copy).map_err(failed)?;
-        copy[within.start as usize..within.end as usize].copy_from_slice(bytes);
-        Ok(Piece {
-            index,
-            blocks,
-            bytes: Cover::Completed(copy),
-        })
     }
 
-    fn write_and_map_pieces(&self, pieces: &[Piece<'_>], chunks: &[u64]) -> Result<(), IoError> {
+    fn write_and_map_pieces(&self, pieces: &[(u64, Given<'_>)], chunks: &[u64]) -> Result<(), IoError> {
         let pool = &self.pool;
         let node = self.node;
         let whole = Blocks::all(pool.geometry.chunk_bytes);
         let mut records: SmallVec<[Record; 2]> = SmallVec::new();
-        for (piece, chunk) in pieces.iter().zip(chunks) {
-            let Piece { index, blocks, .. } = *piece;
-            let chunk = *chunk;
+        for ((index, given), chunk) in pieces.iter().zip(chunks) {
+            let (index, blocks, chunk) = (*index, given.blocks, *chunk);
             let at = pool.chunk_offset(chunk) + blocks.bytes().start;
             pool.device
-                .write_at(at, &piece.bytes)
+                .write_at(at, &given.bytes)
                 .map_err(medium("writing", at))?;
             records.push(match blocks == whole {
                 true => Record::Map { node, index, chunk },
@@ -143,8 +117,9 @@ impl VersionHandle {
                 },
             });
         }
-        let claims = pieces.iter().zip(chunks);
-        records.extend(claims.filter_map(|(piece, chunk)| pool.claim(*chunk, piece.blocks, &piece.bytes)));
+        for ((_, given), chunk) in pieces.iter().zip(chunks) {
+            records.extend(pool.vouch(*chunk, given.blocks, &given.bytes, given.sums.as_ref()));
+        }
         pool.change(Priority::Normal, |_| Ok(Decision::Apply(records.clone())))
             .map_err(PoolError::into_io_error)
     }

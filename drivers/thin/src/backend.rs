@@ -210,6 +210,7 @@ impl VolumeBackend for ThinBackend {
             Capability::Differences,
             Capability::Encryption,
             Capability::Grow,
+            Capability::Checksums,
         ];
         features.sort_unstable();
         BackendCapabilities {

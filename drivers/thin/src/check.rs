@@ -16,6 +16,7 @@ use crate::page_space::{CopyClass, PageSpace};
 use crate::pool::Pool;
 use crate::recovery::read_bitmap_block;
 use crate::state::StoredIndex;
+use crate::sums::Checksums;
 use crate::version::NodeId;
 use zerocopy::FromBytes;
 
@@ -53,6 +54,9 @@ struct Subject {
     owns: Ownership,
     mapped_chunks: u64,
     own_chunks: i64,
+    checksums: Checksums,
+    /// Its parent's.
+    inherited: Option<Checksums>,
 }
 
 /// The state as of the check's moment.
@@ -66,6 +70,7 @@ struct Picture {
     loans: Vec<(u64, Option<u64>)>,
     orphans: HashSet<u64>,
     key_chunks: HashSet<u64>,
+    sum_roots: Vec<Slot>,
     keys: Vec<KeyRef>,
     reclaim_in_progress: bool,
 }
@@ -117,6 +122,9 @@ impl Pool {
         for subject in &picture.subjects {
             check.version(subject, &picture);
         }
+        for root in &picture.sum_roots {
+            check.sum_pages(root, INNER_LEVELS, &picture);
+        }
         check.totals(&picture);
         check.keys(&picture.keys);
         Ok(check.report)
@@ -130,6 +138,11 @@ impl Pool {
             owns: state.versions.ownership(version),
             mapped_chunks: version.mapped_chunks,
             own_chunks: version.own_chunks,
+            checksums: version.checksums,
+            inherited: version
+                .parent
+                .and_then(|parent| state.versions.find(parent))
+                .map(|parent| parent.checksums),
         };
         Picture {
             geometry: state.geometry,
@@ -143,6 +156,7 @@ impl Pool {
             loans: state.partials.loans().collect(),
             orphans: state.partials.orphans().collect(),
             key_chunks: state.keys.chunks().collect(),
+            sum_roots: state.sums.roots().to_vec(),
             keys: state.versions.live_keys().collect(),
             reclaim_in_progress: state.versions.iter().any(|version| version.reap_cursor > 0),
         }
@@ -221,6 +235,14 @@ impl Check<'_> {
 
     fn version(&mut self, subject: &Subject, picture: &Picture) {
         let node = subject.node.0;
+        if subject
+            .inherited
+            .is_some_and(|inherited| inherited != subject.checksums)
+        {
+            self.problem(format!(
+                "version {node} has checksums and its parent has none, or the other way round"
+            ));
+        }
         let mut owned = 0;
         self.walk_owned(subject, &subject.root, INNER_LEVELS, 0, picture, &mut owned);
         if owned != subject.own_chunks && !picture.reclaim_in_progress {
@@ -288,6 +310,25 @@ impl Check<'_> {
                     let child_first = first + i as u64 * leaves_covered(level - 1);
                     self.walk_owned(subject, slot, level - 1, child_first, picture, owned);
                 }
+            }
+        }
+    }
+
+    /// Verifies the pages of a sum tree, both copies of each. What they say of data is a scrub's to verify.
+    fn sum_pages(&mut self, slot: &Slot, level: u32, picture: &Picture) {
+        if slot.is_empty() {
+            return;
+        }
+        let pointer = slot.pointer();
+        if !pointer.is_none() {
+            self.own_page(pointer, picture, "page of checksums");
+        }
+        if let Some(page) = self.page(slot, level)
+            && let Child::Inner(slots) = page.child()
+        {
+            let slots = read(slots).clone();
+            for slot in &slots {
+                self.sum_pages(slot, level - 1, picture);
             }
         }
     }

@@ -22,8 +22,9 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::format::{
-    AddedDevices, BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION,
-    INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE, SuperblockFields,
+    AddedDevices, BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS,
+    INCOMPAT_ENCRYPTION, INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE,
+    SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::grow::wipe_tails;
@@ -50,6 +51,8 @@ pub(crate) struct Frozen {
     partials: Vec<u64>,
     /// As the index stream lists them; `None` in a pool without encrypted volumes.
     keys: Option<Vec<u64>>,
+    /// The roots of the sum trees; `None` in a pool without checksummed volumes.
+    sum_roots: Option<Vec<Slot>>,
     reservation: Reservation,
     previous: StoredIndex,
     version_rows: usize,
@@ -96,7 +99,10 @@ impl State {
         let partials = 8 * self.partials.most_encoded_words(words) as u64;
         let keys = 8 * self.keys.most_encoded_words() as u64;
         let bitmap_pages = 8 + self.geometry.bitmap_pages() * 24;
-        let bytes = 16 + bitmap_pages + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials + keys;
+        // Another tree may come to be.
+        let sums = 8 + 24 * (self.sums.roots().len() as u64 + 1);
+        let bytes =
+            16 + bitmap_pages + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials + keys + sums;
         bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
     }
 
@@ -143,6 +149,7 @@ impl State {
             bitmap,
             partials: self.partials.encode(mask_words(&self.geometry)),
             keys: self.keys.wanted.then(|| self.keys.encode()),
+            sum_roots: self.sums.wanted.then(|| self.sums.roots().to_vec()),
             garbage,
             pages: self.pages.clone(),
             reservation,
@@ -194,7 +201,8 @@ impl Pool {
             let state = read(&self.state);
             let unchanged =
                 state.garbage.is_empty() && state.versions.dirty_row_pages() == 0 && !state.space.is_dirty();
-            let says_all = state.allows_encryption() || !state.keys.wanted;
+            let says_all = (state.allows_encryption() || !state.keys.wanted)
+                && (state.allows_checksums() || !state.sums.wanted);
             if unchanged && says_all && !state.log.has_anything() && new_layout.is_none() {
                 return Ok(());
             }
@@ -243,9 +251,13 @@ impl Frozen {
             written: Vec::new(),
             places: HashMap::new(),
         };
-        for root in self.rows.iter().flat_map(FrozenRows::roots) {
+        let sum_roots = self.sum_roots.iter().flatten();
+        for root in self.rows.iter().flat_map(FrozenRows::roots).chain(sum_roots) {
             trees.store(root)?;
         }
+        let place_of = |root| trees.place_of(root);
+        let sum_roots: Option<Vec<PagePointer>> =
+            (self.sum_roots.as_ref()).map(|roots| roots.iter().map(place_of).collect());
         let row_pages = trees.store_rows(&self.rows, std::mem::take(&mut self.previous.row_pages))?;
         let bitmap_pages = std::mem::take(&mut self.previous.bitmap_pages);
         let bitmap_pages = trees.store_bitmap_pages(geometry, &self.bitmap, bitmap_pages)?;
@@ -256,7 +268,7 @@ impl Frozen {
         }
 
         let freed = std::mem::take(&mut self.garbage).into_pointers();
-        let (index, pages) = self.index_stream(&bitmap_pages, &row_pages, &freed);
+        let (index, pages) = self.index_stream(&bitmap_pages, &row_pages, sum_roots.as_deref(), &freed);
         let index_bytes = index.len() as u64;
         let index_pages = self.store_index(device, &index)?;
         let (directory, directory_side, directory_crc32c) = self.store_bitmap(device, geometry)?;
@@ -309,7 +321,12 @@ impl Frozen {
         } else {
             0
         };
-        BASE_INCOMPAT | segments | encryption
+        let checksums = if self.sum_roots.is_some() {
+            INCOMPAT_CHECKSUMS
+        } else {
+            0
+        };
+        BASE_INCOMPAT | segments | encryption | checksums
     }
 
     /// Encodes the index stream and returns it with the page chunks that it lists: those that are left once this
@@ -318,6 +335,7 @@ impl Frozen {
         &self,
         bitmap_pages: &[PagePointer],
         row_pages: &[PagePointer],
+        sum_roots: Option<&[PagePointer]>,
         freed: &[PagePointer],
     ) -> (Vec<u8>, PageSpace) {
         let geometry = &self.layout.geometry;
@@ -333,6 +351,7 @@ impl Frozen {
                 &pages,
                 &self.partials,
                 self.keys.as_deref(),
+                sum_roots,
             );
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
@@ -441,29 +460,47 @@ fn encode_index(
     pages: &PageSpace,
     partials: &[u64],
     keys: Option<&[u64]>,
+    sum_roots: Option<&[PagePointer]>,
 ) -> Vec<u8> {
-    let mut stream = Vec::new();
-    let mut word = |word: u64| stream.extend_from_slice(&word.to_le_bytes());
+    let mut stream = IndexWriter(Vec::new());
     for list in bitmap_pages.into_iter().chain([row_pages]) {
-        word(list.len() as u64);
-        for pointer in list {
-            word(pointer.first);
-            word(pointer.second);
-            word(u64::from(pointer.birth) | u64::from(pointer.crc32c) << 32);
+        stream.pointers(list);
+    }
+    stream.word(pages.chunk_count());
+    for (chunk, page_chunk) in pages.chunks() {
+        stream.word(chunk);
+        stream.word(page_chunk.class as u64);
+        stream.words(&page_chunk.used.0[..mask_words(geometry)]);
+    }
+    stream.words(partials);
+    stream.words(keys.unwrap_or_default());
+    if let Some(roots) = sum_roots {
+        stream.pointers(roots);
+    }
+    stream.0
+}
+
+/// Appends to the index stream.
+struct IndexWriter(Vec<u8>);
+
+impl IndexWriter {
+    fn word(&mut self, word: u64) {
+        self.0.extend_from_slice(&word.to_le_bytes());
+    }
+
+    fn words(&mut self, words: &[u64]) {
+        words.iter().for_each(|word| self.word(*word));
+    }
+
+    /// Appends how many there are, and each.
+    fn pointers(&mut self, pointers: &[PagePointer]) {
+        self.word(pointers.len() as u64);
+        for pointer in pointers {
+            self.word(pointer.first);
+            self.word(pointer.second);
+            self.word(u64::from(pointer.birth) | u64::from(pointer.crc32c) << 32);
         }
     }
-    word(pages.chunk_count());
-    for (chunk, page_chunk) in pages.chunks() {
-        word(chunk);
-        word(page_chunk.class as u64);
-        page_chunk.used.0[..mask_words(geometry)]
-            .iter()
-            .copied()
-            .for_each(&mut word);
-    }
-    partials.iter().copied().for_each(&mut word);
-    keys.into_iter().flatten().copied().for_each(&mut word);
-    stream
 }
 
 fn reserved(reservation: &mut Reservation) -> (u64, u64) {

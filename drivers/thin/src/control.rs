@@ -19,7 +19,7 @@ use crate::data_path::LOGICAL_BLOCK_BYTES;
 use crate::format::{INCOMPAT_RESERVED_VOLUMES, MAX_DEPTH};
 use crate::handle::{not_found, object_name};
 use crate::keys::KeyRef;
-use crate::locks::{lock, read};
+use crate::locks::{lock, read, write};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::state::State;
@@ -122,6 +122,7 @@ impl Pool {
             mapped_bytes: version.mapped_chunks * self.geometry.chunk_bytes,
             reserved: version.reserved,
             encryption: self.keys.encryption(version.key),
+            checksums: version.checksums.are_on(),
         }
     }
 
@@ -151,6 +152,7 @@ impl Pool {
                     spec.size_bytes.to_string(),
                 ),
                 ("source", describe(existing.source), describe(spec.source)),
+                checksums_of(&existing, spec),
                 (
                     "encryption",
                     encryption_of(&existing).into(),
@@ -164,6 +166,8 @@ impl Pool {
             drop(control);
             return self.unchanged(existing, VersionId::Volume(spec.id), differences);
         }
+        self.allow_checksums(spec)
+            .map_err(|error| self.driver_error(error))?;
         let mut epoch = None;
         self.change_metadata(|state| {
             let node = NodeId(state.next_node);
@@ -178,6 +182,16 @@ impl Pool {
         drop(control);
         self.commit_metadata()?;
         Ok(Outcome::Changed(created))
+    }
+
+    /// Sees to it that the superblock tells of checksummed volumes before there is one: from that checkpoint on, an older
+    /// Quarry refuses the pool.
+    pub(crate) fn allow_checksums(&self, spec: &VolumeSpec) -> Result<(), PoolError> {
+        if !spec.checksums || spec.source != DataSource::Blank || read(&self.state).allows_checksums() {
+            return Ok(());
+        }
+        write(&self.state).sums.wanted = true;
+        self.checkpoint()
     }
 
     /// Grows a volume.
@@ -513,11 +527,15 @@ fn create_records(
                 uuid,
                 size_bytes,
             };
-            Ok((smallvec![create], None))
+            let mut records = smallvec![create];
+            if spec.checksums {
+                records.push(Record::Checksum { node });
+            }
+            Ok((records, None))
         }
         DataSource::Snapshot(id) => {
             let parent = find_snapshot(state, id)?;
-            check_source(parent, size_bytes)?;
+            check_source(parent, spec)?;
             let clone = Record::Clone {
                 parent: parent.node,
                 node,
@@ -529,7 +547,7 @@ fn create_records(
         }
         DataSource::Volume(id) => {
             let head = find_volume(state, id)?;
-            check_source(head, size_bytes)?;
+            check_source(head, spec)?;
             let hidden = Record::Snapshot {
                 head: head.node,
                 node,
@@ -557,8 +575,15 @@ fn is_of_reserved(state: &State, source: DataSource) -> bool {
     version.is_some_and(|version| version.reserved)
 }
 
-fn check_source(source: &Version, size_bytes: u64) -> Result<(), DriverError> {
+fn check_source(source: &Version, spec: &VolumeSpec) -> Result<(), DriverError> {
     check_depth(source)?;
+    if !spec.is_met_by_checksums(source.checksums.are_on()) {
+        return Err(invalid(
+            "checksums",
+            "the source has none, and what is made of it cannot have any; leave it out".into(),
+        ));
+    }
+    let size_bytes = spec.size_bytes;
     if size_bytes < source.size() {
         return Err(invalid(
             "size_bytes",
@@ -635,6 +660,15 @@ pub(crate) fn encryption_of(volume: &VolumeInfo) -> &'static str {
         Encryption::None => "none",
         Encryption::Locked | Encryption::Unlocked => "aes-256-xts",
     }
+}
+
+/// In what an existing volume with checksums, or without, differs from a description.
+pub(crate) fn checksums_of(existing: &VolumeInfo, spec: &VolumeSpec) -> (&'static str, String, String) {
+    let requested = match spec.is_met_by_checksums(existing.checksums) {
+        true => existing.checksums,
+        false => spec.checksums,
+    };
+    ("checksums", existing.checksums.to_string(), requested.to_string())
 }
 
 pub(crate) fn describe(source: DataSource) -> String {

@@ -13,7 +13,6 @@
 use std::ops::Range;
 
 use quarry_contract::{Durability, IoBuffer, IoError};
-use smallvec::{SmallVec, smallvec};
 
 use crate::commit::stopped_by;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
@@ -21,10 +20,10 @@ use crate::handle::VersionHandle;
 use crate::latch::LatchTable;
 use crate::locks::read;
 use crate::map::{LeafView, find_leaf};
+use crate::part_write::Landed;
 use crate::partial::{Blocks, PartialView};
 use crate::plan::{Place, Plan, Planned};
-use crate::pool::{Decision, Pool, Priority};
-use crate::record::Record;
+use crate::pool::Pool;
 use crate::write_epoch::EpochGuard;
 use crate::{PoolDevice, PoolError};
 
@@ -48,11 +47,19 @@ pub(crate) struct Located {
     _epoch: Option<EpochGuard>,
 }
 
+impl Located {
+    /// Tells whether any of these blocks is the chunk's own.
+    fn holds_any(&self, blocks: Blocks) -> bool {
+        let mask = self.partial.as_ref().map(|view| view.mask);
+        mask.is_none_or(|mask| mask.touches(blocks))
+    }
+}
+
 impl VersionHandle {
     /// Reads. Blocks.
     ///
     /// # Errors
-    /// `OutOfRange`, `Misaligned`, `Medium`, `Closed`.
+    /// `OutOfRange`, `Misaligned`, `Medium`, `Corrupt`, `Closed`.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), IoError> {
         self.check_range(offset, buffer.len() as u64)?;
         if buffer.is_empty() {
@@ -77,13 +84,16 @@ impl VersionHandle {
                 target.fill(0);
                 continue;
             }
-            let chunk = located.entry.chunk();
-            let at = self.pool.chunk_offset(chunk) + within.start;
-            match &located.partial {
-                None => self.pool.read_bytes(at, target),
-                Some(view) => self.pool.read_partial(chunk, view, within, target),
+            let (chunk, view) = (located.entry.chunk(), located.partial.as_ref());
+            let blocks = Blocks::touching(&within).bytes();
+            if self.checksums.are_on() && blocks != within {
+                // Parts of a block cannot be verified.
+                let mut whole = IoBuffer::zeroed((blocks.end - blocks.start) as usize);
+                self.read_blocks(index, chunk, view, blocks.clone(), &mut whole)?;
+                target.copy_from_slice(&whole[(within.start - blocks.start) as usize..][..target.len()]);
+            } else {
+                self.read_blocks(index, chunk, view, within, target)?;
             }
-            .map_err(medium("reading", at))?;
         }
         Ok(())
     }
@@ -96,13 +106,13 @@ impl VersionHandle {
                 Place::Device(at) => self.pool.read_bytes(at, target).map_err(medium("reading", at))?,
             }
         }
-        Ok(())
+        plan.guard.verify(buffer)
     }
 
     /// Writes. Blocks.
     ///
     /// # Errors
-    /// `OutOfRange`, `Misaligned`, `ReadOnly`, `NoSpace`, `Medium`, `Stopped`, `Closed`.
+    /// `OutOfRange`, `Misaligned`, `ReadOnly`, `NoSpace`, `Medium`, `Corrupt`, `Stopped`, `Closed`.
     pub fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), IoError> {
         self.check_write(offset, data.len() as u64)?;
         match &self.cipher {
@@ -245,43 +255,40 @@ impl VersionHandle {
         content: Content<'_>,
     ) -> Result<(), IoError> {
         let _latch = self.pool.latches.exclusive(self.node, index, 1);
-        let located = self.locate(index).map_err(PoolError::into_io_error)?;
-        let mapped = located.entry.is_mapped().then(|| located.entry.chunk());
-        match (mapped, &located.partial) {
-            (Some(chunk), None) if located.owned => return self.write_in_place(chunk, &within, content),
-            (Some(chunk), Some(_)) if located.owned => {
-                return self.write_into_partial(chunk, &within, content);
+        let blocks = Blocks::touching(&within);
+        let located = loop {
+            let located = self.locate(index).map_err(PoolError::into_io_error)?;
+            // What a checksummed version has been given it keeps (D2).
+            if !located.owned || self.checksums.are_on() && located.holds_any(blocks) {
+                break located;
             }
+            let chunk = located.entry.chunk();
+            if located.partial.is_none() {
+                return self.write_in_place(chunk, &within, content);
+            }
+            match self.write_into_partial(index, chunk, &within, content)? {
+                Landed::Here => return Ok(()),
+                Landed::Nowhere => {}
+            }
+        };
+        let mapped = located.entry.is_mapped().then(|| located.entry.chunk());
+        let begins_partial =
+            !self.is_whole_chunk(&within) && self.pool.may_begin_partial(&read(&self.pool.state));
+        match (mapped, &located.partial) {
             (None, _) if matches!(content, Content::Zeros) => return Ok(()),
             // A lender has to be whole (F2).
-            (lender, None)
-                if !self.is_whole_chunk(&within) && self.pool.may_begin_partial(&read(&self.pool.state)) =>
+            (lender, None) if begins_partial => return self.map_part(index, &within, content, lender),
+            (Some(chunk), Some(view))
+                if begins_partial
+                    && self.checksums.are_on()
+                    && self.map_over_partial(index, &within, content, (chunk, view))? =>
             {
-                return self.map_part(index, &within, content, lender);
+                return Ok(());
             }
             _ => {}
         }
-        let whole = 0..self.pool.geometry.chunk_bytes;
-        let mut bytes = IoBuffer::zeroed(whole.end as usize);
-        if let Some(source) = mapped {
-            let at = self.pool.chunk_offset(source);
-            match &located.partial {
-                None => self.pool.device.read_at(at, &mut bytes),
-                Some(view) => self.pool.read_partial(source, view, whole, &mut bytes),
-            }
-            .map_err(medium("reading", at))?;
-        }
-        let target = &mut bytes[within.start as usize..within.end as usize];
-        match content {
-            Content::Data(data) => target.copy_from_slice(data),
-            Content::Zeros => target.fill(0),
-        }
-        let map = |chunk| Record::Map {
-            node: self.node,
-            index,
-            chunk,
-        };
-        self.map_new(Blocks::all(self.pool.geometry.chunk_bytes), &bytes, map)
+        let source = mapped.map(|chunk| (chunk, located.partial.as_ref()));
+        self.map_whole(index, &within, content, source)
     }
 
     fn is_whole_chunk(&self, within: &Range<u64>) -> bool {
@@ -304,35 +311,6 @@ impl VersionHandle {
             Content::Zeros => self.pool.zero_bytes(at, within.end - within.start),
         };
         written.map_err(medium("writing", at))
-    }
-
-    /// Takes a free chunk, writes this content to these blocks of it, and applies the record that maps it (W1).
-    /// The caller holds the latch of the chunk index exclusively.
-    pub(crate) fn map_new(
-        &self,
-        blocks: Blocks,
-        content: &[u8],
-        record: impl FnOnce(u64) -> Record,
-    ) -> Result<(), IoError> {
-        let chunks = self.take_chunks(1).map_err(PoolError::into_io_error)?;
-        let chunk = chunks[0];
-        let at = self.pool.chunk_offset(chunk) + blocks.bytes().start;
-        let written = self
-            .pool
-            .device
-            .write_at(at, content)
-            .map_err(medium("writing", at));
-        let mut map: SmallVec<[Record; 2]> = smallvec![record(chunk)];
-        map.extend(self.pool.claim(chunk, blocks, content));
-        let mapped = written.and_then(|()| {
-            self.pool
-                .change(Priority::Normal, |_| Ok(Decision::Apply(map.clone())))
-                .map_err(PoolError::into_io_error)
-        });
-        if mapped.is_err() {
-            self.pool.give_back_chunks(&chunks);
-        }
-        mapped
     }
 }
 

@@ -8,16 +8,18 @@
 
 use std::sync::atomic::Ordering;
 
-use quarry_contract::IoBuffer;
-use smallvec::SmallVec;
-
 use crate::locks::read;
+use crate::part_write::fill_records;
 use crate::partial::{Blocks, Home};
 use crate::pool::Pool;
+use crate::sums::Checksums;
 use crate::{PoolDevice, PoolError};
+use quarry_contract::IoBuffer;
 
 /// Chunks that one step fills.
 const FILL_CHUNKS: usize = 32;
+/// Runs of blocks that are recorded at once.
+const RUNS_AT_ONCE: usize = 32;
 
 impl Pool {
     /// Fills some partial chunks, and says how many it has gone to; tells whether it got any further.
@@ -45,34 +47,40 @@ impl Pool {
         let Some(view) = read(&self.state).partials.view(chunk) else {
             return Ok(Ok(()));
         };
-        let mut filled = SmallVec::<[_; 4]>::new();
+        let mut filled = Vec::new();
         for (piece, home) in view.pieces(0..self.geometry.chunk_bytes) {
             let at = self.chunk_offset(chunk) + piece.start;
             let length = piece.end - piece.start;
             // Only what was missing: the chunk's own blocks may be being overwritten.
             let blocks = Blocks::touching(&piece);
-            let lender = match home {
+            let claim = match home {
                 Home::Own => continue,
-                Home::Nowhere if self.device.is_hole(at, length) => {
-                    filled.push((blocks, self.claim_zeros(chunk, blocks)));
-                    continue;
+                Home::Nowhere if self.device.is_hole(at, length) => self.claim_zeros(chunk, blocks),
+                Home::Nowhere | Home::Lender(_) => {
+                    let mut bytes = IoBuffer::zeroed(length as usize);
+                    if let Home::Lender(lender) = home {
+                        let from = self.chunk_offset(lender) + piece.start;
+                        if let Err(error) = self.device.read_at(from, &mut bytes) {
+                            return Ok(Err(error));
+                        }
+                    }
+                    if let Err(error) = self.device.write_at(at, &bytes) {
+                        return Ok(Err(error));
+                    }
+                    self.claim(chunk, blocks, &bytes)
                 }
-                Home::Nowhere => None,
-                Home::Lender(lender) => Some(lender),
             };
-            let mut bytes = IoBuffer::zeroed(length as usize);
-            if let Some(lender) = lender {
-                let from = self.chunk_offset(lender) + piece.start;
-                if let Err(error) = self.device.read_at(from, &mut bytes) {
-                    return Ok(Err(error));
-                }
-            }
-            if let Err(error) = self.device.write_at(at, &bytes) {
-                return Ok(Err(error));
-            }
-            filled.push((blocks, self.claim(chunk, blocks, &bytes)));
+            // What is copied takes its sums along (D3).
+            let sums = match view.checksums {
+                Checksums::Off => None,
+                Checksums::On => Some(self.sums_under(chunk, Some(&view), blocks)?),
+            };
+            filled.push(fill_records(chunk, blocks, claim, sums.as_ref()));
         }
-        self.record_filled(chunk, &filled)?;
+        // Together they may be more than a batch of a short log takes.
+        for some in filled.chunks(RUNS_AT_ONCE) {
+            self.record_filled(chunk, &some.concat())?;
+        }
         Ok(Ok(()))
     }
 }

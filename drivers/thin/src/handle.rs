@@ -8,6 +8,7 @@ use quarry_contract::{DriverError, OpenMode, VersionId};
 use crate::keys::Cipher;
 use crate::locks::{lock, read};
 use crate::pool::Pool;
+use crate::sums::Checksums;
 use crate::version::NodeId;
 
 /// A volume or snapshot, open for I/O. Dropping the last reference closes it.
@@ -19,6 +20,8 @@ pub struct VersionHandle {
     size_bytes: Arc<AtomicU64>,
     /// What its data is encrypted with, if it is (Y1).
     pub(crate) cipher: Option<Arc<Cipher>>,
+    /// Whether its data has checksums (D3).
+    pub(crate) checksums: Checksums,
 }
 
 /// Who has a version open.
@@ -77,6 +80,7 @@ impl Pool {
             mode,
             size_bytes: Arc::clone(&version.size_bytes),
             cipher,
+            checksums: version.checksums,
         }))
     }
 

@@ -55,6 +55,8 @@ pub struct PoolStat {
     pub snapshots: u64,
     /// Versions that are deleted and whose space is not all reclaimed.
     pub dead_versions: u64,
+    /// Versions of all kinds whose data has checksums.
+    pub checksummed_versions: u64,
 }
 
 /// One copy of the superblock.
@@ -93,6 +95,8 @@ pub struct VersionRow {
     pub own_chunks: i64,
     /// Leaves that have been reclaimed.
     pub reap_cursor: u64,
+    /// Whether its data has checksums.
+    pub checksums: bool,
 }
 
 /// A run of a version's map: consecutive chunk indices on consecutive chunks.
@@ -155,6 +159,9 @@ impl Pool {
             volumes: state.versions.volume_count(),
             snapshots: state.versions.snapshot_count(),
             dead_versions: state.versions.dead().count() as u64,
+            checksummed_versions: (state.versions.iter())
+                .filter(|version| version.checksums.are_on())
+                .count() as u64,
         }
     }
 
@@ -202,6 +209,7 @@ impl Pool {
                 mapped_chunks: version.mapped_chunks,
                 own_chunks: version.own_chunks,
                 reap_cursor: version.reap_cursor,
+                checksums: version.checksums.are_on(),
             })
             .collect();
         rows.sort_by_key(|row| row.node);

@@ -12,10 +12,11 @@
 //! | how full a pool is, and who waits for space | `levels`, `waiters` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
 //! | what has changed between two versions | `differences` |
-//! | reads and writes | `data_path`, `whole_chunks`, `part_write`, `discard`; without blocking, `plan` |
+//! | reads and writes | `data_path`, `whole_chunks`, `part_write`, `given`, `discard`; without blocking, `plan` |
 //! | chunks that are not filled yet | `partial`, `filler` |
 //! | volumes and snapshots | `control`, `handle` |
 //! | encrypted volumes | `keys` |
+//! | checksummed volumes | `sums` |
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
@@ -41,6 +42,7 @@ mod file_device;
 mod filler;
 mod format;
 mod garbage;
+mod given;
 mod grow;
 mod handle;
 mod inspect;
@@ -70,6 +72,7 @@ mod salvage;
 pub mod sim;
 mod space;
 mod state;
+mod sums;
 mod turns;
 mod unsettled;
 mod version;

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 use crate::format::{BLOCK_BYTES, BatchHeader, FLAG_VERIFY};
-use crate::record::{MAX_RECORD_BYTES, Record};
+use crate::record::Record;
 use crate::unsettled::Unsettled;
 
 /// The longest batch, in blocks, without what reservations add to it.
@@ -24,8 +24,8 @@ const MAX_BATCH_BLOCKS: u64 = 256;
 /// The most reservations at a time; their records take no more than a block together.
 const MAX_RESERVATIONS: u64 = 32;
 const _: () = assert!(MAX_RESERVATIONS as usize * RESERVED_BYTES <= BLOCK_BYTES);
-/// What one reservation is for: a record and its claim.
-const RESERVED_BYTES: usize = 2 * MAX_RECORD_BYTES;
+/// What one reservation is for: a `fill`, its claim and its sums, in bytes (docs/formats/pool.md, "Redo log").
+const RESERVED_BYTES: usize = 13 + 17 + 45;
 
 /// The ring.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl LogRing {
         (ring_blocks / 4).clamp(1, MAX_BATCH_BLOCKS)
     }
 
-    /// Reserves room for one record and its claim, so that appending them later needs no commit and no checkpoint.
+    /// Reserves room for one `fill`, its claim and one record of its sums, so that appending them later needs no commit and no checkpoint.
     /// False when there is none now. Give it back with [`end_reservation`](Self::end_reservation) after the record was appended, or instead.
     pub fn try_reserve(&self) -> bool {
         let reserved = self.reserved.fetch_add(1, Ordering::Relaxed) + 1;

@@ -71,6 +71,7 @@ impl Pool {
             || self.checkpoint_if_due()?
             || self.commit_if_much_is_quarantined()?
             || self.reap_and_fill(turns, &mut reclaimed_leaves, &mut filled_chunks)?
+            || self.trim_sums()?
             || self.end_quarantine()?
             || self.settle_if_idle()?;
         Ok(Maintenance {
@@ -222,11 +223,11 @@ impl Pool {
     fn evict(&self, passes: u32) {
         let target = self.options.cache_bytes / 4 * 3;
         for _pass in 0..passes {
-            let nodes: Vec<NodeId> = read(&self.state)
-                .versions
-                .iter()
-                .map(|version| version.node)
-                .collect();
+            let nodes: Vec<NodeId> = {
+                let state = read(&self.state);
+                let versions = state.versions.iter().map(|version| version.node);
+                versions.chain(state.sums.nodes()).collect()
+            };
             let mut seen = HashSet::new();
             for node in nodes {
                 if self.clean_bytes() <= target {
@@ -234,16 +235,13 @@ impl Pool {
                 }
                 let root = {
                     let state = read(&self.state);
-                    state
-                        .versions
-                        .find(node)
-                        .and_then(|version| version.root.node().cloned())
+                    state.root(node).and_then(|root| root.node().cloned())
                 };
                 let Some(root) = root else { continue };
                 evict_below(&root, &mut seen);
                 let idle = root.stored().is_some() && !root.take_recently_used();
                 drop(root);
-                if idle && let Some(slot) = write(&self.state).versions.root_mut(node) {
+                if idle && let Some(slot) = write(&self.state).root_mut(node) {
                     slot.evict();
                 }
             }

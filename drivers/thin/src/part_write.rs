@@ -11,7 +11,7 @@ use std::ops::{Deref, Range};
 use std::sync::LazyLock;
 
 use quarry_contract::{IoBuffer, IoError};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use crate::data_path::{Content, medium};
 use crate::format::{BLOCK, BLOCK_BYTES};
@@ -21,6 +21,7 @@ use crate::partial::{Blocks, Home, MASK_BLOCKS, PartialView};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::state::State;
+use crate::sums::{BlockSums, Checksums};
 use crate::{PoolDevice, PoolError};
 
 /// The checksum of so many blocks of zeros.
@@ -30,6 +31,15 @@ static ZEROS_CRC32C: LazyLock<Vec<u32>> = LazyLock::new(|| {
         .take(MASK_BLOCKS + 1)
         .collect()
 });
+
+/// What has become of a write into a partial chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Landed {
+    /// It is there.
+    Here,
+    /// The chunk holds these blocks and has checksums: they have to go to another one (D2).
+    Nowhere,
+}
 
 impl VersionHandle {
     /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by `lender`, or zeros. The caller
@@ -41,42 +51,39 @@ impl VersionHandle {
         content: Content<'_>,
         lender: Option<u64>,
     ) -> Result<(), IoError> {
-        let blocks = Blocks::touching(within);
-        let cover = whole_blocks(blocks, within, content, |bytes, target| match lender {
-            Some(lender) => {
-                let at = self.pool.chunk_offset(lender) + bytes.start;
-                self.pool.device.read_at(at, target)
-            }
-            None => Ok(()),
-        });
-        let cover = cover.map_err(medium("completing", within.start))?;
-        let map = |chunk| Record::MapPart {
-            node: self.node,
+        let given = self.given_part(index, within, content, lender)?;
+        let (node, blocks) = (self.node, given.blocks);
+        self.map_given(&[given], |chunk| Record::MapPart {
+            node,
             index,
             chunk,
             blocks,
-        };
-        self.map_new(blocks, &cover, map)
+        })
     }
 
     /// Writes into an owned chunk that was partial when it was looked up. The caller holds the index's latch exclusively,
     /// and the epoch until this returns: what becomes part of the chunk belongs to a snapshot taken meanwhile.
     pub(crate) fn write_into_partial(
         &self,
+        index: u64,
         chunk: u64,
         within: &Range<u64>,
         content: Content<'_>,
-    ) -> Result<(), IoError> {
+    ) -> Result<Landed, IoError> {
         let _filling = self.pool.fill_latches.whole(chunk);
         let blocks = Blocks::touching(within);
         let view = read(&self.pool.state).partials.view(chunk);
         let view = match view {
             Some(view) if !view.mask.covers(blocks) => view,
+            _ if self.checksums.are_on() => return Ok(Landed::Nowhere),
             // Whole by now, at least where it matters.
-            _ => return self.write_in_place(chunk, within, content),
+            _ => return self.write_in_place(chunk, within, content).map(|()| Landed::Here),
         };
+        if self.checksums.are_on() && view.mask.touches(blocks) {
+            return Ok(Landed::Nowhere);
+        }
         if matches!(content, Content::Zeros) && view.lender.is_none() && !view.mask.touches(blocks) {
-            return Ok(());
+            return Ok(Landed::Here);
         }
         // Blocks of the mask among them are overwritten.
         self.pool
@@ -84,16 +91,56 @@ impl VersionHandle {
             .map_err(PoolError::into_io_error)?;
         let at = self.pool.chunk_offset(chunk) + blocks.bytes().start;
         let cover = whole_blocks(blocks, within, content, |bytes, target| {
-            self.pool.read_partial(chunk, &view, bytes, target)
-        });
-        let cover = cover.map_err(medium("completing", at))?;
+            self.read_blocks(index, chunk, Some(&view), bytes, target)
+        })?;
         self.pool
             .device
             .write_at(at, &cover)
             .map_err(medium("writing", at))?;
+        let claim = self.pool.claim(chunk, blocks, &cover);
+        let records = fill_records(chunk, blocks, claim, self.checksums.of(&cover).as_ref());
         self.pool
-            .record_filled(chunk, &[(blocks, self.pool.claim(chunk, blocks, &cover))])
-            .map_err(PoolError::into_io_error)
+            .record_filled(chunk, &records)
+            .map_err(PoolError::into_io_error)?;
+        Ok(Landed::Here)
+    }
+
+    /// Reads whole blocks of a chunk at chunk index `index`, and verifies them if they have checksums (D3).
+    pub(crate) fn read_blocks(
+        &self,
+        index: u64,
+        chunk: u64,
+        view: Option<&PartialView>,
+        bytes: Range<u64>,
+        target: &mut [u8],
+    ) -> Result<(), IoError> {
+        let at = self.pool.chunk_offset(chunk) + bytes.start;
+        self.pool
+            .read_under(chunk, view, bytes.clone(), target)
+            .map_err(medium("reading", at))?;
+        match self.checksums.are_on() {
+            true => self.verify_blocks(index, chunk, view, Blocks::touching(&bytes), target),
+            false => Ok(()),
+        }
+    }
+
+    /// Verifies blocks of a chunk at chunk index `index` that have been read (D3).
+    pub(crate) fn verify_blocks(
+        &self,
+        index: u64,
+        chunk: u64,
+        view: Option<&PartialView>,
+        blocks: Blocks,
+        bytes: &[u8],
+    ) -> Result<(), IoError> {
+        let bad = self
+            .pool
+            .find_bad_block(chunk, view, blocks, bytes)
+            .map_err(PoolError::into_io_error)?;
+        let offset = index * self.pool.geometry.chunk_bytes;
+        bad.map_or(Ok(()), |bad| {
+            Err(self.pool.corrupt(offset + bad.block * BLOCK, bad))
+        })
     }
 }
 
@@ -117,45 +164,66 @@ impl Pool {
         })
     }
 
-    /// Records that a partial chunk holds these blocks, with their claims, if it still is partial. The caller holds its
-    /// fill latch and has written them (F5).
-    pub(crate) fn record_filled(
-        &self,
-        chunk: u64,
-        filled: &[(Blocks, Option<Record>)],
-    ) -> Result<(), PoolError> {
-        // It needs no space and may give some back, so it works in a full pool.
-        self.change(Priority::Reclaim, |state| {
-            let still_partial = state.partials.contains(chunk);
-            let mut records = SmallVec::new();
-            if still_partial {
-                for (blocks, claim) in filled {
-                    let blocks = *blocks;
-                    records.push(Record::Fill { chunk, blocks });
-                    records.extend(*claim);
-                }
-            }
-            Ok(Decision::Apply(records))
-        })
-    }
-
-    /// As [`record_filled`](Self::record_filled), without waiting: room in the log has been reserved.
-    pub(crate) fn record_filled_as_reserved(
+    /// Makes the records that go behind one that gives these blocks to a chunk: the claim that they hold these bytes (U1),
+    /// and their sums, if they have any (D1).
+    pub(crate) fn vouch(
         &self,
         chunk: u64,
         blocks: Blocks,
         bytes: &[u8],
-    ) -> Result<(), PoolError> {
-        self.check_running()?;
-        let mut records: SmallVec<[Record; 2]> = smallvec![Record::Fill { chunk, blocks }];
-        records.extend(self.claim(chunk, blocks, bytes));
+        sums: Option<&BlockSums>,
+    ) -> SmallVec<[Record; 4]> {
+        let claim = self.claim(chunk, blocks, bytes);
+        let sums = sums.map(|sums| sums.records(chunk, blocks));
+        claim.into_iter().chain(sums.into_iter().flatten()).collect()
+    }
+
+    /// Records what fills a partial chunk, if it still is partial. The caller holds its fill latch and has written the
+    /// blocks (F5).
+    pub(crate) fn record_filled(&self, chunk: u64, records: &[Record]) -> Result<(), PoolError> {
+        // It needs no space, but for sums, and may give some back, so it works in a full pool.
+        self.change(Priority::Reclaim, |state| {
+            let still_partial = state.partials.contains(chunk);
+            Ok(Decision::Apply(match still_partial {
+                true => SmallVec::from_slice(records),
+                false => SmallVec::new(),
+            }))
+        })
+    }
+
+    /// As [`record_filled`](Self::record_filled), without waiting: room in the log has been reserved. `None` when something
+    /// else has to be waited for, which only sums need.
+    pub(crate) fn try_record_filled(
+        &self,
+        chunk: u64,
+        records: &[Record],
+        checksums: Checksums,
+    ) -> Option<Result<(), PoolError>> {
+        if let Err(stopped) = self.check_running() {
+            return Some(Err(stopped));
+        }
         let mut state = write(&self.state);
         if !state.partials.contains(chunk) {
-            return Ok(());
+            return Some(Ok(()));
         }
-        state
-            .apply_and_log(&records)
-            .map_err(|bug| self.stop_for_bug(bug))
+        if checksums.are_on() && state.obstacle_beside_log(records, Priority::Reclaim).is_some() {
+            return None;
+        }
+        Some(state.apply_and_log(records).map_err(|bug| self.stop_for_bug(bug)))
+    }
+
+    /// Reads a range of a chunk, wherever its pieces are.
+    pub(crate) fn read_under(
+        &self,
+        chunk: u64,
+        view: Option<&PartialView>,
+        within: Range<u64>,
+        target: &mut [u8],
+    ) -> io::Result<()> {
+        match view {
+            None => self.read_bytes(self.chunk_offset(chunk) + within.start, target),
+            Some(view) => self.read_partial(chunk, view, within, target),
+        }
     }
 
     /// Reads a range of a partial chunk from wherever its pieces are (F1).
@@ -186,6 +254,19 @@ impl Pool {
     }
 }
 
+/// Makes the records that give more blocks to a partial chunk.
+pub(crate) fn fill_records(
+    chunk: u64,
+    blocks: Blocks,
+    claim: Option<Record>,
+    sums: Option<&BlockSums>,
+) -> SmallVec<[Record; 4]> {
+    let sums = sums.map(|sums| sums.records(chunk, blocks));
+    let fill = Record::Fill { chunk, blocks };
+    let vouching = claim.into_iter().chain(sums.into_iter().flatten());
+    [fill].into_iter().chain(vouching).collect()
+}
+
 /// Whole blocks: a request's own bytes, or a copy of them completed with what was around them.
 pub(crate) enum Cover<'a> {
     Request(&'a [u8]),
@@ -208,8 +289,8 @@ pub(crate) fn whole_blocks<'a>(
     blocks: Blocks,
     within: &Range<u64>,
     content: Content<'a>,
-    mut read_under: impl FnMut(Range<u64>, &mut [u8]) -> io::Result<()>,
-) -> io::Result<Cover<'a>> {
+    mut read_under: impl FnMut(Range<u64>, &mut [u8]) -> Result<(), IoError>,
+) -> Result<Cover<'a>, IoError> {
     let bytes = blocks.bytes();
     if let Content::Data(data) = content
         && bytes == *within

@@ -17,10 +17,13 @@ use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
 use crate::locks::{read, write};
 use crate::map::{LeafView, find_leaf};
+use crate::part_write::fill_records;
 use crate::partial::{Blocks, Home, PartialView};
 use crate::plan_map::PlannedMaps;
 use crate::pool::Pool;
+use crate::record::Record;
 use crate::state::State;
+use crate::sums::{Checksums, ExpectedSums, FewSums};
 use crate::write_epoch::EpochGuard;
 
 /// The answer to a non-blocking look-up.
@@ -82,13 +85,15 @@ pub enum Finished {
     NeedsSlowPath(PlanGuard),
 }
 
-/// The partial chunks of a plan; rare, and so kept out of its way.
+/// The partial chunks of a plan, and the checksums; rare, and so kept out of its way.
 #[derive(Default)]
 struct PlannedPartials {
     /// What the plan uses stays what it is (F4).
     views: Vec<PartialView>,
     /// What the plan writes outside of a mask.
     fill: Option<PlannedFill>,
+    /// What a read of a checksummed version has to find (D3).
+    expected: Option<ExpectedSums>,
 }
 
 /// Blocks that a plan adds to a partial chunk: their fill latches (F5) and a reservation in the log are held.
@@ -98,6 +103,7 @@ struct PlannedFill {
     blocks: Blocks,
     /// Their bytes in the request.
     buffer: Range<usize>,
+    checksums: Checksums,
 }
 
 /// What a plan is for.
@@ -132,8 +138,14 @@ impl From<Result<Plan, Unplanned>> for Planned {
 }
 
 impl VersionHandle {
-    /// Looks up a read without blocking.
+    /// Looks up a read without blocking. What was read is what was written only once its guard is
+    /// [finished](PlanGuard::finish) without an error.
     pub fn plan_read(&self, offset: u64, length: usize) -> Planned {
+        let aligned = offset.is_multiple_of(BLOCK) && (length as u64).is_multiple_of(BLOCK);
+        // Parts of a block cannot be verified.
+        if self.checksums.are_on() && !aligned {
+            return Planned::NeedsSlowPath;
+        }
         match self.checked_range(offset, length) {
             Some(request) => self.plan(&request, Access::Read).into(),
             None => Planned::NeedsSlowPath,
@@ -207,8 +219,11 @@ impl VersionHandle {
                 };
                 (index..=leaf_last).try_for_each(|index| {
                     let entry = entries.map_or(LeafEntry::UNMAPPED, |e| e[index as usize % LEAF_ENTRIES]);
-                    let owned =
-                        ownership.is_none_or(|o| entry.is_mapped() && o.owns(entry.birth(), leaf + 1));
+                    let owned = ownership.is_none_or(|o| {
+                        entry.is_mapped()
+                            && o.owns(entry.birth(), leaf + 1)
+                            && !self.goes_elsewhere(state, index, entry, request)
+                    });
                     match (owned, access) {
                         (true, _) => self.plan_chunk(plan, state, index, entry, request, access),
                         (false, Access::Map) => self.plan_map(plan, state, index, entry, request),
@@ -225,6 +240,16 @@ impl VersionHandle {
         Ok(())
     }
 
+    /// Tells whether a write over a chunk that its version owns goes to another one all the same: a checksummed version keeps
+    /// what it has been given (D2).
+    fn goes_elsewhere(&self, state: &State, index: u64, entry: LeafEntry, request: &Range<u64>) -> bool {
+        self.checksums.are_on() && {
+            let part = ChunkPart::of(request, index, self.pool.geometry.chunk_bytes);
+            let blocks = Blocks::touching(&part.within);
+            state.partials.holds_any(entry.chunk(), blocks)
+        }
+    }
+
     /// Adds the part of a request that lies in one chunk. A write that would add blocks to a second partial chunk, or
     /// beside mapping others, needs the slow path.
     fn plan_chunk(
@@ -239,6 +264,7 @@ impl VersionHandle {
         let part = ChunkPart::of(request, index, self.pool.geometry.chunk_bytes);
         let in_buffer = |range: Range<u64>| part.in_buffer(range);
         let within = part.within.clone();
+        let verifies = self.checksums.are_on() && access == Access::Read;
         if !entry.is_mapped() {
             plan.add(in_buffer(within), Place::Zeros);
             return Ok(());
@@ -254,6 +280,9 @@ impl VersionHandle {
             return Err(Unplanned::NeedsSlowPath);
         }
         let Some(view) = state.partials.view(entry.chunk()) else {
+            if verifies && !plan.expect_sums(state, request.start, entry.chunk(), &within, &part) {
+                return Err(Unplanned::NeedsSlowPath);
+            }
             plan.add(in_buffer(within.clone()), place_in(entry.chunk(), within.start));
             return Ok(());
         };
@@ -262,6 +291,7 @@ impl VersionHandle {
                 chunk: entry.chunk(),
                 blocks,
                 buffer: in_buffer(within.clone()),
+                checksums: self.checksums,
             };
             // What is in the mask may be being overwritten, and then no claim is true of it (U1).
             if access == Access::Map || view.mask.touches(blocks) {
@@ -273,11 +303,18 @@ impl VersionHandle {
             return Ok(());
         }
         for (piece, home) in view.pieces(within) {
-            let place = match home {
-                Home::Own => place_in(entry.chunk(), piece.start),
-                Home::Lender(lender) => place_in(lender, piece.start),
-                Home::Nowhere => Place::Zeros,
+            let chunk = match home {
+                Home::Own => Some(entry.chunk()),
+                Home::Lender(lender) => Some(lender),
+                Home::Nowhere => None,
             };
+            let place = chunk.map_or(Place::Zeros, |chunk| place_in(chunk, piece.start));
+            if let Some(chunk) = chunk
+                && verifies
+                && !plan.expect_sums(state, request.start, chunk, &piece, &part)
+            {
+                return Err(Unplanned::NeedsSlowPath);
+            }
             plan.add(in_buffer(piece), place);
         }
         plan.guard.partials.get_or_insert_default().views.push(view);
@@ -287,7 +324,8 @@ impl VersionHandle {
     /// Gets what adding blocks to a partial chunk takes.
     fn plan_fill(&self, plan: &mut Plan, state: &State, fill: PlannedFill) -> Result<(), Unplanned> {
         let partials = plan.guard.partials.get_or_insert_default();
-        if partials.fill.is_some() {
+        let too_long = fill.checksums.are_on() && usize::from(fill.blocks.count) > FewSums::MOST;
+        if too_long || partials.fill.is_some() {
             return Err(Unplanned::NeedsSlowPath);
         }
         if !self.pool.fill_latches.try_blocks(fill.chunk, fill.blocks) {
@@ -314,6 +352,26 @@ impl Plan {
                 epoch: None,
             },
         }
+    }
+
+    /// Notes the sums of what is read from a piece of a chunk; false when they are not in memory. `offset` is where the request
+    /// begins in its version.
+    fn expect_sums(
+        &mut self,
+        state: &State,
+        offset: u64,
+        chunk: u64,
+        piece: &Range<u64>,
+        part: &ChunkPart,
+    ) -> bool {
+        let blocks = Blocks::touching(piece);
+        let Ok(sums) = state.sums_of(chunk, blocks) else {
+            return false;
+        };
+        let expected = &mut self.guard.partials.get_or_insert_default().expected;
+        let expected = expected.get_or_insert_with(|| ExpectedSums::of_request(offset));
+        expected.add(part.in_buffer(piece.clone()).start, chunk, blocks, sums);
+        true
     }
 
     /// Adds a segment, joined with the one before where it continues it.
@@ -361,19 +419,21 @@ impl ChunkPart {
 
 impl PlanGuard {
     /// Ends a plan whose I/O has succeeded, before that is told to anyone: what it wrote to a new or to a partial chunk
-    /// becomes part of the volume. `request` is what was written, all of it. Does not block. Of a plan whose I/O failed the
-    /// guard is dropped, and nothing has changed.
+    /// becomes part of the volume; what it read is verified. `request` is what was written or read, all of it, as it is on the
+    /// medium. Does not block. Of a plan whose I/O failed the guard is dropped, and nothing has changed.
     ///
-    /// Ends with `Stopped` when the pool has stopped since the plan was made.
+    /// Ends with `Stopped` when the pool has stopped since the plan was made, and with `Corrupt` when what was read is not what
+    /// was written.
     pub fn finish(mut self, request: &[u8]) -> Finished {
         if let Some(fill) = self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) {
-            let recorded =
-                self.pool
-                    .record_filled_as_reserved(fill.chunk, fill.blocks, &request[fill.buffer.clone()]);
-            return Finished::Ended(recorded.map_err(PoolError::into_io_error));
+            let records = fill.records(&self.pool, request);
+            return match self.pool.try_record_filled(fill.chunk, &records, fill.checksums) {
+                Some(recorded) => Finished::Ended(recorded.map_err(PoolError::into_io_error)),
+                None => Finished::NeedsSlowPath(self),
+            };
         }
         match &mut self.maps {
-            None => Finished::Ended(Ok(())),
+            None => Finished::Ended(self.verify(request)),
             Some(maps) => match maps.try_apply(&self.pool, request) {
                 Some(applied) => Finished::Ended(applied.map_err(PoolError::into_io_error)),
                 None => Finished::NeedsSlowPath(self),
@@ -388,11 +448,41 @@ impl PlanGuard {
     pub fn finish_blocking(self, request: &[u8]) -> Result<(), IoError> {
         match self.finish(request) {
             Finished::Ended(result) => result,
-            Finished::NeedsSlowPath(mut guard) => match &mut guard.maps {
-                None => Ok(()),
-                Some(maps) => maps.apply(&guard.pool, request).map_err(PoolError::into_io_error),
-            },
+            Finished::NeedsSlowPath(guard) => guard.apply(request).map_err(PoolError::into_io_error),
         }
+    }
+
+    fn apply(mut self, request: &[u8]) -> Result<(), PoolError> {
+        if let Some(maps) = &mut self.maps {
+            return maps.apply(&self.pool, request);
+        }
+        match self.partials.as_ref().and_then(|partials| partials.fill.as_ref()) {
+            Some(fill) => {
+                let records = fill.records(&self.pool, request);
+                self.pool.record_filled(fill.chunk, &records)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Verifies what was read as planned (D3).
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub(crate) fn verify(&self, request: &[u8]) -> Result<(), IoError> {
+        let expected = self
+            .partials
+            .as_ref()
+            .and_then(|partials| partials.expected.as_ref());
+        expected.map_or(Ok(()), |expected| expected.verify(&self.pool, request))
+    }
+}
+
+impl PlannedFill {
+    fn records(&self, pool: &Pool, request: &[u8]) -> SmallVec<[Record; 4]> {
+        let bytes = &request[self.buffer.clone()];
+        let claim = pool.claim(self.chunk, self.blocks, bytes);
+        fill_records(self.chunk, self.blocks, claim, self.checksums.of(bytes).as_ref())
     }
 }
 

@@ -23,6 +23,7 @@ use crate::plan::{ChunkPart, Place, Plan, Unplanned};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
 use crate::state::State;
+use crate::sums::Checksums;
 use crate::version::NodeId;
 
 /// The most that a plan maps, in bytes: what an initiator sends in one request.
@@ -31,6 +32,7 @@ const MAP_BYTES: u64 = 1 << 20;
 /// What a plan is to map, and what it holds for that.
 pub(crate) struct PlannedMaps {
     node: NodeId,
+    checksums: Checksums,
     /// Held exclusively (I1).
     stripes: SmallVec<[StripeIndex; 4]>,
     /// Chunks taken, and not yet assigned or given back (I2).
@@ -62,6 +64,7 @@ impl PlannedMaps {
         unused.reverse();
         Some(Box::new(Self {
             node: taker.node,
+            checksums: taker.checksums,
             stripes: SmallVec::new(),
             unused,
             maps: SmallVec::new(),
@@ -114,11 +117,10 @@ impl PlannedMaps {
                 },
             )
             .collect();
-        records.extend(
-            self.maps
-                .iter()
-                .filter_map(|map| pool.claim(map.chunk, map.blocks, &request[map.buffer.clone()])),
-        );
+        for map in &self.maps {
+            let bytes = &request[map.buffer.clone()];
+            records.extend(pool.vouch(map.chunk, map.blocks, bytes, self.checksums.of(bytes).as_ref()));
+        }
         records
     }
 
@@ -151,9 +153,13 @@ impl VersionHandle {
             return Err(Unplanned::NeedsSlowPath);
         };
         if blocks != Blocks::all(chunk_bytes) {
-            // A lender has to be whole (F2).
-            let lender_is_whole = !entry.is_mapped() || !state.partials.contains(entry.chunk());
-            if !lender_is_whole || !self.pool.may_begin_partial(state) {
+            // A lender has to be whole (F2), or what it holds itself be written over.
+            let replaces = !entry.is_mapped()
+                || match state.partials.view(entry.chunk()) {
+                    None => true,
+                    Some(view) => self.checksums.are_on() && view.mask.is_within(blocks),
+                };
+            if !replaces || !self.pool.may_begin_partial(state) {
                 return Err(Unplanned::NeedsSlowPath);
             }
         }

@@ -240,10 +240,10 @@ impl Pool {
     /// Brings a map page into memory. Whoever changed the map meanwhile makes it try again from the start.
     pub(crate) fn load(&self, wanted: &Wanted) -> Result<(), PoolError> {
         let missing = &wanted.missing;
-        let what = if missing.level == 0 {
-            "map leaf"
-        } else {
-            "inner map page"
+        let what = match missing.level {
+            _ if wanted.is_of_sums() => "page of checksums",
+            0 => "map leaf",
+            _ => "inner map page",
         };
         let page = match read_page(&*self.device, missing.pointer, what) {
             Ok(page) => page,
@@ -253,7 +253,7 @@ impl Pool {
         };
         let mut state = write(&self.state);
         let node = Arc::new(Node::load(missing.level, missing.pointer, &page, &state.gauge));
-        if let Some(root) = state.versions.root_mut(wanted.node) {
+        if let Some(root) = state.root_mut(wanted.node) {
             install(root, missing, &node);
         }
         drop(state);
@@ -279,7 +279,12 @@ impl State {
             Room::AfterCheckpoint => return Some(Obstacle::Log),
             Room::Never => return Some(Obstacle::TooMany),
         }
-        let extra_nodes = dirtied_pages(records);
+        self.obstacle_beside_log(records, priority)
+    }
+
+    /// As [`obstacle`](Self::obstacle), for records that the log has room for.
+    pub(crate) fn obstacle_beside_log(&self, records: &[Record], priority: Priority) -> Option<Obstacle> {
+        let extra_nodes = self.dirtied_pages(records);
         let floor = match priority {
             Priority::Normal => self.reserve_chunks() / 2,
             Priority::Discard => self.reserve_chunks() / 3,
@@ -292,6 +297,26 @@ impl State {
             .iter()
             .find_map(|record| self.wanted(record))
             .map(Obstacle::Page)
+    }
+
+    /// Returns how many map pages and pages of sums records make dirty at most. Neighbours are in the same leaf.
+    fn dirtied_pages(&self, records: &[Record]) -> u64 {
+        let (mut last_leaf, mut last_sums) = (None, None);
+        let pages = records.iter().map(|record| {
+            let is_same = match *record {
+                Record::Map { node, index, .. } => {
+                    let leaf = Some((node, index / LEAF_ENTRIES as u64));
+                    std::mem::replace(&mut last_leaf, leaf) == leaf
+                }
+                Record::Sums { chunk, .. } => {
+                    let page = Some(self.sums_page(chunk));
+                    std::mem::replace(&mut last_sums, page) == page
+                }
+                _ => false,
+            };
+            if is_same { 0 } else { dirtied_by(record) }
+        });
+        pages.sum()
     }
 
     pub(crate) fn apply_and_log(&mut self, records: &[Record]) -> Result<(), String> {
@@ -318,24 +343,18 @@ impl State {
 /// and a third of the reserve has to hold them.
 const RESERVE_PAGES: u64 = 24;
 
-/// How many map pages records make dirty at most. Neighbouring mappings are in the same leaf.
-fn dirtied_pages(records: &[Record]) -> u64 {
-    let leaf_of = |record: &Record| match *record {
-        Record::Map { node, index, .. } => Some((node, index / LEAF_ENTRIES as u64)),
-        _ => None,
-    };
-    let same_leaf = |a: &Record, b: &Record| leaf_of(a).is_some() && leaf_of(a) == leaf_of(b);
-    records.chunk_by(same_leaf).map(|run| dirtied_by(&run[0])).sum()
-}
-
 fn dirtied_by(record: &Record) -> u64 {
     match record {
-        Record::Map { .. } | Record::MapPart { .. } | Record::Unmap { .. } | Record::Reap { .. } => {
-            u64::from(INNER_LEVELS) + 1
-        }
+        Record::Map { .. }
+        | Record::MapPart { .. }
+        | Record::Sums { .. }
+        | Record::ForgetSums { .. }
+        | Record::Unmap { .. }
+        | Record::Reap { .. } => u64::from(INNER_LEVELS) + 1,
         Record::CreateVolume { .. }
         | Record::CreateEncrypted { .. }
         | Record::KeyArea { .. }
+        | Record::Checksum { .. }
         | Record::Snapshot { .. }
         | Record::Clone { .. }
         | Record::Extend { .. }

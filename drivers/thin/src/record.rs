@@ -7,6 +7,7 @@
 use uuid::Uuid;
 
 use crate::partial::Blocks;
+use crate::sums::FewSums;
 use crate::version::{NodeId, Source, VersionKind};
 
 /// One change.
@@ -68,6 +69,12 @@ pub(crate) enum Record {
     Fill { chunk: u64, blocks: Blocks },
     /// Blocks that the record before gave to this chunk hold bytes with this checksum; changes nothing.
     Claim { chunk: u64, blocks: Blocks, crc32c: u32 },
+    /// A volume that maps nothing yet is checksummed from now on.
+    Checksum { node: NodeId },
+    /// Blocks that the record before gave to this chunk have these sums.
+    Sums { chunk: u64, sums: FewSums },
+    /// Leaves of a sum tree, numbered through all trees and below one page, go: no chunk that they are for holds data.
+    ForgetSums { first: u64, count: u64 },
     /// A volume becomes a reserved one, or an ordinary one.
     Reserve { node: NodeId, reserved: bool },
     /// Leaves up to `upto_leaf` of a dead version are reclaimed; at the last leaf the version goes.
@@ -151,6 +158,15 @@ impl Record {
                 .uuid(uuid)
                 .word(size_bytes)
                 .half_word(slot),
+            Record::Checksum { node } => fields.byte(16).word(node.0),
+            Record::ForgetSums { first, count } => fields.byte(18).word(first).word(count),
+            Record::Sums { chunk, sums } => {
+                fields.byte(17).word(chunk).blocks(sums.blocks());
+                for sum in sums.iter() {
+                    fields.half_word(sum);
+                }
+                &mut fields
+            }
         };
     }
 
@@ -230,6 +246,15 @@ impl Record {
                 uuid: uuid(bytes)?,
                 size_bytes: word(bytes)?,
                 slot: half_word(bytes)?,
+            },
+            16 => Record::Checksum { node: node(bytes)? },
+            18 => Record::ForgetSums {
+                first: word(bytes)?,
+                count: word(bytes)?,
+            },
+            17 => Record::Sums {
+                chunk: word(bytes)?,
+                sums: FewSums::read(blocks(bytes)?, || half_word(bytes))?,
             },
             _ => return None,
         };
@@ -382,6 +407,12 @@ mod tests {
                 uuid,
                 size_bytes: 4096,
                 slot: 77,
+            },
+            Record::Checksum { node: a },
+            Record::ForgetSums { first: 7, count: 8 },
+            Record::Sums {
+                chunk: 6,
+                sums: FewSums::read(Blocks { first: 7, count: 8 }, || Some(0x1234_5678)).unwrap(),
             },
         ];
         let mut all = Vec::new();

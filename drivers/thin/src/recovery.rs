@@ -36,6 +36,7 @@ use crate::record::Record;
 use crate::salvage::bitmap_from_maps;
 use crate::space::Space;
 use crate::state::{Origin, State, StoredIndex};
+use crate::sums::SumTrees;
 use crate::version::VersionTree;
 use crate::{Access, BitmapSource, DeviceSet, FormatOptions, OpenOptions, PoolDevice, PoolError};
 
@@ -131,6 +132,7 @@ impl State {
             allows_partials: false,
             incompat: 0,
             keys: KeyAreas::default(),
+            sums: SumTrees::default(),
             devices: [AddedDevice::none(); MAX_ADDED_DEVICES],
             pages: PageSpace::default(),
             garbage: Garbage::default(),
@@ -385,6 +387,12 @@ fn load_checkpoint(
             }
         }
     }
+    if superblock.allows_checksums() {
+        let count = reader.word().ok_or_else(|| damaged("no count of sum trees"))?;
+        let roots: Option<Vec<_>> = (0..count).map(|_| reader.pointer()).collect();
+        let roots = roots.ok_or_else(|| damaged("cut short in the sum trees"))?;
+        state.sums = SumTrees::stored(roots.into_iter(), &geometry);
+    }
     let slots = state.keys.slots(&geometry);
     if let Some(slot) = state
         .versions
@@ -562,7 +570,7 @@ fn replay(device: &dyn PoolDevice, state: &mut State, batch: &LoggedBatch) -> Re
             let missing = &wanted.missing;
             let page = read_page(device, missing.pointer, "map page")?;
             let node = Arc::new(Node::load(missing.level, missing.pointer, &page, &state.gauge));
-            if let Some(root) = state.versions.root_mut(wanted.node) {
+            if let Some(root) = state.root_mut(wanted.node) {
                 install(root, missing, &node);
             }
         }

@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use crate::format::{
-    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_ENCRYPTION, LEAF_ENTRIES, LeafEntry, MAX_DEPTH,
-    PagePointer,
+    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, LEAF_ENTRIES, LeafEntry,
+    MAX_DEPTH, PagePointer,
 };
 use crate::garbage::Garbage;
 use crate::keys::{KeyAreas, KeyRef};
@@ -26,6 +26,7 @@ use crate::page_space::PageSpace;
 use crate::partial::{Blocks, Freed, PartialChunks};
 use crate::record::Record;
 use crate::space::Space;
+use crate::sums::{Checksums, SumTrees};
 use crate::version::{NodeId, Source, Version, VersionKind, VersionTree};
 
 /// The metadata of a pool in memory.
@@ -39,6 +40,8 @@ pub(crate) struct State {
     /// The superblock's incompatible features.
     pub incompat: u64,
     pub keys: KeyAreas,
+    /// The checksums of data.
+    pub sums: SumTrees,
     /// The devices that were added.
     pub devices: AddedDevices,
     pub pages: PageSpace,
@@ -88,6 +91,8 @@ impl State {
             | Record::Unmap {
                 node, first: index, ..
             } => self.wanted_leaf(node, index / LEAF_ENTRIES as u64),
+            Record::Sums { chunk, .. } => self.wanted_sums(chunk),
+            Record::ForgetSums { first, count } => self.wanted_to_forget_sums(first, count),
             Record::Reap { node, upto_leaf } => {
                 let scan = self.scan_reap(node, upto_leaf, usize::MAX)?;
                 let (side, missing) = scan.blocked.filter(|_| scan.reached < upto_leaf)?;
@@ -96,6 +101,7 @@ impl State {
             Record::CreateVolume { .. }
             | Record::CreateEncrypted { .. }
             | Record::KeyArea { .. }
+            | Record::Checksum { .. }
             | Record::Snapshot { .. }
             | Record::Clone { .. }
             | Record::Extend { .. }
@@ -114,7 +120,7 @@ impl State {
 
     /// Returns a page on the way to a leaf that is not in memory, if there is one.
     pub fn wanted_leaf(&self, node: NodeId, leaf: u64) -> Option<Wanted> {
-        let missing = missing_leaf(&self.versions.find(node)?.root, leaf)?;
+        let missing = missing_leaf(self.root(node)?, leaf)?;
         Some(Wanted { node, missing })
     }
 
@@ -219,6 +225,9 @@ impl State {
             } => self.apply_map(node, index, chunk, Some(blocks), batch, origin),
             Record::Fill { chunk, blocks } => self.apply_fill(chunk, blocks, batch),
             Record::Claim { blocks, .. } => self.check_blocks(blocks),
+            Record::Checksum { node } => self.apply_checksum(node),
+            Record::Sums { chunk, ref sums } => self.apply_sums(chunk, sums),
+            Record::ForgetSums { first, count } => self.apply_forget_sums(first, count),
             Record::Unmap { node, first, count } => self.apply_unmap(node, first, count, batch),
             Record::Reap { node, upto_leaf } => self.apply_reap(node, upto_leaf, batch),
         }
@@ -227,6 +236,19 @@ impl State {
     /// Tells whether the superblock says that volumes may be encrypted.
     pub fn allows_encryption(&self) -> bool {
         self.incompat & INCOMPAT_ENCRYPTION != 0
+    }
+
+    /// Tells whether the superblock says that volumes may be checksummed.
+    pub fn allows_checksums(&self) -> bool {
+        self.incompat & INCOMPAT_CHECKSUMS != 0
+    }
+
+    fn apply_checksum(&mut self, node: NodeId) -> Result<(), String> {
+        let blank = self.versions.find_mut(node).filter(|version| {
+            version.kind == VersionKind::Volume && version.parent.is_none() && version.root.is_empty()
+        });
+        blank.ok_or("gives checksums to no blank volume")?.checksums = Checksums::On;
+        Ok(())
     }
 
     fn apply_create_encrypted(
@@ -282,6 +304,7 @@ impl State {
         child.root = parent.root.clone();
         child.mapped_chunks = parent.mapped_chunks;
         child.key = parent.key;
+        child.checksums = parent.checksums;
         Ok(child)
     }
 
@@ -304,6 +327,7 @@ impl State {
         snapshot.mapped_chunks = head_version.mapped_chunks;
         snapshot.reserved = head_version.reserved;
         snapshot.key = head_version.key;
+        snapshot.checksums = head_version.checksums;
         snapshot.own_chunks = std::mem::take(&mut head_version.own_chunks);
         // Writes in flight belong to the snapshot; whoever acknowledges it waits for their epoch.
         head_version.epoch = Arc::default();
@@ -357,6 +381,7 @@ impl State {
         let replaced = update_leaf(&mut version.root, leaf, &mut walk, |entries| {
             std::mem::replace(&mut entries[index as usize % LEAF_ENTRIES], entry)
         });
+        let checksums = version.checksums;
         version.own_chunks += 1;
         let frees = replaced.is_mapped() && owns.owns(replaced.birth(), leaf + 1);
         if !replaced.is_mapped() {
@@ -365,8 +390,13 @@ impl State {
             version.own_chunks -= 1;
         }
         if let Some(blocks) = part {
-            let lender = replaced.is_mapped().then(|| replaced.chunk());
-            self.partials.begin(chunk, blocks, lender)?;
+            let lender = match replaced.is_mapped() {
+                false => None,
+                // The records behind this one give the chunk what the replaced one holds.
+                true if checksums.are_on() => self.partials.lender_behind(replaced.chunk()),
+                true => Some(replaced.chunk()),
+            };
+            self.partials.begin(chunk, blocks, lender, checksums)?;
         }
         if frees {
             self.free_chunk(replaced.chunk(), batch)?;
@@ -383,7 +413,7 @@ impl State {
         }
     }
 
-    fn check_blocks(&self, blocks: Blocks) -> Result<(), String> {
+    pub(crate) fn check_blocks(&self, blocks: Blocks) -> Result<(), String> {
         let end = u64::from(blocks.first) + u64::from(blocks.count);
         if blocks.count == 0 || end > self.geometry.pages_per_chunk() {
             return Err(format!("fills {blocks:?}, which are not in a chunk"));
@@ -484,6 +514,7 @@ impl State {
         let chunk = freed.chunk;
         self.log.unsettled.note_freed(chunk);
         if self.space.record_freed(freed, batch) {
+            self.note_sums_unneeded(chunk);
             Ok(())
         } else {
             Err(format!("frees chunk {chunk}, which holds no data"))

@@ -58,7 +58,10 @@ impl Unsettled {
                     self.open.entry(chunk).or_default().set(blocks);
                     self.open_blocks += u64::from(blocks.count);
                 }
-                Record::Unmap { .. } | Record::Reap { .. } => {}
+                Record::Unmap { .. }
+                | Record::Reap { .. }
+                | Record::Sums { .. }
+                | Record::ForgetSums { .. } => {}
                 _ => self.require_flush_first(),
             }
         }

@@ -149,6 +149,7 @@ mod tests {
             id,
             size_bytes: 1 << 24,
             source: DataSource::Blank,
+            checksums: false,
         })
         .unwrap();
         let handle = pool

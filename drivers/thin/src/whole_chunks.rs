@@ -44,14 +44,15 @@ impl VersionHandle {
             for (index, at) in (first..).zip((0..data.len()).step_by(chunk_bytes)) {
                 let located = self.locate(index).map_err(PoolError::into_io_error)?;
                 let bytes = at..at + chunk_bytes;
-                if !located.owned {
+                // What a checksummed version has been given it keeps (D2).
+                if !located.owned || self.checksums.are_on() {
                     to_map.push((index, bytes));
                     continue;
                 }
                 let chunk = located.entry.chunk();
                 if located.partial.is_some() {
                     let whole = 0..chunk_bytes as u64;
-                    self.write_into_partial(chunk, &whole, Content::Data(&data[bytes]))?;
+                    self.write_into_partial(index, chunk, &whole, Content::Data(&data[bytes]))?;
                 } else {
                     self.pool
                         .make_overwritable(chunk, Blocks::all(chunk_bytes as u64))
@@ -100,8 +101,13 @@ impl VersionHandle {
             })
             .collect();
         let all = Blocks::all(self.pool.geometry.chunk_bytes);
-        let claim = |piece: &Piece| self.pool.claim(piece.chunk, all, &data[piece.bytes.clone()]);
-        maps.extend(pieces.iter().filter_map(claim));
+        for piece in &pieces {
+            let bytes = &data[piece.bytes.clone()];
+            maps.extend(
+                self.pool
+                    .vouch(piece.chunk, all, bytes, self.checksums.of(bytes).as_ref()),
+            );
+        }
         self.pool
             .change(Priority::Normal, |_| Ok(Decision::Apply(maps.clone())))
             .map_err(PoolError::into_io_error)

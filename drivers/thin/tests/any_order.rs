@@ -46,6 +46,7 @@ fn create(pool: &Pool, number: u128, source: DataSource) {
         id: volume_id(number),
         size_bytes: SIZE,
         source,
+        checksums: false,
     };
     let created = pool.create_volume(&spec).expect("creating a volume");
     assert!(matches!(created, Outcome::Changed(_)));

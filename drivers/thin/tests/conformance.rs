@@ -65,6 +65,7 @@ impl<M: Medium> Volumes<M> {
             id: volume_id(),
             size_bytes,
             source: DataSource::Blank,
+            checksums: false,
         };
         match &self.key {
             Some(key) => pool.create_encrypted_volume(&spec, key),

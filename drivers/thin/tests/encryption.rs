@@ -34,6 +34,7 @@ fn spec(number: u128, source: DataSource) -> VolumeSpec {
         id: volume(number),
         size_bytes: SIZE,
         source,
+        checksums: false,
     }
 }
 

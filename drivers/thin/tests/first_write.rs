@@ -39,6 +39,7 @@ impl Fixture {
             id,
             size_bytes: 1 << 30,
             source: DataSource::Blank,
+            checksums: false,
         };
         pool.create_volume(&spec).unwrap();
         let handle = pool

@@ -41,6 +41,7 @@ fn fresh() -> (Arc<Pool>, Vec<Arc<VersionHandle>>) {
             id: volume_id(number),
             size_bytes: 64 * CHUNK,
             source: DataSource::Blank,
+            checksums: false,
         };
         pool.create_volume(&spec).expect("creating a volume");
         pool.open_version(VersionId::Volume(spec.id), OpenMode::ReadWrite)

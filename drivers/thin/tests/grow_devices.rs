@@ -46,6 +46,7 @@ fn volume(backend: &ThinBackend) -> Arc<dyn BlockDevice> {
         id: VolumeId(Uuid::from_u128(1)),
         size_bytes: 1 << 30,
         source: DataSource::Blank,
+        checksums: false,
     };
     block_on(backend.create_volume(&spec)).expect("a volume");
     block_on(backend.open(VersionId::Volume(spec.id), OpenMode::ReadWrite)).expect("the volume")
@@ -226,6 +227,7 @@ fn shrink_and_expect_a_stop(backend: &ThinBackend, shrink: impl FnOnce()) {
         id: VolumeId(Uuid::from_u128(9)),
         size_bytes: MIB,
         source: DataSource::Blank,
+        checksums: false,
     }));
     assert_eq!(created.unwrap_err().kind(), ErrorKind::Unavailable);
     let grown = block_on(backend.grow(&PoolGrowth::Noticed));

@@ -22,6 +22,7 @@ fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
         id,
         size_bytes: CHUNKS * CHUNK,
         source: DataSource::Blank,
+        checksums: false,
     })
     .unwrap();
     pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)

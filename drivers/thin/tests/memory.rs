@@ -110,6 +110,7 @@ fn open(path: &Path, cache_bytes: u64) -> (Arc<Pool>, Arc<VersionHandle>) {
         id: volume_id(),
         size_bytes: scale().mapped_bytes,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).expect("creating the volume");
     let handle = pool

@@ -30,6 +30,7 @@ fn pool_with_volume() -> (Arc<SimDevice>, Arc<Pool>, Arc<VersionHandle>) {
         id: VOLUME,
         size_bytes: 1 << 30,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).unwrap();
     let handle = pool

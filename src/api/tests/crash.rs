@@ -77,6 +77,7 @@ fn create_call() -> Call {
         labels,
         limits: slow(),
         encrypted: false,
+        checksums: false,
     }
 }
 
@@ -91,6 +92,7 @@ async fn create_volume_is_finished_with_its_labels_and_limits_or_undone() {
         id: volume(1),
         size_bytes: 64 * MIB,
         source: DataSource::Blank,
+        checksums: false,
     };
     kit.backend.create_volume(&spec).await.unwrap();
     let kit = die_in(kit, create_call()).await;

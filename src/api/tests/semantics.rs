@@ -702,6 +702,35 @@ async fn a_reservation_counts_once_and_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn checksums_are_chosen_at_create_and_handed_on() {
+    let kit = Kit::new().await;
+    let create = async |request: v1::CreateVolumeRequest| {
+        let answer = kit.api.create_volume(Request::new(request)).await;
+        answer.map(tonic::Response::into_inner)
+    };
+    let asked =
+        |checksums, request: v1::CreateVolumeRequest| v1::CreateVolumeRequest { checksums, ..request };
+    assert!(!kit.create(1, 64).await.checksums);
+    let created = create(asked(true, new_volume(2, 64))).await.unwrap();
+    assert!(created.checksums);
+    assert_eq!(create(asked(true, new_volume(2, 64))).await.unwrap(), created);
+    for (id, checksums) in [(1, true), (2, false)] {
+        let other = create(asked(checksums, new_volume(id, 64))).await;
+        assert_eq!(refused(other), (Code::AlreadyExists, "SPEC_MISMATCH".into()));
+    }
+    let from = |id| v1::volume_source::Source::VolumeId(uuid(id));
+    assert!(create(clone_of(3, from(2))).await.unwrap().checksums);
+    assert!(create(asked(true, clone_of(4, from(2)))).await.unwrap().checksums);
+    let refused_clone = create(asked(true, clone_of(5, from(1)))).await;
+    assert_eq!(
+        refused(refused_clone),
+        (Code::InvalidArgument, "INVALID_FIELD".into())
+    );
+    let kit = kit.restart().await;
+    assert!(kit.volume(3).await.unwrap().checksums);
+}
+
+#[tokio::test]
 async fn a_pool_says_how_full_it_is() {
     let kit = Kit::new().await;
     let request = v1::GetPoolRequest {

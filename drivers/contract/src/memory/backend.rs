@@ -59,12 +59,14 @@ struct Objects {
 struct Volume {
     source: DataSource,
     reserved: bool,
+    checksums: bool,
     contents: Arc<Mutex<Contents>>,
     family: Option<Arc<Family>>,
 }
 
 struct Snapshot {
     volume: VolumeId,
+    checksums: bool,
     contents: Contents,
     family: Option<Arc<Family>>,
 }
@@ -183,6 +185,9 @@ impl MemoryBackend {
                 let (existing, requested) = (describe_source(info.source), describe_source(spec.source));
                 differences.push(difference("source", existing, requested));
             }
+            if !spec.is_met_by_checksums(info.checksums) {
+                differences.push(difference("checksums", info.checksums, spec.checksums));
+            }
             let is_encrypted = info.encryption != Encryption::None;
             let stays_plain = spec.source != DataSource::Blank || !is_encrypted;
             let same_key = match (key, &existing.family) {
@@ -214,6 +219,17 @@ impl MemoryBackend {
                 contents
             }
         };
+        let checksums = match spec.source {
+            DataSource::Blank => spec.checksums,
+            DataSource::Snapshot(id) => objects.snapshot(id)?.checksums,
+            DataSource::Volume(id) => objects.volume(id)?.checksums,
+        };
+        if !spec.is_met_by_checksums(checksums) {
+            return Err(DriverError::InvalidArgument {
+                field: "checksums".into(),
+                problem: "the source has none, and what is made of it cannot have any; leave it out".into(),
+            });
+        }
         let family = match (spec.source, key) {
             (DataSource::Blank, key) => key.map(|key| {
                 Arc::new(Family {
@@ -227,6 +243,7 @@ impl MemoryBackend {
         let volume = Volume {
             source: spec.source,
             reserved: false,
+            checksums,
             contents: Arc::new(Mutex::new(contents)),
             family,
         };
@@ -299,6 +316,7 @@ impl Volume {
             mapped_bytes: contents.mapped_bytes(),
             reserved: self.reserved,
             encryption: encryption_of(self.family.as_ref()),
+            checksums: self.checksums,
         }
     }
 }
@@ -352,6 +370,7 @@ impl VolumeBackend for MemoryBackend {
                 Capability::Clones,
                 Capability::RevertToAny,
                 Capability::OnlineExtend,
+                Capability::Checksums,
                 Capability::GroupSnapshots,
                 Capability::Discard,
                 Capability::Differences,
@@ -521,6 +540,7 @@ impl VolumeBackend for MemoryBackend {
             .zip(&guards)
             .map(|(spec, contents)| {
                 Ok(Snapshot {
+                    checksums: objects.volume(spec.volume)?.checksums,
                     volume: spec.volume,
                     contents: Contents::clone(contents),
                     family: objects.family_of(VersionId::Volume(spec.volume))?,

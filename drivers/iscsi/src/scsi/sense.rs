@@ -102,7 +102,8 @@ impl Sense {
             IoError::ReadOnly => Sense::WRITE_PROTECTED,
             IoError::NoSpace => Sense::SPACE_ALLOCATION_FAILED,
             IoError::Medium { .. } if writing => Sense::WRITE_ERROR,
-            IoError::Medium { .. } => Sense::UNRECOVERED_READ,
+            // A write that covers a part of a block reads it first.
+            IoError::Medium { .. } | IoError::Corrupt { .. } => Sense::UNRECOVERED_READ,
             IoError::Closed => Sense::LUN_NOT_SUPPORTED,
             // Misaligned is our own mistake; Stopped and what may come is the device's.
             _ => Sense::INTERNAL_TARGET_FAILURE,
@@ -142,11 +143,17 @@ mod tests {
         let medium = IoError::Medium {
             detail: String::new(),
         };
+        let corrupt = IoError::Corrupt {
+            offset: 4096,
+            detail: String::new(),
+        };
         let cases = [
             (IoError::NoSpace, true, (0x07, 0x27, 0x07)),
             (IoError::ReadOnly, true, (0x07, 0x27, 0x00)),
             (medium.clone(), false, (0x03, 0x11, 0x00)),
             (medium, true, (0x03, 0x0c, 0x00)),
+            (corrupt.clone(), false, (0x03, 0x11, 0x00)),
+            (corrupt, true, (0x03, 0x11, 0x00)),
             (
                 IoError::Stopped {
                     reason: String::new(),

@@ -24,9 +24,11 @@ pub(crate) const INCOMPAT_RESERVED_VOLUMES: u64 = 4;
 pub(crate) const INCOMPAT_ENCRYPTION: u64 = 8;
 /// The pool has grown beyond its first segment, or beyond the bitmap blocks that it was formatted with.
 pub(crate) const INCOMPAT_SEGMENTS: u64 = 16;
+/// Volumes may be checksummed: the index stream lists the trees of their sums, and the log has records for them.
+pub(crate) const INCOMPAT_CHECKSUMS: u64 = 32;
 /// What every checkpoint sets.
 pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
-const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS;
+const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS | INCOMPAT_CHECKSUMS;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.
@@ -242,6 +244,11 @@ impl SuperblockFields {
     /// Tells whether volumes may be encrypted.
     pub fn allows_encryption(&self) -> bool {
         self.incompat & INCOMPAT_ENCRYPTION != 0
+    }
+
+    /// Tells whether volumes may be checksummed.
+    pub fn allows_checksums(&self) -> bool {
+        self.incompat & INCOMPAT_CHECKSUMS != 0
     }
 
     /// A checksum only proves that the block is what was written; arithmetic below relies on these.

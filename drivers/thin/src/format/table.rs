@@ -36,6 +36,8 @@ pub(crate) struct Row {
 
 /// In a row's flags: the volume is reserved, or the snapshot's was.
 pub(crate) const FLAG_RESERVED: u8 = 1;
+/// In a row's flags: the version's data has checksums.
+pub(crate) const FLAG_CHECKSUMS: u8 = 2;
 
 /// The head of a page of the index stream.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -26,10 +26,10 @@ use quarry_contract::{
     DataSource, DriverError, Encryption, FieldDifference, Outcome, VersionId, VolumeInfo, VolumeKey,
     VolumeSpec,
 };
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 use zeroize::Zeroizing;
 
-use crate::control::{describe, differences, find_version, invalid};
+use crate::control::{checksums_of, describe, differences, find_version, invalid};
 use crate::handle::object_name;
 use crate::locks::{lock, read, write};
 use crate::pool::{Decision, Pool, Priority};
@@ -116,6 +116,7 @@ impl Pool {
             write(&self.state).keys.wanted = true;
             self.checkpoint()?;
         }
+        self.allow_checksums(spec)?;
         let (slot, places) = self.free_slot()?;
         // Nobody else makes versions: the caller has the control lock.
         let node = NodeId(read(&self.state).next_node);
@@ -125,19 +126,21 @@ impl Pool {
             .map_err(std::io::Error::other)
             .map_err(PoolError::device("asking for random bytes"))?;
         self.write_slot(places, &Slot::seal(self.uuid, at, &family_key, key))?;
-        self.apply_one(Record::CreateEncrypted {
+        let create = Record::CreateEncrypted {
             node,
             uuid: spec.id.0,
             size_bytes: spec.size_bytes,
             slot,
-        })?;
+        };
+        let checksum = spec.checksums.then_some(Record::Checksum { node });
+        self.apply_all([create].into_iter().chain(checksum).collect())?;
         self.keys.insert(at, &family_key);
         Ok(())
     }
 
-    fn apply_one(&self, record: Record) -> Result<(), PoolError> {
+    fn apply_all(&self, records: SmallVec<[Record; 2]>) -> Result<(), PoolError> {
         self.change(Priority::Normal, |_| {
-            Ok::<_, PoolError>(Decision::Apply(smallvec![record]))
+            Ok::<_, PoolError>(Decision::Apply(records.clone()))
         })
     }
 
@@ -169,9 +172,9 @@ impl Pool {
                 .map_err(PoolError::device("making a key area"))
         });
         let made = zeroed.and_then(|()| {
-            self.apply_one(Record::KeyArea {
+            self.apply_all(smallvec![Record::KeyArea {
                 chunks: [chunks[0], chunks[1]],
-            })
+            }])
         });
         if made.is_err() {
             self.give_back_chunks(&chunks);
@@ -205,6 +208,7 @@ impl Pool {
                 spec.size_bytes.to_string(),
             ),
             ("source", describe(existing.source), describe(spec.source)),
+            checksums_of(existing, spec),
             ("encryption", encryption.into(), "aes-256-xts".into()),
             ("key", whose.into(), "this one".into()),
         ]))

@@ -21,7 +21,9 @@ mod tree;
 pub(crate) use difference::{Difference, DifferenceSide, next_difference};
 pub(crate) use node::{Child, Node, PageGauge, Slot};
 pub(crate) use reap::{ReapScan, ReapSide, reap_range, scan_reap};
-pub(crate) use tree::{LeafView, Missing, Ownership, Walk, find_leaf, install, missing_leaf, update_leaf};
+pub(crate) use tree::{
+    LeafView, Missing, Ownership, Walk, find_leaf, install, missing_leaf, remove_leaf, update_leaf,
+};
 
 use crate::format::{INNER_ENTRIES, LEAF_ENTRIES};
 

@@ -181,7 +181,7 @@ fn update<R>(
     let (result, needed) = match walk.make_mut(slot, level, end) {
         Child::Leaf(entries) => {
             let result = change(entries);
-            (result, entries.iter().any(|entry| entry.is_mapped()))
+            (result, entries.iter().any(|entry| *entry != LeafEntry::UNMAPPED))
         }
         Child::Inner(slots) => {
             let slots = slots
@@ -197,4 +197,34 @@ fn update<R>(
         walk.remove(slot, end);
     }
     (result, needed)
+}
+
+/// Removes a leaf, and pages above it that have become empty. The caller has seen that those are in memory; the leaf itself
+/// need not be.
+pub(crate) fn remove_leaf(root: &mut Slot, leaf: u64, walk: &mut Walk<'_>) {
+    remove_below(root, INNER_LEVELS, leaf, walk);
+}
+
+/// Returns whether the page in `slot` is still needed; an unneeded one is removed.
+fn remove_below(slot: &mut Slot, level: u32, leaf: u64, walk: &mut Walk<'_>) -> bool {
+    if slot.is_empty() {
+        return false;
+    }
+    let span = leaves_covered(level);
+    let end = (leaf / span + 1) * span;
+    let needed = level > 0
+        && match walk.make_mut(slot, level, end) {
+            Child::Leaf(_) => false,
+            Child::Inner(slots) => {
+                let slots = slots
+                    .get_mut()
+                    .expect("no thread panicked while it changed a page");
+                remove_below(&mut slots[entry_of(level, leaf)], level - 1, leaf, walk);
+                slots.iter().any(|slot| !slot.is_empty())
+            }
+        };
+    if !needed {
+        walk.remove(slot, end);
+    }
+    needed
 }

@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use crate::format::BLOCK;
 use crate::partial::Users;
+use crate::sums::Checksums;
 
 /// The most blocks that a chunk has.
 pub(crate) const MASK_BLOCKS: usize = 256;
@@ -26,6 +27,8 @@ pub(crate) struct Blocks {
 pub(crate) struct PartialView {
     pub mask: BlockMask,
     pub lender: Option<u64>,
+    /// Whether it has checksums, and its lender.
+    pub checksums: Checksums,
     #[expect(dead_code, reason = "held, not read")]
     pub(super) users: SmallVec<[Users; 2]>,
 }
@@ -103,6 +106,13 @@ impl BlockMask {
             from = end.unwrap_or(MASK_BLOCKS);
             Some(first as u64..from as u64)
         })
+    }
+
+    /// Tells whether there is no block in the mask but these.
+    pub fn is_within(&self, blocks: Blocks) -> bool {
+        let mut others = *self;
+        others.clear(blocks);
+        others == BlockMask::default()
     }
 
     /// Returns how many blocks are in the mask.

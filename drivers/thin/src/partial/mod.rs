@@ -26,6 +26,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::sums::Checksums;
+
 pub(crate) use blocks::{BlockMask, Blocks, Home, MASK_BLOCKS, PartialView};
 pub(crate) use fill_latches::FillLatches;
 
@@ -43,6 +45,7 @@ pub(crate) struct PartialChunks {
 struct Partial {
     mask: BlockMask,
     lender: Option<u64>,
+    checksums: Checksums,
     users: Users,
 }
 
@@ -72,6 +75,21 @@ impl PartialChunks {
         self.chunks.contains_key(&chunk)
     }
 
+    /// Tells whether any of these blocks of a chunk is its own: of a chunk that is whole all are.
+    pub fn holds_any(&self, chunk: u64, blocks: Blocks) -> bool {
+        let partial = self.chunks.get(&chunk);
+        partial.is_none_or(|partial| partial.mask.touches(blocks))
+    }
+
+    /// Returns who lends to a chunk that takes the place of this one and of all blocks that this one holds: what lends to
+    /// this one, or if it is whole, it does.
+    pub fn lender_behind(&self, chunk: u64) -> Option<u64> {
+        match self.chunks.get(&chunk) {
+            Some(partial) => partial.lender,
+            None => Some(chunk),
+        }
+    }
+
     /// Returns what a partial chunk consists of now; `None` for a chunk that is whole.
     pub fn view(&self, chunk: u64) -> Option<PartialView> {
         let partial = self.chunks.get(&chunk)?;
@@ -80,6 +98,7 @@ impl PartialChunks {
         Some(PartialView {
             mask: partial.mask,
             lender: partial.lender,
+            checksums: partial.checksums,
             users: [Arc::clone(&partial.users)]
                 .into_iter()
                 .chain(lender_users)
@@ -102,13 +121,25 @@ impl PartialChunks {
     ///
     /// # Errors
     /// When the lender is partial itself (F2), or the chunk is partial already.
-    pub fn begin(&mut self, chunk: u64, blocks: Blocks, lender: Option<u64>) -> Result<(), String> {
+    pub fn begin(
+        &mut self,
+        chunk: u64,
+        blocks: Blocks,
+        lender: Option<u64>,
+        checksums: Checksums,
+    ) -> Result<(), String> {
         let mut mask = BlockMask::default();
         mask.set(blocks);
-        self.insert(chunk, mask, lender)
+        self.insert(chunk, mask, lender, checksums)
     }
 
-    fn insert(&mut self, chunk: u64, mask: BlockMask, lender: Option<u64>) -> Result<(), String> {
+    fn insert(
+        &mut self,
+        chunk: u64,
+        mask: BlockMask,
+        lender: Option<u64>,
+        checksums: Checksums,
+    ) -> Result<(), String> {
         if let Some(lender) = lender {
             if self.contains(lender) || lender == chunk {
                 return Err(format!(
@@ -120,6 +151,7 @@ impl PartialChunks {
         let partial = Partial {
             mask,
             lender,
+            checksums,
             users: Users::default(),
         };
         match self.chunks.insert(chunk, partial) {
@@ -221,7 +253,12 @@ impl PartialChunks {
     pub fn encode(&self, mask_words: usize) -> Vec<u64> {
         let mut words = vec![self.chunks.len() as u64];
         for (chunk, partial) in &self.chunks {
-            words.extend([*chunk, partial.lender.unwrap_or(NO_LENDER)]);
+            let flag = if partial.checksums.are_on() {
+                CHECKSUMMED
+            } else {
+                0
+            };
+            words.extend([*chunk | flag, partial.lender.unwrap_or(NO_LENDER)]);
             words.extend(&partial.mask.0[..mask_words]);
         }
         words.push(self.orphans().count() as u64);
@@ -243,7 +280,11 @@ impl PartialChunks {
                 *word = next()?;
             }
             let lender = (lender != NO_LENDER).then_some(lender);
-            partials.insert(chunk, mask, lender)?;
+            let checksums = match chunk & CHECKSUMMED {
+                0 => Checksums::Off,
+                _ => Checksums::On,
+            };
+            partials.insert(chunk & !CHECKSUMMED, mask, lender, checksums)?;
         }
         for _ in 0..next()? {
             let orphan = next()?;
@@ -265,6 +306,8 @@ impl PartialChunks {
 
 /// Stands for no lender in the index stream.
 const NO_LENDER: u64 = u64::MAX;
+/// In the number of a partial chunk in the index stream: it belongs to checksummed versions.
+const CHECKSUMMED: u64 = 1 << 63;
 
 #[cfg(test)]
 mod tests;

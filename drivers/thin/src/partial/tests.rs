@@ -9,7 +9,7 @@ fn blocks(first: u16, count: u16) -> Blocks {
 #[test]
 fn f1_pieces_say_where_each_block_is() {
     let mut partials = PartialChunks::default();
-    partials.begin(7, blocks(2, 2), Some(3)).unwrap();
+    partials.begin(7, blocks(2, 2), Some(3), Checksums::Off).unwrap();
     let view = partials.view(7).unwrap();
     let pieces: Vec<_> = view.pieces(4096 + 512..5 * 4096).collect();
     assert_eq!(
@@ -20,10 +20,13 @@ fn f1_pieces_say_where_each_block_is() {
             (16384..20480, Home::Lender(3))
         ]
     );
-    partials.begin(8, blocks(0, 1), None).unwrap();
+    partials.begin(8, blocks(0, 1), None, Checksums::Off).unwrap();
     let pieces: Vec<_> = partials.view(8).unwrap().pieces(512..8192).collect();
     assert_eq!(pieces, [(512..4096, Home::Own), (4096..8192, Home::Nowhere)]);
-    assert!(partials.begin(9, blocks(0, 1), Some(7)).is_err(), "F2");
+    assert!(
+        partials.begin(9, blocks(0, 1), Some(7), Checksums::Off).is_err(),
+        "F2"
+    );
 }
 
 #[test]
@@ -42,8 +45,8 @@ fn a_mask_as_runs_has_its_first_and_its_last_block() {
 #[test]
 fn f3_a_lender_is_freed_by_the_end_of_its_last_loan() {
     let mut partials = PartialChunks::default();
-    partials.begin(7, blocks(0, 1), Some(3)).unwrap();
-    partials.begin(8, blocks(0, 1), Some(3)).unwrap();
+    partials.begin(7, blocks(0, 1), Some(3), Checksums::Off).unwrap();
+    partials.begin(8, blocks(0, 1), Some(3), Checksums::Off).unwrap();
     assert!(partials.release(3).unwrap().is_empty());
     assert!(partials.release(3).is_err());
     assert_eq!(partials.orphans().collect::<Vec<_>>(), [3]);
@@ -61,7 +64,7 @@ fn f3_a_lender_is_freed_by_the_end_of_its_last_loan() {
 #[test]
 fn f4_a_lender_freed_after_its_loans_is_still_known_to_its_readers() {
     let mut partials = PartialChunks::default();
-    partials.begin(7, blocks(0, 1), Some(3)).unwrap();
+    partials.begin(7, blocks(0, 1), Some(3), Checksums::Off).unwrap();
     let view = partials.view(7);
     assert!(partials.add(7, blocks(0, 16), BLOCKS).unwrap().is_none());
     let mut freed = partials.release(3).unwrap();
@@ -74,8 +77,8 @@ fn f4_a_lender_freed_after_its_loans_is_still_known_to_its_readers() {
 #[test]
 fn partial_chunks_round_trip_and_damage_is_told() {
     let mut partials = PartialChunks::default();
-    partials.begin(7, blocks(0, 1), Some(3)).unwrap();
-    partials.begin(9, blocks(15, 1), None).unwrap();
+    partials.begin(7, blocks(0, 1), Some(3), Checksums::Off).unwrap();
+    partials.begin(9, blocks(15, 1), None, Checksums::Off).unwrap();
     assert!(partials.release(3).unwrap().is_empty());
     let words = partials.encode(1);
     assert!(words.len() <= partials.most_encoded_words(1));

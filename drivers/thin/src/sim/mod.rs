@@ -24,4 +24,4 @@ pub use device::{Fault, OpCounts, OpKind, SimDevice};
 pub use model::{Contents, Model, SnapshotModel, VolumeModel};
 pub use sectors::{SECTOR_BYTES, Stamp, Value};
 pub use verify::DamageSurvey;
-pub use world::{Setup, Step, Violation, World};
+pub use world::{Setup, Step, Violation, WithChecksums, World};

@@ -213,6 +213,7 @@ impl World {
             id: volume_id(volume),
             size_bytes,
             source,
+            checksums: source == DataSource::Blank && self.setup.has_checksums(volume),
         };
         let called: Called = self.call_create(volume, &spec);
         let mut contents = contents.unwrap_or_default();
@@ -254,6 +255,7 @@ impl World {
             id: volume_id(volume),
             size_bytes: existing.size_bytes,
             source: existing.source,
+            checksums: existing.source == DataSource::Blank && self.setup.has_checksums(volume),
         };
         match self.call_create(volume, &spec) {
             Called::Unchanged => Ok(Step::Done),
@@ -413,6 +415,7 @@ impl World {
             }
             return Ok(Step::Done);
         };
+        no_false_alarm(&error)?;
         let full = matches!(error, IoError::NoSpace);
         self.refused += u64::from(full);
         let alive = !self.device.is_cut() && self.pool().status().state == PoolState::Up;
@@ -445,6 +448,7 @@ impl World {
             }
             Err(error) => error,
         };
+        no_false_alarm(&error)?;
         let full = matches!(error, IoError::NoSpace);
         let alive = !self.device.is_cut() && self.pool().status().state == PoolState::Up;
         self.refused += u64::from(full);
@@ -519,12 +523,14 @@ impl World {
                         }
                     }
                 }
+                let result = result.and_then(|()| plan.guard.finish_blocking(&bytes));
                 handle.decrypt(offset, &mut bytes);
                 result
             }
             Planned::Contended | Planned::NeedsSlowPath => handle.read(offset, &mut bytes),
         };
         if let Err(error) = result {
+            no_false_alarm(&error)?;
             if self.faults_planned && !self.device.is_cut() {
                 return Ok(Step::Done);
             }
@@ -544,6 +550,7 @@ impl World {
             id: volume_id(u64::MAX),
             size_bytes: 4096,
             source: DataSource::Blank,
+            checksums: false,
         });
         if used_after_close.is_ok() {
             return Err(Violation("a closed pool took a call".into()));
@@ -580,5 +587,13 @@ impl World {
             }
             Err(violation) => Err(violation),
         }
+    }
+}
+
+/// D2: no medium that keeps what it has flushed, whatever else it does, holds a block that its checksum is not of.
+fn no_false_alarm(error: &IoError) -> Result<(), Violation> {
+    match error {
+        IoError::Corrupt { .. } => Err(Violation(format!("D2: a false alarm: {error}"))),
+        _ => Ok(()),
     }
 }

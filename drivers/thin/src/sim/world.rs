@@ -44,6 +44,19 @@ pub struct Setup {
     pub mix: Mix,
     /// Whether every other blank volume is encrypted, with what is made of it.
     pub encrypted: bool,
+    /// Which blank volumes have checksums, with what is made of them.
+    pub checksums: WithChecksums,
+}
+
+/// Which blank volumes have checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithChecksums {
+    /// None.
+    None,
+    /// Half of them.
+    Some,
+    /// All.
+    All,
 }
 
 impl Setup {
@@ -66,6 +79,11 @@ impl Setup {
             mix: Mix::everything(2),
             max_partial_chunks: one_of(&[0, 2, 1000, 1000]) as usize,
             encrypted: seed % 3 == 1,
+            checksums: match seed % 4 {
+                0 | 2 => WithChecksums::None,
+                1 => WithChecksums::Some,
+                _ => WithChecksums::All,
+            },
         }
     }
 
@@ -81,6 +99,15 @@ impl Setup {
 
     pub(super) fn encrypts(&self, volume: u64) -> bool {
         self.encrypted && volume % 2 == 1
+    }
+
+    pub(super) fn has_checksums(&self, volume: u64) -> bool {
+        match self.checksums {
+            WithChecksums::None => false,
+            // Encrypted or not.
+            WithChecksums::Some => (volume / 2).is_multiple_of(2),
+            WithChecksums::All => true,
+        }
     }
 
     fn format_options(&self) -> FormatOptions {

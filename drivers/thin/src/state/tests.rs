@@ -46,6 +46,7 @@ impl Model {
         let geometry = Geometry::new(1 << 30, &FormatOptions::default()).unwrap();
         Self {
             state: State {
+                sums: SumTrees::default(),
                 geometry,
                 versions: VersionTree::default(),
                 space: Space::new(geometry.chunk_count),

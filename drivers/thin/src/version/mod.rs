@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::keys::KeyRef;
 use crate::map::{Ownership, Slot};
+use crate::sums::Checksums;
 use crate::write_epoch::WriteEpoch;
 
 pub(crate) use table::FrozenRows;
@@ -70,6 +71,8 @@ pub(crate) struct Version {
     pub reap_cursor: u64,
     /// What its data is encrypted with, if it is.
     pub key: Option<KeyRef>,
+    /// Whether its data has checksums (D4).
+    pub checksums: Checksums,
     pub epoch: Arc<WriteEpoch>,
 }
 
@@ -154,6 +157,7 @@ impl Version {
             own_chunks: 0,
             reap_cursor: 0,
             key: None,
+            checksums: Checksums::Off,
             epoch: Arc::default(),
         }
     }

@@ -4,9 +4,10 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{NodeId, Source, Version, VersionKind, VersionTree};
-use crate::format::{BLOCK_BYTES, FLAG_RESERVED, MAX_DEPTH, PagePointer, ROWS_PER_PAGE, Row};
+use crate::format::{BLOCK_BYTES, FLAG_CHECKSUMS, FLAG_RESERVED, MAX_DEPTH, PagePointer, ROWS_PER_PAGE, Row};
 use crate::keys::KeyRef;
 use crate::map::Slot;
+use crate::sums::Checksums;
 
 /// The rows of one page as of a freeze. A row's root may be in memory only; its place is known when the
 /// checkpoint has written it.
@@ -142,6 +143,9 @@ fn encode(version: &Version) -> Row {
     row.state = u8::from(version.dead);
     row.source_kind = source_kind;
     row.flags = if version.reserved { FLAG_RESERVED } else { 0 };
+    if version.checksums.are_on() {
+        row.flags |= FLAG_CHECKSUMS;
+    }
     row.depth = version.depth.into();
     row.parent = version.parent.map_or(0, |parent| parent.0).into();
     row.size_bytes = version.size().into();
@@ -173,6 +177,9 @@ fn decode(row: &Row) -> Option<Version> {
         _ => return None,
     };
     version.reserved = row.flags & FLAG_RESERVED != 0;
+    if row.flags & FLAG_CHECKSUMS != 0 {
+        version.checksums = Checksums::On;
+    }
     version.depth = row.depth.get();
     version.parent = Some(NodeId(row.parent.get())).filter(|parent| parent.0 != 0);
     version.root = Slot::stored(row.root.into());

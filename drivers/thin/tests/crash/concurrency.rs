@@ -233,6 +233,7 @@ fn photograph(pool: &Arc<Pool>, volumes: &[Volume], stop: &AtomicBool, seed: u64
                 id: volume_id(0x1000_0000 + u128::from(number) + *member as u128),
                 size_bytes: view.size_bytes(),
                 source: DataSource::Snapshot(spec.id),
+                checksums: false,
             };
             if pool.create_volume(&clone).is_err() {
                 return;
@@ -293,6 +294,7 @@ fn create(pool: &Arc<Pool>, number: u128) -> Volume {
         id,
         size_bytes: 600 * CHUNK,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).expect("creating a volume");
     Volume {

@@ -384,6 +384,7 @@ fn a_pool_without_the_feature_commits_with_one_flush_after_its_first_checkpoint(
         id,
         size_bytes: 1 << 20,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).unwrap();
     let handle = pool
@@ -410,6 +411,7 @@ fn a_pool_without_the_feature_gets_partial_chunks_with_its_first_checkpoint() {
         id,
         size_bytes: 1 << 20,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).unwrap();
     let handle = pool

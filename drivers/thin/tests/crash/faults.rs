@@ -178,6 +178,7 @@ fn volume() -> VolumeSpec {
         id: VolumeId(uuid::Uuid::from_u128(1)),
         size_bytes: 1 << 20,
         source: DataSource::Blank,
+        checksums: false,
     }
 }
 

@@ -26,6 +26,7 @@ fn create(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
         id: volume_id(number),
         size_bytes: 1 << 30,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).expect("creating a volume");
     let id = VersionId::Volume(spec.id);

@@ -142,6 +142,7 @@ fn create(pool: &Arc<Pool>) -> Arc<VersionHandle> {
         id: VolumeId(Uuid::from_u128(1)),
         size_bytes: 1 << 30,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).expect("a volume");
     open(pool)

@@ -21,6 +21,7 @@ fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
         id,
         size_bytes: LEAVES * LEAF,
         source: DataSource::Blank,
+        checksums: false,
     };
     pool.create_volume(&spec).unwrap();
     pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)

@@ -154,11 +154,17 @@ pub struct PoolSubject {
     pool: Arc<Pool>,
     /// With a key, blank volumes are encrypted, and so is what is made of them.
     pub key: Option<VolumeKey>,
+    /// Whether blank volumes have checksums, and what is made of them.
+    pub checksums: bool,
 }
 
 impl PoolSubject {
     pub fn of(pool: Arc<Pool>) -> Self {
-        Self { pool, key: None }
+        Self {
+            pool,
+            key: None,
+            checksums: false,
+        }
     }
 
     fn open(&self, volume: u128) -> Arc<VersionHandle> {
@@ -171,6 +177,7 @@ impl PoolSubject {
             id: volume_id(volume),
             size_bytes,
             source,
+            checksums: self.checksums && source == DataSource::Blank,
         };
         match (&self.key, source) {
             (Some(key), DataSource::Blank) => self.pool.create_encrypted_volume(&spec, key),

@@ -21,6 +21,8 @@ use history::{Model, PoolSubject, play};
 const POOL_BYTES: u64 = 4 << 20;
 /// The image whose volumes are encrypted.
 const ENCRYPTED_IMAGE: &str = "1-encryption";
+/// The image whose volumes have checksums.
+const CHECKSUMS_IMAGE: &str = "1-checksums";
 const BLOCK: usize = 4096;
 
 /// The key of the volumes in the images that have encrypted ones.
@@ -53,6 +55,7 @@ fn write_image(image: &Path) {
     drop(device);
     let mut subject = PoolSubject::of(open(&path));
     subject.key = image.ends_with(ENCRYPTED_IMAGE).then(key);
+    subject.checksums = image.ends_with(CHECKSUMS_IMAGE);
     play(&mut subject);
     drop(subject);
     if let Some(size) = std::env::var_os("QUARRY_GOLDEN_BYTES") {
@@ -101,6 +104,8 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         // As it was left, after a checkpoint in today's format, and opened once more.
         for round in 0..3 {
             let pool = open(&path);
+            let has_checksums = pool.volumes().iter().all(|volume| volume.checksums);
+            assert_eq!(has_checksums, image.ends_with(CHECKSUMS_IMAGE), "{image:?}");
             let report = pool.check().unwrap();
             assert!(report.problems.is_empty(), "{image:?}, round {round}: {report:?}");
             model.compare(&pool, &format!("{image:?}, round {round}"));
@@ -126,5 +131,5 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         assert_eq!(bytes, [7; 4096], "{image:?}");
         opened += 1;
     }
-    assert!(opened >= 4, "{opened} images");
+    assert!(opened >= 6, "{opened} images");
 }

@@ -101,6 +101,7 @@ impl BenchPool {
                 id,
                 size_bytes,
                 source: DataSource::Blank,
+                checksums: false,
             })
             .unwrap();
         (id, self.open(id.into_version(), OpenMode::ReadWrite))

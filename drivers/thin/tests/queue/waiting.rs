@@ -70,6 +70,7 @@ impl Full {
             id: id(number),
             size_bytes: 1 << 30,
             source: DataSource::Blank,
+            checksums: false,
         };
         self.pool.create_volume(&spec).unwrap();
         self.open(number)

@@ -36,6 +36,7 @@ fn create(subject: &Subject, number: u64, with: u8) -> Result<Outcome<VolumeInfo
             id: volume_id(number),
             size_bytes: MIB,
             source: DataSource::Blank,
+            checksums: false,
         },
         &key(with),
     ))

@@ -5,13 +5,70 @@ use std::time::{Duration, Instant};
 use super::{BackendFixture, MIB, Subject, snapshot_id, volume_id};
 use crate::conformance::block_on;
 use crate::conformance::pattern::{assert_same, pattern};
-use crate::{DataSource, Durability};
+use crate::{Capability, DataSource, Durability, ErrorKind, VolumeSpec};
 
 pub(super) fn run(fixture: &mut dyn BackendFixture) {
     metadata_calls_do_not_wait_for_data(fixture);
     answered_calls_survive_a_power_cut(fixture);
     a_check_of_a_sound_pool_in_use_finds_nothing(fixture);
     a_reserved_volume_is_one_until_told_otherwise(fixture);
+    a_volume_keeps_its_checksums_and_hands_them_on(fixture);
+}
+
+fn a_volume_keeps_its_checksums_and_hands_them_on(fixture: &mut dyn BackendFixture) {
+    let subject = Subject::fresh(fixture);
+    let has_them = (subject.backend.capabilities().features).contains(&Capability::Checksums);
+    if !has_them {
+        return;
+    }
+    let create = |subject: &Subject, number, source, checksums| {
+        block_on(subject.backend.create_volume(&VolumeSpec {
+            id: volume_id(number),
+            size_bytes: MIB,
+            source,
+            checksums,
+        }))
+    };
+    assert!(!subject.blank(1, MIB).checksums, "V12: not asked for");
+    let created = create(&subject, 2, DataSource::Blank, true).expect("V12: create");
+    assert!(created.into_inner().checksums, "V12: asked for");
+    let again = create(&subject, 2, DataSource::Blank, true).expect("V1: again");
+    assert!(!again.is_changed(), "V1: created again");
+    for (number, checksums) in [(1, true), (2, false)] {
+        let other = create(&subject, number, DataSource::Blank, checksums);
+        let error = other.expect_err("V1: with other properties");
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists, "V1: {error}");
+    }
+    let data = pattern(7, 3 * 4096);
+    let mut queue = subject.writer(2);
+    queue.write(512, &data, Durability::Flushed).expect("write");
+    queue.write(4096, &data, Durability::Flushed).expect("overwrite");
+    drop(queue);
+    subject.snapshot(1, 2);
+    let refused = create(&subject, 3, DataSource::Volume(volume_id(1)), true);
+    let error = refused.expect_err("V12: of a source that has none");
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "V12: {error}");
+    subject.clone_of(3, MIB, DataSource::Snapshot(snapshot_id(1)));
+    subject.clone_of(4, MIB, DataSource::Volume(volume_id(1)));
+    subject.revert(2, 1).expect("revert");
+    let all = |subject: &Subject| -> Vec<bool> {
+        let volumes = block_on(subject.backend.volumes()).expect("volumes");
+        volumes.iter().map(|volume| volume.checksums).collect()
+    };
+    assert_eq!(all(&subject), [false, true, true, false], "V12");
+    let Some(backend) = fixture.power_cut(subject.backend) else {
+        return;
+    };
+    let subject = Subject { backend };
+    assert_eq!(
+        all(&subject),
+        [false, true, true, false],
+        "V12: after a power cut"
+    );
+    for number in [2, 3] {
+        let found = subject.writer(number).read(4096, data.len()).expect("read");
+        assert_same("V12", 4096, &found, &data);
+    }
 }
 
 fn a_reserved_volume_is_one_until_told_otherwise(fixture: &mut dyn BackendFixture) {

@@ -79,6 +79,7 @@ impl Subject {
             id: volume_id(number),
             size_bytes,
             source,
+            checksums: false,
         }))
     }
 
