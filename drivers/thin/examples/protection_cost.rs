@@ -1,6 +1,7 @@
-//! What encryption costs: the same I/O on a plain and on an encrypted volume of one pool, by turns, from one thread.
+//! What encryption and checksums cost: the same I/O on a plain volume of a pool, on an encrypted one and on one with checksums,
+//! by turns, from one thread, with the background work of the pool beside it.
 //!
-//! `encryption_cost PATH [ROUNDS] [MILLISECONDS]`: PATH is created and removed; in /dev/shm no disk is in the way. Prints
+//! `protection_cost PATH [ROUNDS] [MILLISECONDS]`: PATH is created and removed; in /dev/shm no disk is in the way. Prints
 //! the medians of the rounds, and the cipher alone.
 
 use std::path::Path;
@@ -15,7 +16,8 @@ use quarry_contract::{
     VolumeKey, VolumeSpec,
 };
 use quarry_thin::{
-    FileDevice, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VersionHandle, VolumeDevice, Workers,
+    FileDevice, FormatOptions, IoMode, Maintainer, OpenOptions, Pool, PoolDevice, VersionHandle,
+    VolumeDevice, Workers,
 };
 use uuid::Uuid;
 
@@ -59,12 +61,12 @@ struct Figures {
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [path, rest @ ..] = arguments.as_slice() else {
-        bail!("usage: encryption_cost PATH [ROUNDS] [MILLISECONDS]");
+        bail!("usage: protection_cost PATH [ROUNDS] [MILLISECONDS]");
     };
     let rounds: usize = rest.first().map_or(Ok(5), |text| text.parse())?;
     let length = Duration::from_millis(rest.get(1).map_or(Ok(500), |text| text.parse())?);
     let path = Path::new(path);
-    let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::create(path, 2 << 30, IoMode::Auto)?);
+    let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::create(path, 4 << 30, IoMode::Auto)?);
     let outcome = measure_all(device, rounds, length);
     std::fs::remove_file(path)?;
     outcome
@@ -74,52 +76,65 @@ fn measure_all(device: Arc<dyn PoolDevice>, rounds: usize, length: Duration) -> 
     Pool::format(device.as_ref(), &FormatOptions::default())?;
     let pool = Pool::open(device, OpenOptions::default())?;
     let handles = [
-        filled(&pool, 1, None)?,
-        filled(&pool, 2, Some(VolumeKey::new([7; 32])))?,
+        filled(&pool, 1, Kind::Plain)?,
+        filled(&pool, 2, Kind::Encrypted)?,
+        filled(&pool, 3, Kind::Checksums)?,
     ];
     while pool.maintain()?.more {}
     cipher(&handles[1], length)?;
+    let _maintainer = Maintainer::start(Arc::clone(&pool))?;
     let workers = Workers::new();
     let volumes =
         handles.map(|handle| -> Arc<dyn BlockDevice> { VolumeDevice::new(handle, Arc::clone(&workers)) });
     println!(
-        "| job | plain /s | encrypted /s | ratio | plain CPU us | encrypted CPU us |\n|---|---|---|---|---|---|"
+        "| job | plain /s | CPU us | encrypted: ratio | CPU us | checksums: ratio | CPU us |\n|---|---|---|---|---|---|---|"
     );
     for job in JOBS {
-        let mut plain = Vec::new();
-        let mut encrypted = Vec::new();
+        let mut figures = [const { Vec::new() }; 3];
         for _ in 0..rounds {
-            plain.push(run(&volumes[0], job, length)?);
-            encrypted.push(run(&volumes[1], job, length)?);
+            for (volume, figures) in volumes.iter().zip(&mut figures) {
+                figures.push(run(volume, job, length)?);
+            }
         }
-        let ratio = plain
-            .iter()
-            .zip(&encrypted)
-            .map(|(plain, encrypted)| encrypted.per_second / plain.per_second);
+        let [plain, encrypted, checksums] = &figures;
+        let ratio = |other: &[Figures]| {
+            let rounds = plain.iter().zip(other);
+            median(rounds.map(|(plain, other)| other.per_second / plain.per_second))
+        };
+        let cpu = |figures: &[Figures]| median(figures.iter().map(|one| one.cpu_us));
         println!(
-            "| {} | {:.0} | {:.0} | {:.2} | {:.1} | {:.1} |",
+            "| {} | {:.0} | {:.1} | {:.2} | {:.1} | {:.2} | {:.1} |",
             job.name,
             median(plain.iter().map(|one| one.per_second)),
-            median(encrypted.iter().map(|one| one.per_second)),
-            median(ratio),
-            median(plain.iter().map(|one| one.cpu_us)),
-            median(encrypted.iter().map(|one| one.cpu_us)),
+            cpu(plain),
+            ratio(encrypted),
+            cpu(encrypted),
+            ratio(checksums),
+            cpu(checksums),
         );
     }
     Ok(())
 }
 
-fn filled(pool: &Arc<Pool>, number: u128, key: Option<VolumeKey>) -> anyhow::Result<Arc<VersionHandle>> {
+/// How a volume is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Encrypted,
+    Checksums,
+}
+
+fn filled(pool: &Arc<Pool>, number: u128, kind: Kind) -> anyhow::Result<Arc<VersionHandle>> {
     let id = VolumeId(Uuid::from_u128(number));
     let spec = VolumeSpec {
         id,
         size_bytes: VOLUME_BYTES,
         source: DataSource::Blank,
-        checksums: false,
+        checksums: kind == Kind::Checksums,
     };
-    match key {
-        Some(key) => pool.create_encrypted_volume(&spec, &key)?,
-        None => pool.create_volume(&spec)?,
+    match kind {
+        Kind::Encrypted => pool.create_encrypted_volume(&spec, &VolumeKey::new([7; 32]))?,
+        Kind::Plain | Kind::Checksums => pool.create_volume(&spec)?,
     };
     let handle = pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)?;
     let megabyte = vec![0xA5; 1 << 20];
