@@ -1,8 +1,9 @@
 //! The command line: `quarry <noun> <verb>`, each verb one call of the agent's API.
 //!
-//! One file per noun, and one for the verbs that look into a pool file without an agent. A noun's file has the verbs as clap reads them, `run`, which makes a request of a verb's
-//! arguments and an [`Answer`] of the response, and the noun's two shapes of output. Nothing is
-//! decided here that the agent decides: arguments are checked only as far as they must be to fill in a request.
+//! One file per noun, and one for the verbs that look into a pool file without an agent. A noun's file has the verbs as
+//! clap reads them, `run`, which makes a request of a verb's arguments and an [`Answer`] of the response, and the noun's
+//! two shapes of output. Nothing is decided here that the agent decides: arguments are checked only as far as they must be
+//! to fill in a request.
 //!
 //! An answer goes to standard output, a [`Failure`] to standard error and into the exit code: 0 done, 1 refused or
 //! failed, 2 wrong usage, 3 not found, 4 nobody answers, 5 a pool file is damaged.

@@ -16,6 +16,7 @@ mod device_queue;
 mod mailbox;
 mod outbox;
 mod slack;
+mod stopping;
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,10 +33,10 @@ pub use device_queue::DeviceQueues;
 pub use mailbox::{Farewell, Inbox, Mailbox, Message};
 pub use outbox::Outbox;
 use slack::Slack;
+use stopping::Stop;
 
 use crate::exports::{ConnectionAddress, Export};
 use crate::limiter::Place;
-use crate::pass::Pass;
 use crate::range_locks::Taker;
 use crate::target::Shared;
 
@@ -52,13 +53,6 @@ const PASSES: usize = 8;
 const ANSWERS_AT_A_TIME: usize = 4;
 
 const EVENTS: usize = 256;
-
-/// How long a session may go on after the last call, to be answered what is under way.
-const DRAIN_TIME: Duration = Duration::from_secs(1);
-
-/// The part of the time for logouts after which a session that has said nothing, and has nothing under way, is taken
-/// not to log out: its initiator loses nothing by being dropped.
-const QUIET_PART: u32 = 4;
 
 /// How long no connection is accepted after accepting has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
@@ -80,28 +74,6 @@ struct Slot {
     interest: EpollFlags,
     /// Cut, and waiting for the device.
     cut: bool,
-}
-
-/// The end of a reactor that is being stopped, step by step.
-struct Stop {
-    /// Dropped when it is reached.
-    _pass: Pass,
-    step: StopStep,
-    /// When the next look at the sessions is due.
-    due: Instant,
-    /// When the next step is.
-    until: Instant,
-    farewell: Farewell,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum StopStep {
-    /// Initiators have been asked to log out.
-    Asked,
-    /// Nothing more is read; what is under way is answered.
-    Drained,
-    /// Sessions are cut, and wait for the device.
-    Cut,
 }
 
 /// See the module.
@@ -151,6 +123,7 @@ macro_rules! around {
         }
     };
 }
+use around;
 
 /// Begins to look for connections at the listeners.
 fn watch(epoll: &Epoll, listeners: &[(Arc<TcpListener>, Portal)]) -> io::Result<()> {
@@ -267,11 +240,8 @@ impl Reactor {
         let Some(mut next) = tick.into_iter().chain(pace).min() else {
             return EpollTimeout::NONE;
         };
-        // Sessions that are cut wait for the device, which wakes us.
-        if let Some(stop) = &self.stop
-            && stop.step != StopStep::Cut
-        {
-            next = next.min(stop.due);
+        if let Some(due) = self.stop.as_ref().and_then(Stop::due) {
+            next = next.min(due);
         }
         let left = next.saturating_duration_since(Instant::now());
         let millis = (left.as_millis() + 1).min(60_000) as u16;
@@ -427,74 +397,6 @@ impl Reactor {
                     }
                 }
                 Message::Stop(pass, farewell) => self.stop(pass, farewell),
-            }
-        }
-    }
-
-    /// Begins to stop: nobody is let in, and sessions end when their initiators log out, or what is under way is
-    /// answered, or in a while.
-    fn stop(&mut self, pass: Pass, farewell: Farewell) {
-        for (listener, _) in self.listeners.drain(..) {
-            // It goes with the listener's descriptor anyway, unless that is to live on.
-            let _ = self.epoll.delete(&listener);
-        }
-        let seconds = self.shared.config.logout_seconds;
-        let mut asked = false;
-        for index in 0..self.connections.len() {
-            let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut) else {
-                continue;
-            };
-            let asks = farewell == Farewell::Asked && seconds > 0;
-            if asks && slot.connection.request_logout(seconds, around!(self)) {
-                asked = true;
-            } else {
-                slot.connection.drain(farewell.wait_seconds(), around!(self));
-            }
-            self.touch(index);
-        }
-        let time = Duration::from_secs(seconds.into());
-        let (step, look, time) = match asked {
-            true => (StopStep::Asked, time / QUIET_PART, time),
-            false => (StopStep::Drained, DRAIN_TIME, DRAIN_TIME),
-        };
-        self.stop = Some(Stop {
-            _pass: pass,
-            step,
-            due: self.now + look,
-            until: self.now + time,
-            farewell,
-        });
-    }
-
-    /// Takes the next step of a stop that is due.
-    fn go_on_stopping(&mut self) {
-        let Some(stop) = self.stop.as_mut().filter(|stop| self.now >= stop.due) else {
-            return;
-        };
-        match stop.step {
-            StopStep::Asked => {
-                let quiet = Duration::from_secs(self.shared.config.logout_seconds.into()) / QUIET_PART;
-                let last_call = self.now >= stop.until;
-                let wait_seconds = stop.farewell.wait_seconds();
-                stop.due = self.now + quiet;
-                if last_call {
-                    stop.step = StopStep::Drained;
-                    stop.due = self.now + DRAIN_TIME;
-                }
-                for index in 0..self.connections.len() {
-                    if let Some(slot) = self.connections[index].as_mut().filter(|slot| !slot.cut)
-                        && (last_call || slot.connection.is_quiet(self.now, quiet))
-                    {
-                        slot.connection.drain(wait_seconds, around!(self));
-                        self.touch(index);
-                    }
-                }
-            }
-            StopStep::Drained | StopStep::Cut => {
-                stop.step = StopStep::Cut;
-                for index in 0..self.connections.len() {
-                    self.cut(index, &Closed::ByTarget);
-                }
             }
         }
     }
