@@ -99,7 +99,7 @@ fn began(pid: u32) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Tells whether a process was started with an argument.
+/// Tells whether a process was started with an argument. For a moment after a spawn the kernel shows none.
 pub(crate) fn has_argument(pid: u32, argument: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
 
@@ -119,7 +119,13 @@ mod tests {
         command.arg("1000");
         let mut started = Daemon::spawn(command, output.path()).unwrap();
         let mut adopted = Daemon::adopt(started.pid()).unwrap();
-        assert!(has_argument(started.pid(), Path::new("1000")));
+        // The spawn returns inside execve(2), before the arguments of the new program are in place.
+        let is_told = async {
+            while !has_argument(started.pid(), Path::new("1000")) {
+                tokio::time::sleep(END_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(END_DEADLINE, is_told).await.unwrap();
         assert!(!has_argument(started.pid(), Path::new("100")));
         assert!(started.is_alive() && adopted.is_alive());
         adopted.end().await.unwrap();
