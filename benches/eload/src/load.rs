@@ -76,7 +76,10 @@ impl<'a> Load<'a> {
         while in_flight > 0 {
             self.wait(&mut completions);
             let more = Instant::now() < end;
-            for completion in completions.drain(..) {
+            for (index, completion) in completions.drain(..).enumerate() {
+                if index != 0 && index.is_multiple_of(self.options.batch) {
+                    self.queue.kick();
+                }
                 let number = completion.tag.0 as usize;
                 self.take(number, completion)?;
                 let limit = self.options.ops;

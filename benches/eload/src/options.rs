@@ -25,6 +25,9 @@ pub struct Options {
     /// How many snapshots are taken after that
     #[arg(long, default_value_t = 0)]
     pub snapshots: u32,
+    /// Give the volume data checksums
+    #[arg(long)]
+    pub checksums: bool,
     /// What is done
     #[arg(long, value_enum, default_value = "read")]
     pub rw: Rw,
@@ -37,6 +40,9 @@ pub struct Options {
     /// Requests in flight
     #[arg(long, default_value_t = 32)]
     pub qd: u32,
+    /// Requests that are handed over at once, when as many have ended
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
     /// Each of those in flight is followed by a flush after so many; 0 is never
     #[arg(long, default_value_t = 0)]
     pub fsync: u32,

@@ -53,7 +53,7 @@ impl Stage {
             id,
             size_bytes: options.size,
             source: DataSource::Blank,
-            checksums: false,
+            checksums: options.checksums,
         })?;
         let handle = pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)?;
         if options.prepare == Prepare::Filled {
