@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -71,16 +71,17 @@ pub fn create_sparse(path: &Path, length: u64) -> io::Result<File> {
 /// # Errors
 /// `InvalidInput` when it is neither a regular file nor a block device.
 pub fn medium(file: &File) -> io::Result<Medium> {
-    let kind = file.metadata()?.file_type();
-    if kind.is_file() {
-        Ok(Medium::Regular)
-    } else if kind.is_block_device() {
-        Ok(Medium::BlockDevice)
-    } else {
-        Err(io::Error::new(
+    medium_of(statx(file.as_raw_fd(), libc::STATX_TYPE)?.stx_mode.into())
+}
+
+fn medium_of(mode: u32) -> io::Result<Medium> {
+    match mode & libc::S_IFMT {
+        libc::S_IFREG => Ok(Medium::Regular),
+        libc::S_IFBLK => Ok(Medium::BlockDevice),
+        _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "neither a regular file nor a block device",
-        ))
+        )),
     }
 }
 
@@ -89,8 +90,11 @@ pub fn medium(file: &File) -> io::Result<Medium> {
 /// # Errors
 /// As for [`medium`].
 pub fn size_bytes(file: &File) -> io::Result<u64> {
-    match medium(file)? {
-        Medium::Regular => Ok(file.metadata()?.len()),
+    // Not `std`'s metadata: it asks for the times too, and a time that was looked at has to differ after the next write
+    // (Linux 6.13, "multigrain timestamps"): each write would dirty the inode, and each flush would write it.
+    let told = statx(file.as_raw_fd(), libc::STATX_TYPE | libc::STATX_SIZE)?;
+    match medium_of(told.stx_mode.into())? {
+        Medium::Regular => Ok(told.stx_size),
         Medium::BlockDevice => {
             let mut bytes = 0;
             // SAFETY: BLKGETSIZE64 writes one u64 through the pointer (linux/fs.h), which points at `bytes`; the
@@ -144,7 +148,7 @@ pub fn enable_direct_io(file: &File, alignment_bytes_max: u32) -> io::Result<IoP
 
 /// Returns what direct I/O on the file must be aligned to, or `None` where it does not exist.
 fn direct_alignment(file: &File) -> io::Result<Option<u32>> {
-    let told = statx(file.as_raw_fd())?;
+    let told = statx(file.as_raw_fd(), libc::STATX_DIOALIGN)?;
     // Without the bit in the mask (Linux before 6.1, or a file system that does not tell) it has to be tried.
     if told.stx_mask & libc::STATX_DIOALIGN == 0 {
         return Ok(Some(CAUTIOUS_ALIGNMENT_BYTES));
@@ -153,20 +157,12 @@ fn direct_alignment(file: &File) -> io::Result<Option<u32>> {
     Ok((told.stx_dio_offset_align != 0).then_some(alignment_bytes))
 }
 
-fn statx(fd: RawFd) -> io::Result<libc::statx> {
+fn statx(fd: RawFd, mask: u32) -> io::Result<libc::statx> {
     let mut told = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is a NUL-terminated empty string, with AT_EMPTY_PATH meaning the descriptor itself
     // (statx(2)); the kernel writes at most one `struct statx` through the pointer. Neither `std` nor `nix` wraps
     // the call.
-    let status = unsafe {
-        libc::statx(
-            fd,
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN,
-            told.as_mut_ptr(),
-        )
-    };
+    let status = unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, mask, told.as_mut_ptr()) };
     Errno::result(status)?;
     // SAFETY: `struct statx` is plain integers, valid for all bit patterns; the storage was zeroed first.
     Ok(unsafe { told.assume_init() })
