@@ -24,6 +24,7 @@ impl v1::volumes_server::Volumes for Api {
             limits,
             key,
             checksums,
+            reserved,
             mutation,
         } = request.into_inner();
         let new = NewVolume {
@@ -35,6 +36,7 @@ impl v1::volumes_server::Volumes for Api {
             limits: request::limits(limits)?,
             key: key.map(|key| request::volume_key("key", Some(key))).transpose()?,
             checksums,
+            reserved,
         };
         let volume = self
             .model

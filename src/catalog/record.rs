@@ -332,6 +332,9 @@ pub enum Request {
         /// Whether checksums were asked for.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         checksums: bool,
+        /// Whether it is to be a reserved volume.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        reserved: bool,
     },
     /// Grow a volume.
     ExtendVolume {

@@ -68,6 +68,9 @@ A clone costs no space until it is written, and lives on when what it was made f
         /// as after a snapshot. What is made of a volume with checksums has them without this
         #[arg(long)]
         checksums: bool,
+        /// Make it a reserved volume, as `volume reserve` does
+        #[arg(long)]
+        reserved: bool,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -226,6 +229,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             limits,
             key_file,
             checksums,
+            reserved,
             mutation,
         } => {
             let request = CreateVolumeRequest {
@@ -237,6 +241,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 limits: limit::joined(&limits)?,
                 key: key_file.as_deref().map(key::read).transpose()?,
                 checksums,
+                reserved,
                 mutation: mutation.into(),
             };
             Ok(shown(&client.create_volume(request).await?.into_inner()))

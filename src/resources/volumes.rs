@@ -35,6 +35,8 @@ pub struct NewVolume {
     pub key: Option<VolumeKey>,
     /// Whether its data shall have checksums.
     pub checksums: bool,
+    /// Whether it is a reserved volume from the start.
+    pub reserved: bool,
 }
 
 impl Resources {
@@ -62,6 +64,7 @@ impl Resources {
             limits,
             key,
             checksums,
+            reserved,
         } = new.clone();
         let request = Request::CreateVolume {
             id,
@@ -72,6 +75,7 @@ impl Resources {
             limits,
             encrypted: key.is_some(),
             checksums,
+            reserved,
         };
         refuse_generation(&mutation)?;
         self.mutate(locks, request, mutation, |model, intent| {
@@ -104,10 +108,9 @@ impl Resources {
         }
         intent.open().await?;
         let spec = VolumeSpec {
-            id: new.id,
-            size_bytes,
-            source: new.source.into(),
             checksums: new.checksums,
+            reserved: new.reserved,
+            ..VolumeSpec::new(new.id, size_bytes, new.source.into())
         };
         let created = match &new.key {
             None => pool.backend.create_volume(&spec).await?,
@@ -130,10 +133,8 @@ impl Resources {
         new: &NewVolume,
     ) -> Result<VolumeInfo, ResourceError> {
         let spec = VolumeSpec {
-            id: info.id,
-            size_bytes: info.size_bytes,
-            source: info.source,
             checksums: info.checksums,
+            ..VolumeSpec::new(info.id, info.size_bytes, info.source)
         };
         let same = match &new.key {
             None if info.encryption == Encryption::None => return Ok(info),

@@ -125,3 +125,22 @@ fn discards_give_space_back() {
         });
     }
 }
+
+#[test]
+fn a_volume_that_is_created_as_a_reserved_one_is_one_until_told_otherwise() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("agent");
+    let agent = AgentProcess::start(&dir);
+    let created = json(&agent, "volume create --size 64MiB --reserved");
+    assert_eq!(created["reserved"], true, "{created}");
+    let id = created["id"].as_str().unwrap();
+    // Repeated with the same id, it is not compared.
+    let again = json(&agent, &format!("volume create --size 64MiB --id {id}"));
+    assert_eq!(again["reserved"], true, "{again}");
+    agent.kill();
+    let agent = AgentProcess::start(&dir);
+    let shown = json(&agent, &format!("volume show {id}"));
+    assert_eq!(shown["reserved"], true, "{shown}");
+    let changed = json(&agent, &format!("volume reserve {id} --off"));
+    assert_eq!(changed["reserved"], false, "{changed}");
+}

@@ -163,12 +163,7 @@ fn leave_partial_chunks(file: &Path) {
     Pool::format(&*device, &format).unwrap();
     let pool = Pool::open(device, PoolOptions::default()).unwrap();
     let volume = VolumeId(uuid::Uuid::from_u128(1));
-    let spec = VolumeSpec {
-        id: volume,
-        size_bytes: 1 << 30,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(volume, 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).unwrap();
     let handle = pool
         .open_version(VersionId::Volume(volume), OpenMode::ReadWrite)

@@ -50,10 +50,8 @@ impl Stage {
         let pool = Arc::clone(backend.pool());
         let id = VolumeId(Uuid::from_u128(1));
         pool.create_volume(&VolumeSpec {
-            id,
-            size_bytes: options.size,
-            source: DataSource::Blank,
             checksums: options.checksums,
+            ..VolumeSpec::new(id, options.size, DataSource::Blank)
         })?;
         let handle = pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)?;
         if options.prepare == Prepare::Filled {

@@ -33,7 +33,7 @@ use crate::{
 ///   meanwhile they hold at least what differed when they were asked for and is not discarded since.
 /// - V10: a check looks at all there is of the pool's own structure while I/O goes on, and changes nothing. What it
 ///   tells of is damage; a pool without damage never has problems, whatever is going on.
-/// - V11: a reserved volume is one until it is told otherwise; its snapshots and clones are not. Where the pool knows
+/// - V11: a volume that was created as a reserved one, or made one, is one until it is told otherwise; its snapshots and clones are not. Where the pool knows
 ///   levels ([`SpaceLevel`](crate::SpaceLevel)), only reserved volumes take space from `critical` on.
 /// - V12: a volume that was created with checksums has them for its life, and so have its snapshots, its clones and theirs. What
 ///   is not what was written there is never read: the answer is [`Corrupt`](crate::IoError::Corrupt), and nothing else
@@ -329,9 +329,22 @@ pub struct VolumeSpec {
     pub source: DataSource,
     /// Whether its data shall have checksums (V12). What is made of another volume has them if that one does, asked for or not.
     pub checksums: bool,
+    /// Whether it is a reserved volume from the start (V11). Not compared when the call is repeated.
+    pub reserved: bool,
 }
 
 impl VolumeSpec {
+    /// Describes a plain volume: without checksums, and not reserved.
+    pub fn new(id: VolumeId, size_bytes: u64, source: DataSource) -> Self {
+        Self {
+            id,
+            size_bytes,
+            source,
+            checksums: false,
+            reserved: false,
+        }
+    }
+
     /// Tells whether an existing volume that has checksums, or not, may be the one described.
     pub fn is_met_by_checksums(&self, has_checksums: bool) -> bool {
         let may_inherit = self.source != DataSource::Blank;

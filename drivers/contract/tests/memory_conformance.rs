@@ -86,13 +86,7 @@ fn open_volume(size_bytes: u64, mode: OpenMode) -> Arc<dyn BlockDevice> {
     let backend = pool(64 << 20);
     let id = VolumeId(uuid::Uuid::from_u128(1));
     let source = DataSource::Blank;
-    block_on(backend.create_volume(&VolumeSpec {
-        id,
-        size_bytes,
-        source,
-        checksums: false,
-    }))
-    .unwrap();
+    block_on(backend.create_volume(&VolumeSpec::new(id, size_bytes, source))).unwrap();
     block_on(backend.open(VersionId::Volume(id), mode)).unwrap()
 }
 

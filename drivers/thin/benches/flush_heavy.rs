@@ -108,12 +108,7 @@ impl Bench {
     fn volume(&mut self) -> (VolumeId, Arc<VersionHandle>) {
         self.volumes += 1;
         let id = VolumeId(Uuid::from_u128(self.volumes));
-        let spec = VolumeSpec {
-            id,
-            size_bytes: MOST_WRITERS * SPAN_BYTES,
-            source: DataSource::Blank,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(id, MOST_WRITERS * SPAN_BYTES, DataSource::Blank);
         self.pool.create_volume(&spec).expect("a volume");
         let handle = self.pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite);
         (id, handle.expect("the volume"))

@@ -89,12 +89,7 @@ impl Bench {
 
     fn create(&self, source: DataSource) -> VolumeId {
         let id = VolumeId(Uuid::new_v4());
-        let spec = VolumeSpec {
-            id,
-            size_bytes: GIB,
-            source,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(id, GIB, source);
         self.pool.create_volume(&spec).unwrap();
         id
     }
@@ -212,12 +207,7 @@ fn mapped(folder: &Path, mapped_gib: u64) {
         let source = DataSource::Blank;
         bench
             .pool
-            .create_volume(&VolumeSpec {
-                id,
-                size_bytes,
-                source,
-                checksums: false,
-            })
+            .create_volume(&VolumeSpec::new(id, size_bytes, source))
             .unwrap();
         let volume = bench
             .pool

@@ -43,12 +43,7 @@ fn main() -> anyhow::Result<()> {
         let pool = Pool::open(Arc::clone(&device), options)?;
         let number = max_partial_chunks as u128 + 100;
         let volume = VolumeId(Uuid::from_u128(number));
-        pool.create_volume(&VolumeSpec {
-            id: volume,
-            size_bytes: RANDOM_BYTES,
-            source: DataSource::Blank,
-            checksums: false,
-        })?;
+        pool.create_volume(&VolumeSpec::new(volume, RANDOM_BYTES, DataSource::Blank))?;
         let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
         let what = format!("at most {max_partial_chunks} partial chunks");
         measure_random(&handle, &format!("{what}, unmapped"))?;
@@ -61,12 +56,7 @@ fn main() -> anyhow::Result<()> {
         measure_random(&handle, &format!("{what}, after a snapshot"))?;
         drop(handle);
         let volume = VolumeId(Uuid::from_u128(number + 1));
-        pool.create_volume(&VolumeSpec {
-            id: volume,
-            size_bytes: SEQUENTIAL_BYTES,
-            source: DataSource::Blank,
-            checksums: false,
-        })?;
+        pool.create_volume(&VolumeSpec::new(volume, SEQUENTIAL_BYTES, DataSource::Blank))?;
         let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
         measure_queue(&handle, &format!("{what}, unmapped"))?;
         measure_queue(&handle, &format!("{what}, overwrite"))?;
@@ -76,12 +66,7 @@ fn main() -> anyhow::Result<()> {
     let pool = Pool::open(device, OpenOptions::default())?;
     for (number, request_bytes) in [(1, 64 << 10), (2, 256 << 10), (3, 1 << 20)] {
         let volume = VolumeId(Uuid::from_u128(number));
-        pool.create_volume(&VolumeSpec {
-            id: volume,
-            size_bytes,
-            source: DataSource::Blank,
-            checksums: false,
-        })?;
+        pool.create_volume(&VolumeSpec::new(volume, size_bytes, DataSource::Blank))?;
         let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
         measure(&handle, request_bytes, "unmapped")?;
         if number == 3 {

@@ -26,12 +26,7 @@ fn main() -> anyhow::Result<()> {
     Pool::format(&device, &FormatOptions::default())?;
     let pool = Pool::open(Arc::new(device), OpenOptions::default())?;
     let volume = VolumeId(Uuid::from_u128(1));
-    pool.create_volume(&VolumeSpec {
-        id: volume,
-        size_bytes: VOLUME_BYTES,
-        source: DataSource::Blank,
-        checksums: false,
-    })?;
+    pool.create_volume(&VolumeSpec::new(volume, VOLUME_BYTES, DataSource::Blank))?;
     let handle = pool.open_version(VersionId::Volume(volume), OpenMode::ReadWrite)?;
     fill(&handle)?;
     measure(&handle, "no snapshot");

@@ -127,10 +127,8 @@ enum Kind {
 fn filled(pool: &Arc<Pool>, number: u128, kind: Kind) -> anyhow::Result<Arc<VersionHandle>> {
     let id = VolumeId(Uuid::from_u128(number));
     let spec = VolumeSpec {
-        id,
-        size_bytes: VOLUME_BYTES,
-        source: DataSource::Blank,
         checksums: kind == Kind::Checksums,
+        ..VolumeSpec::new(id, VOLUME_BYTES, DataSource::Blank)
     };
     match kind {
         Kind::Encrypted => pool.create_encrypted_volume(&spec, &VolumeKey::new([7; 32]))?,

@@ -167,11 +167,12 @@ impl Pool {
             return self.unchanged(existing, VersionId::Volume(spec.id), differences);
         }
         self.allow_checksums(spec)
+            .and_then(|()| self.allow_reserved(spec.reserved))
             .map_err(|error| self.driver_error(error))?;
         let mut epoch = None;
         self.change_metadata(|state| {
             let node = NodeId(state.next_node);
-            self.check_brake(state, is_of_reserved(state, spec.source))?;
+            self.check_brake(state, spec.reserved || is_of_reserved(state, spec.source))?;
             let (records, closed) = create_records(state, spec, node)?;
             epoch = closed;
             Ok(records)
@@ -191,6 +192,15 @@ impl Pool {
             return Ok(());
         }
         write(&self.state).sums.wanted = true;
+        self.checkpoint()
+    }
+
+    /// Sees to it that the superblock tells of reserved volumes before there is one: from that checkpoint on, an older Quarry
+    /// refuses the pool.
+    pub(crate) fn allow_reserved(&self, reserved: bool) -> Result<(), PoolError> {
+        if !reserved || read(&self.state).incompat & INCOMPAT_RESERVED_VOLUMES != 0 {
+            return Ok(());
+        }
         self.checkpoint()
     }
 
@@ -238,10 +248,8 @@ impl Pool {
             drop(control);
             return self.unchanged(existing, VersionId::Volume(id), Vec::new());
         }
-        if read(&self.state).incompat & INCOMPAT_RESERVED_VOLUMES == 0 {
-            // Written by an older Quarry: from this checkpoint on, it refuses the pool.
-            self.checkpoint().map_err(|error| self.driver_error(error))?;
-        }
+        self.allow_reserved(true)
+            .map_err(|error| self.driver_error(error))?;
         let mut missing = None;
         self.change(Priority::Reclaim, |state| {
             Ok::<_, PoolError>(Decision::Apply(match find_volume(state, id) {
@@ -520,50 +528,58 @@ fn create_records(
     node: NodeId,
 ) -> Result<(SmallVec<[Record; 2]>, Option<Arc<WriteEpoch>>), DriverError> {
     let (uuid, size_bytes) = (spec.id.0, spec.size_bytes);
+    let mut records = SmallVec::new();
+    let mut created = node;
+    let mut epoch = None;
     match spec.source {
         DataSource::Blank => {
-            let create = Record::CreateVolume {
+            records.push(Record::CreateVolume {
                 node,
                 uuid,
                 size_bytes,
-            };
-            let mut records = smallvec![create];
+            });
             if spec.checksums {
                 records.push(Record::Checksum { node });
             }
-            Ok((records, None))
         }
         DataSource::Snapshot(id) => {
             let parent = find_snapshot(state, id)?;
             check_source(parent, spec)?;
-            let clone = Record::Clone {
+            records.push(Record::Clone {
                 parent: parent.node,
                 node,
                 uuid,
                 size_bytes,
                 source: Source::Snapshot(id.0),
-            };
-            Ok((smallvec![clone], None))
+            });
         }
         DataSource::Volume(id) => {
             let head = find_volume(state, id)?;
             check_source(head, spec)?;
-            let hidden = Record::Snapshot {
+            records.push(Record::Snapshot {
                 head: head.node,
                 node,
                 uuid: Uuid::nil(),
                 kind: VersionKind::Internal,
-            };
-            let clone = Record::Clone {
+            });
+            created = NodeId(node.0 + 1);
+            records.push(Record::Clone {
                 parent: node,
-                node: NodeId(node.0 + 1),
+                node: created,
                 uuid,
                 size_bytes,
                 source: Source::Volume(id.0),
-            };
-            Ok((smallvec![hidden, clone], Some(Arc::clone(&head.epoch))))
+            });
+            epoch = Some(Arc::clone(&head.epoch));
         }
     }
+    if spec.reserved {
+        records.push(Record::Reserve {
+            node: created,
+            reserved: true,
+        });
+    }
+    Ok((records, epoch))
 }
 
 fn is_of_reserved(state: &State, source: DataSource) -> bool {

@@ -145,13 +145,8 @@ mod tests {
 
     fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
         let id = VolumeId(Uuid::from_u128(number));
-        pool.create_volume(&VolumeSpec {
-            id,
-            size_bytes: 1 << 24,
-            source: DataSource::Blank,
-            checksums: false,
-        })
-        .unwrap();
+        pool.create_volume(&VolumeSpec::new(id, 1 << 24, DataSource::Blank))
+            .unwrap();
         let handle = pool
             .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
             .unwrap();

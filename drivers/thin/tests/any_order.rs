@@ -42,12 +42,7 @@ fn open(device: &Arc<SimDevice>) -> Arc<Pool> {
 }
 
 fn create(pool: &Pool, number: u128, source: DataSource) {
-    let spec = VolumeSpec {
-        id: volume_id(number),
-        size_bytes: SIZE,
-        source,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(volume_id(number), SIZE, source);
     let created = pool.create_volume(&spec).expect("creating a volume");
     assert!(matches!(created, Outcome::Changed(_)));
 }

@@ -29,10 +29,8 @@ struct Fixture {
 
 fn spec(number: u128, source: DataSource, checksums: bool) -> VolumeSpec {
     VolumeSpec {
-        id: volume_id(number),
-        size_bytes: 4 * MIB,
-        source,
         checksums,
+        ..VolumeSpec::new(volume_id(number), 4 * MIB, source)
     }
 }
 

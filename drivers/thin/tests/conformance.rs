@@ -61,12 +61,7 @@ impl<M: Medium> Volumes<M> {
         };
         Pool::format(device.as_ref(), &options).expect("formatting");
         let pool = Pool::open(device, OpenOptions::default()).expect("opening the pool");
-        let spec = VolumeSpec {
-            id: volume_id(),
-            size_bytes,
-            source: DataSource::Blank,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(volume_id(), size_bytes, DataSource::Blank);
         match &self.key {
             Some(key) => pool.create_encrypted_volume(&spec, key),
             None => pool.create_volume(&spec),

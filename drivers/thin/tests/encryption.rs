@@ -30,12 +30,7 @@ fn key(number: u8) -> VolumeKey {
 }
 
 fn spec(number: u128, source: DataSource) -> VolumeSpec {
-    VolumeSpec {
-        id: volume(number),
-        size_bytes: SIZE,
-        source,
-        checksums: false,
-    }
+    VolumeSpec::new(volume(number), SIZE, source)
 }
 
 fn formatted(device_bytes: u64) -> Arc<SimDevice> {

@@ -35,12 +35,7 @@ impl Fixture {
         Pool::format(device.as_ref(), &format).unwrap();
         let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
         let id = VolumeId(Uuid::from_u128(1));
-        let spec = VolumeSpec {
-            id,
-            size_bytes: 1 << 30,
-            source: DataSource::Blank,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(id, 1 << 30, DataSource::Blank);
         pool.create_volume(&spec).unwrap();
         let handle = pool
             .open_version(VersionId::Volume(id), OpenMode::ReadWrite)

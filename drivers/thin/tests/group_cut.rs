@@ -37,12 +37,7 @@ fn fresh() -> (Arc<Pool>, Vec<Arc<VersionHandle>>) {
     Pool::format(&*device, &format).expect("formatting");
     let pool = Pool::open(device, OpenOptions::default()).expect("opening the pool");
     let open = |number| {
-        let spec = VolumeSpec {
-            id: volume_id(number),
-            size_bytes: 64 * CHUNK,
-            source: DataSource::Blank,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(volume_id(number), 64 * CHUNK, DataSource::Blank);
         pool.create_volume(&spec).expect("creating a volume");
         pool.open_version(VersionId::Volume(spec.id), OpenMode::ReadWrite)
             .expect("opening a volume")

@@ -42,12 +42,7 @@ fn open(path: &Path) -> Result<ThinBackend, DriverError> {
 }
 
 fn volume(backend: &ThinBackend) -> Arc<dyn BlockDevice> {
-    let spec = VolumeSpec {
-        id: VolumeId(Uuid::from_u128(1)),
-        size_bytes: 1 << 30,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 30, DataSource::Blank);
     block_on(backend.create_volume(&spec)).expect("a volume");
     block_on(backend.open(VersionId::Volume(spec.id), OpenMode::ReadWrite)).expect("the volume")
 }
@@ -223,12 +218,11 @@ fn shrink_and_expect_a_stop(backend: &ThinBackend, shrink: impl FnOnce()) {
     assert!(matches!(written, Err(IoError::Stopped { .. })), "{written:?}");
     let status = block_on(backend.pool_status()).unwrap();
     assert!(matches!(status.state, PoolState::ReadOnly { .. }), "{status:?}");
-    let created = block_on(backend.create_volume(&VolumeSpec {
-        id: VolumeId(Uuid::from_u128(9)),
-        size_bytes: MIB,
-        source: DataSource::Blank,
-        checksums: false,
-    }));
+    let created = block_on(backend.create_volume(&VolumeSpec::new(
+        VolumeId(Uuid::from_u128(9)),
+        MIB,
+        DataSource::Blank,
+    )));
     assert_eq!(created.unwrap_err().kind(), ErrorKind::Unavailable);
     let grown = block_on(backend.grow(&PoolGrowth::Noticed));
     assert_eq!(grown.unwrap_err().kind(), ErrorKind::Unavailable);

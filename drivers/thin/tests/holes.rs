@@ -18,13 +18,8 @@ fn open(path: &Path, options: OpenOptions) -> Arc<Pool> {
 
 fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
     let id = VolumeId(Uuid::from_u128(number));
-    pool.create_volume(&VolumeSpec {
-        id,
-        size_bytes: CHUNKS * CHUNK,
-        source: DataSource::Blank,
-        checksums: false,
-    })
-    .unwrap();
+    pool.create_volume(&VolumeSpec::new(id, CHUNKS * CHUNK, DataSource::Blank))
+        .unwrap();
     pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)
         .unwrap()
 }

@@ -46,12 +46,7 @@ impl Filling {
     }
 
     fn create(&self, number: u128, source: DataSource) -> Result<Arc<VersionHandle>, DriverError> {
-        let spec = VolumeSpec {
-            id: id(number),
-            size_bytes: 1 << 30,
-            source,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(id(number), 1 << 30, source);
         self.pool.create_volume(&spec)?;
         Ok(self.open(number))
     }
@@ -115,6 +110,11 @@ fn a4_each_level_begins_where_it_is_told_to_and_stops_whom_it_says() {
 
     let next = filling.fill_to(&ordinary, next, SpaceLevel::Brake);
     assert!(is_refused(filling.create(3, DataSource::Blank)), "a blank volume");
+    let spec = VolumeSpec {
+        reserved: true,
+        ..VolumeSpec::new(id(5), 1 << 30, DataSource::Blank)
+    };
+    assert!(pool.create_volume(&spec).expect("a reserved volume").is_changed());
     assert!(
         is_refused(filling.create(3, DataSource::Volume(id(1)))),
         "a clone"

@@ -106,12 +106,7 @@ fn open(path: &Path, cache_bytes: u64) -> (Arc<Pool>, Arc<VersionHandle>) {
         ..OpenOptions::default()
     };
     let pool = Pool::open(Arc::new(ZeroesAreFree(device)), options).expect("opening the pool");
-    let spec = VolumeSpec {
-        id: volume_id(),
-        size_bytes: scale().mapped_bytes,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(volume_id(), scale().mapped_bytes, DataSource::Blank);
     pool.create_volume(&spec).expect("creating the volume");
     let handle = pool
         .open_version(VersionId::Volume(volume_id()), OpenMode::ReadWrite)

@@ -26,12 +26,7 @@ fn pool_with_volume() -> (Arc<SimDevice>, Arc<Pool>, Arc<VersionHandle>) {
     };
     Pool::format(device.as_ref(), &format).unwrap();
     let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
-    let spec = VolumeSpec {
-        id: VOLUME,
-        size_bytes: 1 << 30,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(VOLUME, 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).unwrap();
     let handle = pool
         .open_version(VersionId::Volume(VOLUME), OpenMode::ReadWrite)

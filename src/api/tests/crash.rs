@@ -78,6 +78,7 @@ fn create_call() -> Call {
         limits: slow(),
         encrypted: false,
         checksums: false,
+        reserved: false,
     }
 }
 
@@ -88,12 +89,7 @@ async fn create_volume_is_finished_with_its_labels_and_limits_or_undone() {
     kit.create(1, 64).await;
 
     let kit = Kit::new().await;
-    let spec = VolumeSpec {
-        id: volume(1),
-        size_bytes: 64 * MIB,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(volume(1), 64 * MIB, DataSource::Blank);
     kit.backend.create_volume(&spec).await.unwrap();
     let kit = die_in(kit, create_call()).await;
     let found = kit.volume(1).await.unwrap();

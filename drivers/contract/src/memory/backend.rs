@@ -242,7 +242,7 @@ impl MemoryBackend {
         };
         let volume = Volume {
             source: spec.source,
-            reserved: false,
+            reserved: spec.reserved,
             checksums,
             contents: Arc::new(Mutex::new(contents)),
             family,

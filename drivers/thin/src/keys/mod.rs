@@ -102,7 +102,7 @@ impl Pool {
             drop(control);
             return self.unchanged(existing, VersionId::Volume(spec.id), differences);
         }
-        self.check_brake(&read(&self.state), false)?;
+        self.check_brake(&read(&self.state), spec.reserved)?;
         self.make_encrypted(spec, key)
             .map_err(|error| self.driver_error(error))?;
         let created = self.volume(spec.id)?;
@@ -117,6 +117,7 @@ impl Pool {
             self.checkpoint()?;
         }
         self.allow_checksums(spec)?;
+        self.allow_reserved(spec.reserved)?;
         let (slot, places) = self.free_slot()?;
         // Nobody else makes versions: the caller has the control lock.
         let node = NodeId(read(&self.state).next_node);
@@ -133,7 +134,8 @@ impl Pool {
             slot,
         };
         let checksum = spec.checksums.then_some(Record::Checksum { node });
-        self.apply_all([create].into_iter().chain(checksum).collect())?;
+        let reserve = spec.reserved.then_some(Record::Reserve { node, reserved: true });
+        self.apply_all([create].into_iter().chain(checksum).chain(reserve).collect())?;
         self.keys.insert(at, &family_key);
         Ok(())
     }

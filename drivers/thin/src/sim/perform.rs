@@ -210,10 +210,9 @@ impl World {
         contents: Option<Contents>,
     ) -> Result<Step, Violation> {
         let spec = VolumeSpec {
-            id: volume_id(volume),
-            size_bytes,
-            source,
             checksums: source == DataSource::Blank && self.setup.has_checksums(volume),
+            reserved: volume.is_multiple_of(3),
+            ..VolumeSpec::new(volume_id(volume), size_bytes, source)
         };
         let called: Called = self.call_create(volume, &spec);
         let mut contents = contents.unwrap_or_default();
@@ -234,7 +233,7 @@ impl World {
             VolumeModel {
                 size_bytes,
                 source,
-                reserved: false,
+                reserved: spec.reserved,
                 contents,
             },
         );
@@ -252,10 +251,8 @@ impl World {
     fn create_again(&mut self, volume: u64) -> Result<Step, Violation> {
         let existing = &self.model.volumes[&volume];
         let spec = VolumeSpec {
-            id: volume_id(volume),
-            size_bytes: existing.size_bytes,
-            source: existing.source,
             checksums: existing.source == DataSource::Blank && self.setup.has_checksums(volume),
+            ..VolumeSpec::new(volume_id(volume), existing.size_bytes, existing.source)
         };
         match self.call_create(volume, &spec) {
             Called::Unchanged => Ok(Step::Done),
@@ -546,12 +543,9 @@ impl World {
         if let Err(error) = self.pool().close() {
             return self.interrupt("closing", &error, None);
         }
-        let used_after_close = self.pool().create_volume(&VolumeSpec {
-            id: volume_id(u64::MAX),
-            size_bytes: 4096,
-            source: DataSource::Blank,
-            checksums: false,
-        });
+        let used_after_close =
+            self.pool()
+                .create_volume(&VolumeSpec::new(volume_id(u64::MAX), 4096, DataSource::Blank));
         if used_after_close.is_ok() {
             return Err(Violation("a closed pool took a call".into()));
         }

@@ -229,12 +229,11 @@ fn photograph(pool: &Arc<Pool>, volumes: &[Volume], stop: &AtomicBool, seed: u64
             };
             assert_between(&found, &least[*member], &most[*member], "V4: a snapshot");
             // A clone holds the same and goes its own way.
-            let clone = VolumeSpec {
-                id: volume_id(0x1000_0000 + u128::from(number) + *member as u128),
-                size_bytes: view.size_bytes(),
-                source: DataSource::Snapshot(spec.id),
-                checksums: false,
-            };
+            let clone = VolumeSpec::new(
+                volume_id(0x1000_0000 + u128::from(number) + *member as u128),
+                view.size_bytes(),
+                DataSource::Snapshot(spec.id),
+            );
             if pool.create_volume(&clone).is_err() {
                 return;
             }
@@ -290,12 +289,7 @@ fn maintain(pool: &Pool, stop: &AtomicBool, seed: u64) {
 
 fn create(pool: &Arc<Pool>, number: u128) -> Volume {
     let id = volume_id(number);
-    let spec = VolumeSpec {
-        id,
-        size_bytes: 600 * CHUNK,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(id, 600 * CHUNK, DataSource::Blank);
     pool.create_volume(&spec).expect("creating a volume");
     Volume {
         id,

@@ -380,12 +380,7 @@ fn a_pool_without_the_feature_commits_with_one_flush_after_its_first_checkpoint(
     rewrite_superblocks(&device, 56, &partial_chunks_only.to_le_bytes());
     let pool = open(&device).expect("an older pool opens");
     let id = VolumeId(uuid::Uuid::from_u128(1));
-    let spec = VolumeSpec {
-        id,
-        size_bytes: 1 << 20,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(id, 1 << 20, DataSource::Blank);
     pool.create_volume(&spec).unwrap();
     let handle = pool
         .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
@@ -407,12 +402,7 @@ fn a_pool_without_the_feature_gets_partial_chunks_with_its_first_checkpoint() {
     rewrite_superblocks(&device, 56, &0u64.to_le_bytes());
     let pool = open(&device).expect("an older pool opens");
     let id = VolumeId(uuid::Uuid::from_u128(1));
-    let spec = VolumeSpec {
-        id,
-        size_bytes: 1 << 20,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(id, 1 << 20, DataSource::Blank);
     pool.create_volume(&spec).unwrap();
     let handle = pool
         .open_version(VersionId::Volume(id), OpenMode::ReadWrite)

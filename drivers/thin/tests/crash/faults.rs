@@ -174,12 +174,7 @@ fn random_faults_lose_nothing_that_was_answered() {
 }
 
 fn volume() -> VolumeSpec {
-    VolumeSpec {
-        id: VolumeId(uuid::Uuid::from_u128(1)),
-        size_bytes: 1 << 20,
-        source: DataSource::Blank,
-        checksums: false,
-    }
+    VolumeSpec::new(VolumeId(uuid::Uuid::from_u128(1)), 1 << 20, DataSource::Blank)
 }
 
 #[test]

@@ -22,12 +22,7 @@ fn volume_id(number: u128) -> VolumeId {
 }
 
 fn create(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
-    let spec = VolumeSpec {
-        id: volume_id(number),
-        size_bytes: 1 << 30,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(volume_id(number), 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).expect("creating a volume");
     let id = VersionId::Volume(spec.id);
     pool.open_version(id, OpenMode::ReadWrite).expect("opening it")

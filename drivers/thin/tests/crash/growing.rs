@@ -138,12 +138,7 @@ fn small_pool(seed: u64) -> (Arc<SimDevice>, Arc<Pool>) {
 }
 
 fn create(pool: &Arc<Pool>) -> Arc<VersionHandle> {
-    let spec = VolumeSpec {
-        id: VolumeId(Uuid::from_u128(1)),
-        size_bytes: 1 << 30,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).expect("a volume");
     open(pool)
 }

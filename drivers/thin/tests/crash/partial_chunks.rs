@@ -28,12 +28,7 @@ fn open(device: Arc<dyn PoolDevice>) -> Arc<Pool> {
 
 fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
     let id = VolumeId(uuid::Uuid::from_u128(number));
-    let spec = VolumeSpec {
-        id,
-        size_bytes: 1 << 30,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(id, 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).unwrap();
     pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)
         .unwrap()

@@ -17,12 +17,7 @@ const LEAVES: u64 = 100;
 
 fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
     let id = VolumeId(uuid::Uuid::from_u128(number));
-    let spec = VolumeSpec {
-        id,
-        size_bytes: LEAVES * LEAF,
-        source: DataSource::Blank,
-        checksums: false,
-    };
+    let spec = VolumeSpec::new(id, LEAVES * LEAF, DataSource::Blank);
     pool.create_volume(&spec).unwrap();
     pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)
         .unwrap()

@@ -174,10 +174,8 @@ impl PoolSubject {
 
     fn create_from(&self, volume: u128, size_bytes: u64, source: DataSource) {
         let spec = VolumeSpec {
-            id: volume_id(volume),
-            size_bytes,
-            source,
             checksums: self.checksums && source == DataSource::Blank,
+            ..VolumeSpec::new(volume_id(volume), size_bytes, source)
         };
         match (&self.key, source) {
             (Some(key), DataSource::Blank) => self.pool.create_encrypted_volume(&spec, key),

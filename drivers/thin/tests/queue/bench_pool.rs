@@ -97,12 +97,7 @@ impl BenchPool {
     pub fn volume(&self, size_bytes: u64) -> (VolumeId, Arc<VolumeDevice>) {
         let id = VolumeId(Uuid::new_v4());
         self.pool
-            .create_volume(&VolumeSpec {
-                id,
-                size_bytes,
-                source: DataSource::Blank,
-                checksums: false,
-            })
+            .create_volume(&VolumeSpec::new(id, size_bytes, DataSource::Blank))
             .unwrap();
         (id, self.open(id.into_version(), OpenMode::ReadWrite))
     }

@@ -66,12 +66,7 @@ impl Full {
     }
 
     fn volume(&self, number: u128) -> Arc<VolumeDevice> {
-        let spec = VolumeSpec {
-            id: id(number),
-            size_bytes: 1 << 30,
-            source: DataSource::Blank,
-            checksums: false,
-        };
+        let spec = VolumeSpec::new(id(number), 1 << 30, DataSource::Blank);
         self.pool.create_volume(&spec).unwrap();
         self.open(number)
     }

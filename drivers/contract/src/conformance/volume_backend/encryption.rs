@@ -32,12 +32,7 @@ fn encryption(subject: &Subject) -> &dyn VolumeEncryption {
 
 fn create(subject: &Subject, number: u64, with: u8) -> Result<Outcome<VolumeInfo>, DriverError> {
     block_on(encryption(subject).create_encrypted_volume(
-        &VolumeSpec {
-            id: volume_id(number),
-            size_bytes: MIB,
-            source: DataSource::Blank,
-            checksums: false,
-        },
+        &VolumeSpec::new(volume_id(number), MIB, DataSource::Blank),
         &key(with),
     ))
 }

@@ -23,10 +23,8 @@ fn a_volume_keeps_its_checksums_and_hands_them_on(fixture: &mut dyn BackendFixtu
     }
     let create = |subject: &Subject, number, source, checksums| {
         block_on(subject.backend.create_volume(&VolumeSpec {
-            id: volume_id(number),
-            size_bytes: MIB,
-            source,
             checksums,
+            ..VolumeSpec::new(volume_id(number), MIB, source)
         }))
     };
     assert!(!subject.blank(1, MIB).checksums, "V12: not asked for");
@@ -74,6 +72,14 @@ fn a_volume_keeps_its_checksums_and_hands_them_on(fixture: &mut dyn BackendFixtu
 fn a_reserved_volume_is_one_until_told_otherwise(fixture: &mut dyn BackendFixture) {
     let subject = Subject::fresh(fixture);
     assert!(!subject.blank(1, MIB).reserved, "V11: a new volume");
+    for (number, source) in [(8, DataSource::Blank), (9, DataSource::Volume(volume_id(1)))] {
+        let spec = VolumeSpec {
+            reserved: true,
+            ..VolumeSpec::new(volume_id(number), MIB, source)
+        };
+        let created = block_on(subject.backend.create_volume(&spec)).expect("V11: a reserved volume");
+        assert!(created.into_inner().reserved, "V11: created as one");
+    }
     subject.snapshot(1, 1);
     assert!(subject.reserve(1, true).expect("V11: reserve").is_changed());
     let again = subject.reserve(1, true).expect("V1: reserve again");
@@ -98,6 +104,7 @@ fn a_reserved_volume_is_one_until_told_otherwise(fixture: &mut dyn BackendFixtur
         volume.expect("volume").reserved
     };
     assert!(reserved(1), "V11: after extend, revert and a power cut");
+    assert!(reserved(8) && reserved(9), "V11: created as reserved volumes");
     assert!(!reserved(2), "V11: a clone is an ordinary volume");
     assert!(subject.reserve(1, false).expect("V11: undo").is_changed());
     assert!(!reserved(1), "V11: told otherwise");

@@ -75,12 +75,10 @@ impl Subject {
         size_bytes: u64,
         source: DataSource,
     ) -> Result<Outcome<VolumeInfo>, DriverError> {
-        block_on(self.backend.create_volume(&VolumeSpec {
-            id: volume_id(number),
-            size_bytes,
-            source,
-            checksums: false,
-        }))
+        block_on(
+            self.backend
+                .create_volume(&VolumeSpec::new(volume_id(number), size_bytes, source)),
+        )
     }
 
     fn blank(&self, number: u64, size_bytes: u64) -> VolumeInfo {
