@@ -333,6 +333,43 @@ fn device_errors_come_as_sense_and_the_session_goes_on() {
 }
 
 #[test]
+fn damaged_block_is_named_and_what_was_not_sent_is_not_taken_as_read() {
+    const WHOLE: u32 = 1 << 20;
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    let damaged = |lba: u64| IoError::Corrupt {
+        offset: lba * 512,
+        detail: "a test".to_owned(),
+    };
+    let unrecovered = Some((3, 0x11, 0));
+    // The first of four segments fails: whatever block it names, an initiator takes those before it as read, unless
+    // the residual says that they have not come.
+    rig.device.fail_next(damaged(1800));
+    let read = client.read(0, 2048);
+    assert_eq!((read.sense, read.information), (unrecovered, Some(1800)));
+    assert_eq!(read.data.len() as i64 + read.residual, i64::from(WHOLE));
+    assert!(read.data.len() < 512 << 10, "{}", read.data.len());
+    // The block of the checksum is longer.
+    rig.device.fail_next(damaged(8));
+    let read = client.read(11, 2);
+    assert_eq!((read.information, read.residual), (Some(11), 1024));
+    rig.device.fail_next(damaged(24));
+    let verify = client.command(&cdb10(0x2f, 16, 16), 0, &[]);
+    assert_eq!((verify.sense, verify.information), (unrecovered, Some(24)));
+
+    // Of a write the blocks before it need not have been written.
+    rig.device.fail_next(damaged(24));
+    let write = client.write(16, &[1; 8192]);
+    assert_eq!((write.sense, write.information), (unrecovered, None));
+    rig.device.fail_next(IoError::Medium {
+        detail: "nobody knows where".to_owned(),
+    });
+    let read = client.read(0, 8);
+    assert_eq!((read.sense, read.information), (unrecovered, None));
+    assert_eq!(client.read(0, 2048).data.len(), WHOLE as usize);
+}
+
+#[test]
 fn range_beyond_the_end_is_refused_until_the_device_grows() {
     let rig = Rig::with(1 << 20, |_| {}, &[grant(INITIATOR, Access::ReadWrite)]);
     let mut client = Client::login(&rig);

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use quarry_contract::conformance::block_on;
-use quarry_contract::{Access, Grant, IoLimits, Rate, RateLimits, Target};
+use quarry_contract::{Access, Grant, IoError, IoLimits, Rate, RateLimits, Target};
 use rig::{Rig, grant};
 
 /// The names that libiscsi's programs and QEMU use when not told another.
@@ -162,6 +162,62 @@ fn qemu_reads_what_it_wrote_discarded_and_zeroed() {
     );
     assert!(!said.contains("Pattern verification"), "{said}");
     assert!(rig.device.mapped_bytes() < 10 << 20, "discarded space came back");
+}
+
+/// Reads 64 blocks with libiscsi itself, which none of its tools lets one see: prints the status, the residual, and the
+/// sense data in hexadecimal.
+const READ_64: &str = r#"
+import ctypes, sys
+class Sense(ctypes.Structure):
+    _fields_ = [("error_type", ctypes.c_ubyte), ("key", ctypes.c_int), ("ascq", ctypes.c_int), ("flags", ctypes.c_ubyte),
+                ("bit_pointer", ctypes.c_ubyte), ("field_pointer", ctypes.c_uint16)]
+class Task(ctypes.Structure):
+    _fields_ = [("status", ctypes.c_int), ("cdb_size", ctypes.c_int), ("direction", ctypes.c_int),
+                ("expected", ctypes.c_int), ("cdb", ctypes.c_ubyte * 16), ("residual_status", ctypes.c_int),
+                ("residual", ctypes.c_size_t), ("sense", Sense), ("bytes", ctypes.c_int),
+                ("data", ctypes.POINTER(ctypes.c_ubyte))]
+initiator, user, secret, portal, target, lun = sys.argv[1:]
+lib = ctypes.CDLL("libiscsi.so.7")
+lib.iscsi_create_context.restype = ctypes.c_void_p
+lib.iscsi_read16_sync.restype = ctypes.POINTER(Task)
+context = ctypes.c_void_p(lib.iscsi_create_context(initiator.encode()))
+lib.iscsi_set_session_type(context, 2)
+lib.iscsi_set_targetname(context, target.encode())
+lib.iscsi_set_initiator_username_pwd(context, user.encode(), secret.encode())
+if lib.iscsi_full_connect_sync(context, portal.encode(), int(lun)):
+    sys.exit("no session")
+task = lib.iscsi_read16_sync(context, int(lun), ctypes.c_uint64(100), 64 * 512, 512, 0, 0, 0, 0, 0).contents
+print(task.status, task.residual, bytes(task.data[2:task.bytes]).hex())
+"#;
+
+#[test]
+fn libiscsi_is_told_which_block_is_bad() {
+    let rig = rig(32 << 20);
+    let (address, lun) = (rig.address().to_string(), rig.target.address_of(rig.volume).lun);
+    let read = || {
+        let arguments = [
+            TOOL,
+            rig::USER,
+            rig::SECRET,
+            &address,
+            &rig.name(),
+            &lun.to_string(),
+        ];
+        succeed(
+            "python3",
+            "python3 and libiscsi7",
+            &[&["-c", READ_64], &arguments[..]].concat(),
+        )
+    };
+    rig.device.fail_next(IoError::Corrupt {
+        offset: 133 * 512,
+        detail: "a test".to_owned(),
+    });
+    assert_eq!(read().trim(), "2 32768 f00003000000850a00000000110000000000");
+    rig.device.fail_next(IoError::Medium {
+        detail: "nobody knows where".to_owned(),
+    });
+    assert_eq!(read().trim(), "2 32768 700003000000000a00000000110000000000");
 }
 
 #[test]

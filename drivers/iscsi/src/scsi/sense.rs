@@ -11,8 +11,8 @@ pub struct Sense {
     pub asc: u8,
     /// The additional sense code qualifier.
     pub ascq: u8,
-    /// The INFORMATION field, where the key defines one.
-    pub information: Option<u32>,
+    /// The INFORMATION field, where the key defines one: of a MEDIUM ERROR the logical block, of a MISCOMPARE the byte.
+    pub information: Option<u64>,
     /// The SENSE KEY SPECIFIC field with SKSV, where there is more to say.
     pub specific: Option<[u8; 3]>,
 }
@@ -88,7 +88,7 @@ impl Sense {
     }
 
     /// Sets the INFORMATION field.
-    pub fn with_information(self, information: u32) -> Self {
+    pub const fn with_information(self, information: u64) -> Self {
         Self {
             information: Some(information),
             ..self
@@ -110,11 +110,11 @@ impl Sense {
         }
     }
 
-    /// Encodes in the fixed format, current (SPC-4 4.5.3).
+    /// Encodes in the fixed format, current (SPC-4 4.5.3). Information that does not fit its four bytes is not valid there.
     pub fn fixed(&self) -> [u8; 18] {
         let mut data = [0; 18];
         data[0] = 0x70;
-        if let Some(information) = self.information {
+        if let Some(information) = self.information.and_then(|long| u32::try_from(long).ok()) {
             data[0] |= 0x80;
             data[3..7].copy_from_slice(&information.to_be_bytes());
         }
@@ -129,8 +129,17 @@ impl Sense {
     }
 
     /// Encodes in the descriptor format, current (SPC-4 4.5.2).
-    pub fn descriptor(&self) -> [u8; 8] {
-        [0x72, self.key, self.asc, self.ascq, 0, 0, 0, 0]
+    pub fn descriptor(&self) -> Vec<u8> {
+        let mut data = vec![0x72, self.key, self.asc, self.ascq, 0, 0, 0, 0];
+        if let Some(information) = self.information {
+            data.extend_from_slice(&[0x00, 0x0a, 0x80, 0]);
+            data.extend_from_slice(&information.to_be_bytes());
+        }
+        if let Some([first, second, third]) = self.specific {
+            data.extend_from_slice(&[0x02, 0x06, 0, 0, first, second, third, 0]);
+        }
+        data[7] = (data.len() - 8) as u8;
+        data
     }
 }
 
@@ -178,5 +187,24 @@ mod tests {
         assert_eq!(&data[15..], &[0, 0, 0]);
         let data = Sense::INVALID_FIELD_IN_CDB.at_cdb_byte(2).fixed();
         assert_eq!((data[0], &data[15..]), (0x70, &[0xc0, 0, 2][..]));
+    }
+
+    #[test]
+    fn information_that_is_too_long_for_the_fixed_format_is_in_the_other() {
+        let bad = Sense::UNRECOVERED_READ.with_information(0x1_0203_0405);
+        let fixed = bad.fixed();
+        assert_eq!((fixed[0], &fixed[3..7]), (0x70, &[0; 4][..]));
+        let mut expected = vec![0x72, 0x03, 0x11, 0x00, 0, 0, 0, 12];
+        expected.extend_from_slice(&[0x00, 0x0a, 0x80, 0, 0, 0, 0, 1, 2, 3, 4, 5]);
+        assert_eq!(bad.descriptor(), expected);
+    }
+
+    #[test]
+    fn descriptor_format_tells_the_progress() {
+        let sense = Sense::SANITIZE_IN_PROGRESS.with_progress(0x1234);
+        let mut expected = vec![0x72, 0x02, 0x04, 0x1b, 0, 0, 0, 8];
+        expected.extend_from_slice(&[0x02, 0x06, 0, 0, 0x80, 0x12, 0x34, 0]);
+        assert_eq!(sense.descriptor(), expected);
+        assert_eq!(Sense::NONE.descriptor(), [0x72, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

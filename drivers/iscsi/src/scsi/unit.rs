@@ -311,7 +311,7 @@ pub fn report_luns(select: u8) -> Result<Vec<u8>, Sense> {
 /// Sense data as REQUEST SENSE returns it.
 pub fn sense_data(sense: Sense, descriptor_format: bool) -> Vec<u8> {
     match descriptor_format {
-        true => sense.descriptor().to_vec(),
+        true => sense.descriptor(),
         false => sense.fixed().to_vec(),
     }
 }

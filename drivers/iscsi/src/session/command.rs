@@ -281,6 +281,8 @@ impl Session {
         };
         let residual = match status {
             Status::Good => residual_of(task.expected_bytes, task.command_bytes),
+            // Up to a bad block an initiator takes what it has been sent as read, but for the residual.
+            _ if matches!(task.work, Work::Read) => residual_of(task.expected_bytes, task.sent_bytes()),
             _ => 0,
         };
         let response = ScsiResponse {

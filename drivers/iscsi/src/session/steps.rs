@@ -1,6 +1,6 @@
 //! A task's requests to the device: what is handed over when, and what comes of it.
 
-use quarry_contract::{Completion, Durability, IoBuffer, Request as DeviceRequest, Tag, Verb};
+use quarry_contract::{Completion, Durability, IoBuffer, IoError, Request as DeviceRequest, Tag, Verb};
 
 use super::pacing::Pace;
 use super::task::{Task, Work};
@@ -188,7 +188,17 @@ impl Session {
         };
         if let Err(error) = &completion.result {
             tracing::debug!(itt = task.itt, %error, "device request failed");
-            task.fail(Sense::of_io_error(error, task.step_writes(step)));
+            let mut sense = Sense::of_io_error(error, task.step_writes(step));
+            if let IoError::Corrupt { offset, .. } = error
+                && let Role::Normal(medium) = &self.role
+                && matches!(task.work, Work::Read | Work::Verify(_))
+            {
+                // The block of a checksum may begin before what was asked for.
+                let first_byte = task.span.range().start.max(*offset);
+                let block_bytes = u64::from(medium.unit().limits().logical_block_bytes);
+                sense = sense.with_information(first_byte / block_bytes);
+            }
+            task.fail(sense);
         }
         if let Some(buffer) = completion.buffer {
             self.take_back(slot, step, buffer, io);
@@ -212,7 +222,7 @@ impl Session {
                 if let (Work::Verify(check), None) = (work, task.failure)
                     && let Some(at) = difference(*check, &task.parameter, task.span.segment(step).0, &buffer)
                 {
-                    task.fail(Sense::MISCOMPARE.with_information(at));
+                    task.fail(Sense::MISCOMPARE.with_information(at.into()));
                 }
                 self.give_charged(slot, buffer, io);
             }

@@ -383,6 +383,15 @@ impl Task {
         })
     }
 
+    /// Returns how much of a read has been sent, in bytes: segments go in order.
+    pub fn sent_bytes(&self) -> u64 {
+        let sent = match self.sent == self.span.segments() {
+            true => self.span.bytes(),
+            false => self.span.segment(self.sent).0,
+        };
+        sent.min(self.expected_bytes).into()
+    }
+
     /// Tells whether one of the task's device requests writes.
     pub fn step_writes(&self, step: usize) -> bool {
         match &self.work {

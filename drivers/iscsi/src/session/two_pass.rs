@@ -84,7 +84,7 @@ impl Session {
             }
             TwoPass::WriteAndVerify { compare: true } => {
                 if let Some(at) = first_difference(sent.unwrap_or_default(), &buffer) {
-                    task.fail(Sense::MISCOMPARE.with_information(begin + at as u32));
+                    task.fail(Sense::MISCOMPARE.with_information(u64::from(begin) + at as u64));
                 }
                 self.give_charged(slot, buffer, io);
             }
@@ -104,7 +104,7 @@ impl Session {
         for buffer in &mut buffers {
             let end = at + buffer.len();
             if let Some(difference) = first_difference(&task.parameter[at..end], buffer) {
-                task.fail(Sense::MISCOMPARE.with_information((at + difference) as u32));
+                task.fail(Sense::MISCOMPARE.with_information((at + difference) as u64));
                 break;
             }
             buffer.copy_from_slice(&task.parameter[half + at..half + end]);

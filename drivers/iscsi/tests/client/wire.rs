@@ -103,6 +103,8 @@ pub struct Outcome {
     pub status: u8,
     /// Sense key, additional sense code and qualifier.
     pub sense: Option<(u8, u8, u8)>,
+    /// The sense data's INFORMATION field, when it is valid.
+    pub information: Option<u32>,
     pub data: Vec<u8>,
     /// Positive: underflow.
     pub residual: i64,
@@ -298,6 +300,7 @@ impl Client {
                         return Outcome {
                             status: pdu.header[3],
                             sense: None,
+                            information: None,
                             data,
                             residual,
                         };
@@ -305,9 +308,12 @@ impl Client {
                 }
                 0x21 => {
                     let sense = (pdu.data.len() >= 16).then(|| (pdu.data[4], pdu.data[14], pdu.data[15]));
+                    let information = (sense.is_some() && pdu.data[2] & 0x80 != 0)
+                        .then(|| u32::from_be_bytes(pdu.data[5..9].try_into().unwrap()));
                     return Outcome {
                         status: pdu.header[3],
                         sense,
+                        information,
                         data,
                         residual,
                     };
