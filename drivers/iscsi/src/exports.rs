@@ -22,6 +22,7 @@ use quarry_contract::{
 };
 
 use crate::chap::Credentials;
+use crate::fair_share::Census;
 use crate::limiter::Limiter;
 use crate::login::{Admission, Authority, GrantId, LoginStatus};
 use crate::nexus::{AccessCell, Attention, Nexus};
@@ -100,6 +101,8 @@ pub struct Export {
     pub locks: RangeLocks,
     /// How fast it may be used.
     pub limiter: Limiter,
+    /// The reactors' queues of its device that are used.
+    pub queues: Arc<Census>,
     state: Mutex<ExportState>,
     sanitizer: Mutex<Option<Sanitizer>>,
     keeper: Arc<dyn Keeper>,
@@ -398,6 +401,7 @@ impl ExportTable {
             unit,
             locks: RangeLocks::default(),
             limiter: Limiter::new(spec.limits, Instant::now()),
+            queues: Arc::default(),
             state: Mutex::new(ExportState {
                 device: Some(Arc::clone(&spec.device)),
                 grants: Vec::new(),

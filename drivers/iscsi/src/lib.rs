@@ -11,6 +11,7 @@
 //! | `scsi` | CDBs, sense, and the answers that need no I/O |
 //! | `reservations` | who has reserved a unit |
 //! | `limiter` | how fast a unit may be used |
+//! | `fair_share` | how much of a device's queue a unit may take beside others |
 //! | `range_locks` | blocks that one command has for itself |
 //! | `unit_state` | what initiators have done to a unit that others feel |
 //! | `reactor` | the threads: epoll, sockets, buffers, device queues |
@@ -30,6 +31,7 @@ mod chap;
 mod config;
 mod error;
 mod exports;
+mod fair_share;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod limiter;

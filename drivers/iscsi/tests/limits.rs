@@ -13,7 +13,7 @@ use client::{Client, Login, cdb10};
 use quarry_contract::conformance::block_on;
 use quarry_contract::memory::{MemoryDevice, MemoryKeeper};
 use quarry_contract::{Access, ExportSpec, IoLimits, Rate, RateLimits, Target};
-use rig::{DEADLINE, INITIATOR, Rig, eventually, grant, initiator};
+use rig::{DEADLINE, INITIATOR, Rig, eventually, grant, initiator, volume};
 
 fn rate(per_second: u64) -> Option<Rate> {
     Some(Rate {
@@ -402,4 +402,57 @@ fn a_discard_that_waits_is_not_answered_before_it_is_done() {
     limit(&rig, IoLimits::NONE);
     assert_eq!(client.outcome(unmap.be32(16)).status, 0);
     assert_eq!(client.read(0, 8).data, [0; 4096]);
+}
+
+/// Has reads of 256 KiB under way, and returns once the target has taken them all.
+fn read_ahead(client: &mut Client, count: u32) {
+    for number in 0..count {
+        let read = client.command_pdu(&cdb10(0x28, number * 512, 512), 256 << 10, 0xc1, &[]);
+        client.send(&read);
+    }
+    // TEST UNIT READY comes after them and needs no device.
+    let ready = client.command_pdu(&[0; 6], 0, 0x81, &[]);
+    client.send(&ready);
+    assert_eq!(client.outcome(ready.be32(16)).status, 0);
+}
+
+fn end_reads(client: &mut Client, count: u32) {
+    let mut ended = 0;
+    while ended < count {
+        let data = client.receive().expect("all reads end");
+        assert_eq!(data.opcode(), 0x25);
+        ended += u32::from(data.header[1] & 1);
+    }
+}
+
+#[test]
+fn beside_others_a_volume_has_no_more_at_the_disk_than_its_part() {
+    // Both volumes are of one device, so that what is held is of both; 64 reads are what a session may have there.
+    let rig = Rig::new();
+    let other = volume(2);
+    rig.export(other, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut noisy = Client::login(&rig);
+    let to_other = Login {
+        target: rig.target.address_of(other).target_name,
+        ..other_port(&rig, 2)
+    };
+    let mut quiet = Client::log_in(&rig, &to_other).unwrap();
+
+    rig.device.hold();
+    read_ahead(&mut noisy, 64);
+    eventually("alone it has what is useful", || rig.device.held_requests() == 64);
+    rig.device.release();
+    end_reads(&mut noisy, 64);
+
+    rig.device.hold();
+    let read = quiet.command_pdu(&cdb10(0x28, 0, 8), 4096, 0xc1, &[]);
+    quiet.send(&read);
+    eventually("the quiet one is served", || rig.device.held_requests() == 1);
+    read_ahead(&mut noisy, 64);
+    eventually("beside it 2 MiB", || rig.device.held_requests() == 1 + 8);
+    read_ahead(&mut noisy, 0);
+    assert_eq!(rig.device.held_requests(), 1 + 8);
+    rig.device.release();
+    assert_eq!(quiet.outcome(read.be32(16)).status, 0);
+    end_reads(&mut noisy, 64);
 }

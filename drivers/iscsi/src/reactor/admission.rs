@@ -105,7 +105,7 @@ impl Connection {
         let who = (&admitted.initiator, grant);
         match exports.register(target, who, admitted.isid, self.address, ends) {
             Registered::Live(export, Registration { tsih, nexus, device }) => {
-                let queue = around.devices.attach(export.volume, &device);
+                let queue = around.devices.attach(&export, &device);
                 let unit = LogicalUnit::new(Arc::clone(&export.identity), device);
                 around.counters.login(None);
                 tracing::info!(volume = %export.volume, initiator = %admitted.initiator, peer = %self.peer,

@@ -154,6 +154,7 @@ impl Reactor {
             watch(&epoll, &listeners)?;
         }
         let now = Instant::now();
+        let devices = DeviceQueues::new(Arc::clone(&shared), now);
         let buffer_limit = shared.config.max_buffer_bytes / shared.reactors();
         Ok(Self {
             number,
@@ -166,7 +167,7 @@ impl Reactor {
             pending: VecDeque::new(),
             next_serial: 0,
             next_reactor: number,
-            devices: DeviceQueues::default(),
+            devices,
             buffers: BufferPool::new(buffer_limit),
             scratch: vec![0; SCRATCH_BYTES],
             completions: VecDeque::new(),
@@ -209,6 +210,7 @@ impl Reactor {
         };
         self.now = Instant::now();
         self.slack.waited(before, self.now);
+        self.devices.tell_time(self.now);
         for event in &events[..count] {
             let number = (event.data() & ((1 << KIND_SHIFT) - 1)) as usize;
             match event.data() >> KIND_SHIFT {
@@ -588,7 +590,7 @@ impl Reactor {
             }
         }
         let mut completions = std::mem::take(&mut self.fresh);
-        device.service(&mut completions);
+        self.devices.service(index, &mut completions);
         self.completions.extend(completions.drain(..));
         self.fresh = completions;
     }
