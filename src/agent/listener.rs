@@ -1,14 +1,21 @@
 //! Where calls are answered: a unix socket that checks its callers' user ids, or TCP with certificates on both
 //! sides, or plain TCP on loopback.
+//!
+//! The socket outlives the server that answers there: an agent that hands over stops taking connections, which then wait in
+//! the socket, and its successor [finds](take_own) that instead of binding another.
 
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
+use quarry_sys::handover::Listening;
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::service::{InterceptorLayer, Routes};
@@ -24,6 +31,9 @@ use crate::config::Listen;
 const STREAMS_PER_CONNECTION: u32 = 256;
 /// How often a silent connection is probed, and how long the answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Connections that wait to be taken, if the system allows so many.
+const BACKLOG: u32 = 1024;
 
 /// Why the API cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -64,12 +74,60 @@ pub enum ListenError {
 pub(super) struct Listener {
     endpoint: String,
     socket: Socket,
+    door: Door,
+}
+
+/// The socket itself, apart from the server: while it is open, clients that connect wait or are served.
+pub(super) struct Door {
+    socket: Listening,
+    /// Where it is in the file system.
+    path: Option<PathBuf>,
+}
+
+impl Door {
+    /// Closes it: clients find nobody.
+    pub(super) fn close(self) {
+        if let Some(path) = self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// Gives up the socket to whoever is next.
+    pub(super) fn leave(self) -> Listening {
+        self.socket
+    }
+}
+
+/// When a server stops, in two steps.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Closing {
+    /// Connections are not taken any more; those that are there are served.
+    pub deaf: CancellationToken,
+    /// Connections end when their calls do.
+    pub stopping: CancellationToken,
+}
+
+/// Connections as they come, as long as they are taken. It does not end then: that would end those that are there.
+struct Incoming<S> {
+    connections: S,
+    deaf: CancellationToken,
+}
+
+impl<S: Stream + Unpin> Stream for Incoming<S> {
+    type Item = S::Item;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        let this = self.get_mut();
+        match this.deaf.is_cancelled() {
+            true => Poll::Pending,
+            false => Pin::new(&mut this.connections).poll_next(context),
+        }
+    }
 }
 
 enum Socket {
     Unix {
         listener: UnixListener,
-        path: PathBuf,
         allowed: AllowedUids,
     },
     Tcp {
@@ -102,11 +160,11 @@ impl AllowedUids {
 }
 
 impl Listener {
-    /// Binds the address. A socket left by a process that is gone is replaced: the state folder's lock says
-    /// that it is gone.
-    pub(super) async fn bind(listen: &Listen) -> Result<Self, ListenError> {
+    /// Binds the address, unless the agent before has [left](take_own) its socket. A socket in the file system of a process
+    /// that is gone is replaced: the state folder's lock says that it is gone.
+    pub(super) fn bind(listen: &Listen, left: Option<Listening>) -> Result<Self, ListenError> {
         match listen {
-            Listen::Unix { path, allow_uids } => bind_unix(path, allow_uids),
+            Listen::Unix { path, allow_uids } => bind_unix(path, allow_uids, left),
             Listen::Tls {
                 address,
                 certificate,
@@ -118,9 +176,9 @@ impl Listener {
                 let tls = ServerTlsConfig::new()
                     .identity(identity)
                     .client_ca_root(authorities);
-                bind_tcp("https", *address, Some(Box::new(tls))).await
+                bind_tcp("https", *address, Some(Box::new(tls)), left)
             }
-            Listen::Insecure { address } => bind_tcp("http", *address, None).await,
+            Listen::Insecure { address } => bind_tcp("http", *address, None, left),
         }
     }
 
@@ -129,12 +187,12 @@ impl Listener {
         &self.endpoint
     }
 
-    /// Checks what can be wrong with the services and certificates, and returns the server to be run.
+    /// Checks what can be wrong with the services and certificates, and returns the server to be run, and the socket.
     pub(super) fn into_server(
         self,
         routes: Routes,
-        stopping: CancellationToken,
-    ) -> Result<impl Future<Output = ()> + Send + 'static, ListenError> {
+        closing: Closing,
+    ) -> Result<(impl Future<Output = ()> + Send + 'static, Door), ListenError> {
         let mut server = Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE))
@@ -149,91 +207,147 @@ impl Listener {
             }
             unix @ Socket::Unix { .. } => unix,
         };
-        Ok(async move {
+        let Closing { deaf, stopping } = closing;
+        let served = async move {
             let stopped = stopping.cancelled_owned();
             let ended = match socket {
-                Socket::Unix {
-                    listener,
-                    path,
-                    allowed,
-                } => {
+                Socket::Unix { listener, allowed } => {
                     let check = InterceptorLayer::new(move |request| allowed.check(request));
-                    let incoming = UnixListenerStream::new(listener);
-                    let served = server
+                    let connections = UnixListenerStream::new(listener);
+                    server
                         .layer(check)
                         .add_routes(routes)
-                        .serve_with_incoming_shutdown(incoming, stopped);
-                    let ended = served.await;
-                    let _ = fs::remove_file(path);
-                    ended
+                        .serve_with_incoming_shutdown(Incoming { connections, deaf }, stopped)
+                        .await
                 }
                 Socket::Tcp { listener, .. } => {
-                    let incoming = TcpListenerStream::new(listener);
+                    let connections = TcpListenerStream::new(listener);
                     server
                         .add_routes(routes)
-                        .serve_with_incoming_shutdown(incoming, stopped)
+                        .serve_with_incoming_shutdown(Incoming { connections, deaf }, stopped)
                         .await
                 }
             };
             if let Err(problem) = ended {
                 error!(error = %problem, "the API has stopped");
             }
-        })
+        };
+        Ok((served, self.door))
     }
 }
 
-fn bind_unix(path: &Path, allow_uids: &[u32]) -> Result<Listener, ListenError> {
+/// Takes out of the sockets that the agent before has left the one for the calls of this configuration.
+pub(super) fn take_own(listen: &Listen, left: &mut Vec<Listening>) -> Option<Listening> {
+    let is_own = |socket: &Listening| match (listen, socket) {
+        // What somebody has taken away in the file system is of no use.
+        (Listen::Unix { path, .. }, Listening::Unix(socket)) => {
+            socket
+                .local_addr()
+                .is_ok_and(|bound| bound.as_pathname() == Some(&private_name(path)))
+                && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        }
+        (Listen::Tls { address, .. } | Listen::Insecure { address }, Listening::Tcp(socket)) => {
+            socket.local_addr().is_ok_and(|bound| bound == *address)
+        }
+        _ => false,
+    };
+    let at = left.iter().position(is_own)?;
+    Some(left.swap_remove(at))
+}
+
+/// Returns what a socket is called until it may be found.
+fn private_name(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn bind_unix(path: &Path, allow_uids: &[u32], left: Option<Listening>) -> Result<Listener, ListenError> {
     let endpoint = format!("unix:{}", path.display());
     let bind_error = |source| ListenError::Bind {
         endpoint: endpoint.clone(),
         source,
     };
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ListenError::InTheWay {
-                path: path.to_owned(),
-            });
-        }
-        _ => {}
-    }
-    // Under another name until it is private, then in place of what is left of the one before: a client finds
-    // the old socket, which nobody answers, or this one, and never one that is open to all.
-    let private = path.with_extension("new");
-    match fs::remove_file(&private) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(bind_error(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&private).map_err(bind_error)?;
     // With more user ids, the check of credentials is what keeps others out.
     let mode = if allow_uids.is_empty() { 0o600 } else { 0o666 };
-    fs::set_permissions(&private, fs::Permissions::from_mode(mode)).map_err(bind_error)?;
-    fs::rename(&private, path).map_err(bind_error)?;
-    let allowed = AllowedUids(allow_uids.to_vec());
+    let allow = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    let socket = match left {
+        Some(Listening::Unix(socket)) => {
+            allow(path).map_err(bind_error)?;
+            socket
+        }
+        _ => {
+            match fs::symlink_metadata(path) {
+                Ok(metadata) if !metadata.file_type().is_socket() => {
+                    return Err(ListenError::InTheWay {
+                        path: path.to_owned(),
+                    });
+                }
+                _ => {}
+            }
+            // Under another name until it is private, then in place of what is left of the one before: a client finds
+            // the old socket, which nobody answers, or this one, and never one that is open to all.
+            let private = private_name(path);
+            match fs::remove_file(&private) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(bind_error(error)),
+                _ => {}
+            }
+            let socket = std::os::unix::net::UnixListener::bind(&private).map_err(bind_error)?;
+            allow(&private).map_err(bind_error)?;
+            fs::rename(&private, path).map_err(bind_error)?;
+            socket.set_nonblocking(true).map_err(bind_error)?;
+            socket
+        }
+    };
+    let kept = socket.try_clone().map_err(bind_error)?;
     Ok(Listener {
-        endpoint,
         socket: Socket::Unix {
-            listener,
-            path: path.to_owned(),
-            allowed,
+            listener: UnixListener::from_std(socket).map_err(bind_error)?,
+            allowed: AllowedUids(allow_uids.to_vec()),
         },
+        door: Door {
+            socket: Listening::Unix(kept),
+            path: Some(path.to_owned()),
+        },
+        endpoint,
     })
 }
 
-async fn bind_tcp(
+fn bind_tcp(
     scheme: &str,
     address: SocketAddr,
     tls: Option<Box<ServerTlsConfig>>,
+    left: Option<Listening>,
 ) -> Result<Listener, ListenError> {
     let bind_error = |source| ListenError::Bind {
         endpoint: format!("{scheme}://{address}"),
         source,
     };
-    let listener = TcpListener::bind(address).await.map_err(bind_error)?;
-    let bound = listener.local_addr().map_err(bind_error)?;
+    let socket = match left {
+        Some(Listening::Tcp(socket)) => socket,
+        _ => listen_tcp(address).map_err(bind_error)?,
+    };
+    let kept = socket.try_clone().map_err(bind_error)?;
+    let bound = socket.local_addr().map_err(bind_error)?;
     Ok(Listener {
         endpoint: format!("{scheme}://{bound}"),
-        socket: Socket::Tcp { listener, tls },
+        socket: Socket::Tcp {
+            listener: TcpListener::from_std(socket).map_err(bind_error)?,
+            tls,
+        },
+        door: Door {
+            socket: Listening::Tcp(kept),
+            path: None,
+        },
     })
+}
+
+fn listen_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
 }
 
 fn read_pem(path: &Path) -> Result<Vec<u8>, ListenError> {

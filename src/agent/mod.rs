@@ -20,12 +20,12 @@ mod successor;
 mod tests;
 
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use quarry_sys::handover::Listening;
 use successor::Successor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +51,9 @@ const FORGET_OPERATIONS: Duration = Duration::from_secs(60 * 60);
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long the stop waits for clients to close their connections after their calls have ended.
 const CLOSE_CONNECTIONS: Duration = Duration::from_millis(300);
+/// How long clients that have just connected have to say what they want when another program is to take over: until then
+/// the end of their connection is an error to them.
+const GREET: Duration = Duration::from_millis(200);
 
 /// How the agent is started.
 #[derive(Debug, Clone)]
@@ -249,7 +252,8 @@ pub struct Agent {
     model: Arc<Resources>,
     registry: Registry,
     endpoint: String,
-    stopping: CancellationToken,
+    door: Option<listener::Door>,
+    closing: listener::Closing,
     tasks: TaskTracker,
     server: tokio::task::JoinHandle<()>,
     // The folder is another agent's when everything else has ended.
@@ -266,11 +270,16 @@ impl Agent {
     }
 
     /// Starts an agent with the sockets that the one before it has left; those that it has no use for are closed.
-    async fn succeed(config: Config, left: Vec<TcpListener>) -> Result<Self, AgentError> {
+    async fn succeed(config: Config, mut left: Vec<Listening>) -> Result<Self, AgentError> {
         let lock = lock::StateLock::take(&config.state_dir)?;
         let catalog = Catalog::open(&config.state_dir.join("catalog.redb"))?;
         let known = catalog.pools()?;
-        let registry = Registry::open(&config, &known, left).await?;
+        let own = listener::take_own(&config.listen, &mut left);
+        let portals = left.into_iter().filter_map(|socket| match socket {
+            Listening::Tcp(socket) => Some(socket),
+            Listening::Unix(_) => None,
+        });
+        let registry = Registry::open(&config, &known, portals.collect()).await?;
         let new: Vec<Change> = registry
             .pool_identities()
             .filter(|(name, _)| !known.contains_key(name))
@@ -279,7 +288,7 @@ impl Agent {
         if !new.is_empty() {
             catalog.commit(new).await?;
         }
-        Self::start_with(&config, lock, catalog, registry).await
+        Self::start_with(&config, lock, catalog, registry, own).await
     }
 
     async fn start_with(
@@ -287,6 +296,7 @@ impl Agent {
         lock: lock::StateLock,
         catalog: Catalog,
         registry: Registry,
+        own: Option<Listening>,
     ) -> Result<Self, AgentError> {
         let model = Resources::new(registry.clone(), catalog);
         let recovery = model.recover().await.map_err(AgentError::Recovery)?;
@@ -297,10 +307,12 @@ impl Agent {
         let routes = api::routes(Arc::clone(&model))
             .await
             .map_err(ListenError::Services)?;
-        let stopping = CancellationToken::new();
-        let listener = listener::Listener::bind(&config.listen).await?;
+        let closing = listener::Closing::default();
+        let stopping = &closing.stopping;
+        let listener = listener::Listener::bind(&config.listen, own)?;
         let endpoint = listener.endpoint().to_owned();
-        let server = tokio::spawn(listener.into_server(routes, stopping.clone())?);
+        let (served, door) = listener.into_server(routes, closing.clone())?;
+        let server = tokio::spawn(served);
         let tasks = TaskTracker::new();
         tasks.spawn(every(
             RETRY_EXPORTS,
@@ -330,7 +342,8 @@ impl Agent {
             model,
             registry,
             endpoint,
-            stopping,
+            door: Some(door),
+            closing,
             tasks,
             server,
             _lock: lock,
@@ -350,28 +363,43 @@ impl Agent {
     }
 
     /// Ends the agent: running calls first, then sessions, then pools.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
+        if let Some(door) = self.door.take() {
+            door.close();
+        }
         let (registry, _lock) = self.end_calls().await;
         registry.close().await;
         info!("stopped");
     }
 
+    /// Lets those that have connected have their calls answered, and those that come now wait in the socket, which is
+    /// returned. Connections that do not end are left for [`Agent::end_calls`].
+    async fn let_newcomers_wait(&mut self) -> Option<listener::Door> {
+        self.closing.deaf.cancel();
+        tokio::time::sleep(GREET).await;
+        self.closing.stopping.cancel();
+        // Calls are not refused before their connection has ended.
+        self.has_served(CLOSE_CONNECTIONS).await;
+        self.door.take()
+    }
+
     /// Ends calls and what the agent does of its own accord.
-    async fn end_calls(self) -> (Registry, lock::StateLock) {
-        self.stopping.cancel();
+    async fn end_calls(mut self) -> (Registry, lock::StateLock) {
+        self.closing.stopping.cancel();
         if !self.model.stop(DRAIN).await {
             warn!("calls are still running; the next start settles them");
         }
-        let abort = self.server.abort_handle();
-        if tokio::time::timeout(CLOSE_CONNECTIONS, self.server)
-            .await
-            .is_err()
-        {
+        if !self.has_served(CLOSE_CONNECTIONS).await {
             // Clients that hold a stream open, like a health watch.
-            abort.abort();
+            self.server.abort();
         }
         self.tasks.wait().await;
         (self.registry, self._lock)
+    }
+
+    /// Waits until all connections have ended. Tells whether they have.
+    async fn has_served(&mut self, limit: Duration) -> bool {
+        self.server.is_finished() || tokio::time::timeout(limit, &mut self.server).await.is_ok()
     }
 }
 

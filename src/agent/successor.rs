@@ -3,24 +3,24 @@
 //! Order: the successor is run once to see whether it starts and takes the configuration, while this agent serves on →
 //! running calls end, and the pools' checkpoints are written for the most part → sessions are dropped when what they
 //! have under way is answered, and told to come back at once → the pools are closed → execve(2). Initiators that come back
-//! meanwhile wait in the portals' sockets, which stay open throughout. Shares are not touched: their server runs
-//! on, and the successor takes it up as after a kill.
+//! meanwhile, and clients that call, wait in the portals' and the API's sockets, which stay open throughout. Shares are not
+//! touched: their server runs on, and the successor takes it up as after a kill.
 //!
 //! Failure: a successor that does not start, or refuses the configuration, changes nothing. Once the sessions are gone
 //! there is no way back: if the exec fails the process ends, as after any failed start.
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use quarry_sys::handover;
+use quarry_sys::handover::{self, Listening};
 use tokio::process::Command;
 use tracing::info;
 
+use super::listener::Door;
 use super::{Agent, AgentError, Signals};
 
 /// The environment variable that names the sockets which are left.
@@ -64,7 +64,7 @@ pub(super) struct Successor {
 }
 
 /// Takes the listening sockets that the program before this has left in this process. Once, at the start.
-pub(super) fn take_sockets() -> Vec<TcpListener> {
+pub(super) fn take_sockets() -> Vec<Listening> {
     let named = std::env::var(SOCKETS).unwrap_or_default();
     handover::take(&named)
 }
@@ -116,14 +116,14 @@ impl Successor {
     }
 
     /// Runs the successor in this process, with these sockets. Returns only when that fails.
-    fn run(&self, sockets: &[TcpListener]) -> io::Error {
+    fn run(&self, sockets: &[Listening]) -> io::Error {
         match self.try_run(sockets) {
             Ok(never) => match never {},
             Err(error) => error,
         }
     }
 
-    fn try_run(&self, sockets: &[TcpListener]) -> io::Result<std::convert::Infallible> {
+    fn try_run(&self, sockets: &[Listening]) -> io::Result<std::convert::Infallible> {
         let left = handover::leave(sockets)?;
         let program = CString::new(self.program.as_os_str().as_bytes())?;
         let mut arguments = vec![program.clone()];
@@ -144,26 +144,31 @@ impl Successor {
 }
 
 impl Agent {
-    /// Ends the agent, but for the portals' sockets and what serves shares, and runs the successor in its place. Returns
+    /// Ends the agent, but for the sockets that are listened on and what serves shares, and runs the successor in its place. Returns
     /// when the agent was asked to stop meanwhile: then it has.
     ///
     /// # Errors
     /// When the successor cannot be run.
     pub(super) async fn hand_over_to(
-        self,
+        mut self,
         successor: &Successor,
         signals: &mut Signals,
     ) -> Result<(), AgentError> {
         info!(program = %successor.program.display(), "handing over");
+        let door = self.let_newcomers_wait().await;
         let (registry, _lock) = self.end_calls().await;
         let began = Instant::now();
-        let sockets = registry.hand_over().await;
+        let portals = registry.hand_over().await.into_iter().map(Listening::Tcp);
         info!(took = ?began.elapsed(), "sessions and pools are closed");
         if signals.hold_back().await? {
             info!("stopping");
+            if let Some(door) = door {
+                door.close();
+            }
             registry.close().await;
             return Ok(());
         }
+        let sockets: Vec<Listening> = portals.chain(door.map(Door::leave)).collect();
         Err(AgentError::Succeed(successor.run(&sockets)))
     }
 }

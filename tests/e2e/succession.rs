@@ -1,11 +1,23 @@
-//! A planned upgrade: on SIGUSR2 another program takes over in the same process, under hosts that stay logged in.
+//! A planned upgrade: on SIGUSR2 another program takes over in the same process, under hosts that stay logged in and
+//! clients that go on calling.
 
+use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use quarry_proto::v1::node_client::NodeClient;
+use quarry_proto::v1::volumes_client::VolumesClient;
+use quarry_proto::v1::{CreateVolumeRequest, GetNodeRequest};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use uuid::Uuid;
 
 use crate::agent_process::{AgentProcess, eventually};
 use crate::command::{self, json};
+use crate::config;
 use crate::initiator::attach;
 
 /// How long a host's request may take while another program takes over.
@@ -99,4 +111,114 @@ fn a_program_that_does_not_start_or_refuses_the_configuration_changes_nothing() 
     assert!(!agent.log().contains("session closed"), "{}", agent.log());
     let (_, status) = agent.terminate();
     assert!(status.success(), "{status}");
+}
+
+/// How often one program takes over from another under clients that call.
+const SUCCESSIONS: usize = 3;
+
+/// How long clients call before another program takes over.
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Calls again and again, each time over a new connection, until told to stop. Returns how many calls were answered, and how
+/// long the longest took.
+///
+/// # Panics
+/// When a call is not answered.
+async fn call_anew(endpoint: Endpoint, stop: Arc<AtomicBool>) -> (u32, Duration) {
+    let (mut calls, mut longest) = (0, Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        let begin = Instant::now();
+        let channel = match endpoint.connect().await {
+            Ok(channel) => channel,
+            Err(error) => panic!("connecting after {calls} calls, {:?}: {error:?}", begin.elapsed()),
+        };
+        let asked = NodeClient::new(channel.clone()).get_node(GetNodeRequest {}).await;
+        let volume = CreateVolumeRequest {
+            id: Uuid::new_v4().to_string(),
+            size_bytes: 1 << 20,
+            ..CreateVolumeRequest::default()
+        };
+        let made = VolumesClient::new(channel).create_volume(volume).await;
+        if let Err(status) = asked.map(drop).and(made.map(drop)) {
+            panic!("after {calls} calls, {:?}: {status:?}", begin.elapsed());
+        }
+        calls += 2;
+        longest = longest.max(begin.elapsed());
+    }
+    (calls, longest)
+}
+
+/// Lets programs take over while clients call.
+async fn succeed_under_calls(agent: &AgentProcess, endpoint: Endpoint) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(call_anew(endpoint.clone(), Arc::clone(&stop))))
+        .collect();
+    let mut pauses = Vec::new();
+    for _ in 0..SUCCESSIONS {
+        tokio::time::sleep(BETWEEN).await;
+        pauses.push(agent.succeed());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let (calls, longest) = client.await.expect("no call is refused");
+        eprintln!("{calls} calls, the longest took {longest:?}; programs took over in {pauses:?}");
+        assert!(calls > 0 && longest < 5 * STALL, "{longest:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_over_the_unix_socket_wait_while_a_new_program_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(&folder.path().join("agent"));
+    let endpoint = Endpoint::from_shared(agent.endpoint.clone()).unwrap();
+    succeed_under_calls(&agent, endpoint).await;
+    let socket = PathBuf::from(agent.endpoint.strip_prefix("unix:").unwrap());
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (_, status) = agent.terminate();
+    assert!(status.success() && !socket.exists(), "{status}");
+}
+
+/// Returns the certificate of an authority, and a certificate and key for `name` that it has signed, in PEM.
+fn certificates(name: &str) -> [String; 3] {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let signed = params.signed_by(&key, &issuer).unwrap();
+    [issuer.pem(), signed.pem(), key.serialize_pem()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_over_tls_wait_while_a_new_program_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (portal, api) = (free().to_string(), free().to_string());
+    let config = config::write(folder.path(), "size = \"1GiB\"", &[&portal], "");
+    // One certificate for both sides.
+    let pem = certificates("localhost");
+    let files = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.path().join(name));
+    for (file, text) in files.iter().zip(&pem) {
+        std::fs::write(file, text).unwrap();
+    }
+    let [ca, cert, key] = files.map(|file| file.display().to_string());
+    let unix = format!("listen = \"unix:{}/quarry.sock\"", folder.path().display());
+    let tls =
+        format!("listen = \"tcp:{api}\"\ntls_cert = {cert:?}\ntls_key = {key:?}\ntls_client_ca = {ca:?}");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&unix, &tls)).unwrap();
+    let agent = AgentProcess::start_configured(&config);
+    let [ca, cert, key] = pem;
+    let endpoint = Endpoint::from_shared(agent.endpoint.clone())
+        .unwrap()
+        .tls_config(
+            ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(ca))
+                .identity(Identity::from_pem(cert, key))
+                .domain_name("localhost"),
+        )
+        .unwrap();
+    succeed_under_calls(&agent, endpoint).await;
 }
