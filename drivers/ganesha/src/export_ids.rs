@@ -9,9 +9,8 @@ use std::io;
 use std::path::PathBuf;
 
 use quarry_contract::ShareVersion;
+use quarry_daemon::files;
 use serde::{Deserialize, Serialize};
-
-use crate::files;
 
 /// Ganesha's number 0 is the root of all exports.
 const FIRST: u16 = 1;

@@ -7,7 +7,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use quarry_contract::ShareVersion;
+use quarry_daemon::files;
+use quarry_daemon::process::{Daemon, has_argument};
 use quarry_sys::file::LockError;
+use quarry_sys::filesystem::is_root_of;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tracing::{info, warn};
@@ -15,9 +18,7 @@ use tracing::{info, warn};
 use crate::bus::Bus;
 use crate::config::GaneshaConfig;
 use crate::export_file::ExportRecord;
-use crate::files;
-use crate::process::{Daemon, has_argument};
-use crate::server::{Link, Shared, State, is_root_of};
+use crate::server::{Link, Shared, State};
 
 /// How long the bus may take to start.
 const BUS_DEADLINE: Duration = Duration::from_secs(10);

@@ -6,7 +6,6 @@
 //! | [`launch`] | its start, and what it needs for that |
 //! | [`export_file`] | what Ganesha is told of an export, and how access rules are written for it |
 //! | [`bus`] | the private D-Bus over which it is told, and asked |
-//! | [`process`] | the processes: started, taken up again, watched |
 //! | [`export_ids`] | the number of each export, which is in every file handle and never changes |
 //!
 //! Ganesha and its bus outlive the agent that started them, so that clients do not notice a new agent; the next one takes
@@ -17,9 +16,7 @@ mod bus;
 mod config;
 mod export_file;
 mod export_ids;
-mod files;
 mod launch;
-mod process;
 mod server;
 
 pub use config::{GaneshaConfig, Programs};

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +24,10 @@ use quarry_contract::{
     ClientKind, DriverError, EnforceableAccess, LoadedAccess, MountedShare, Outcome, ShareExport,
     SharePortal, ShareServer, ShareVersion,
 };
+use quarry_daemon::files;
+use quarry_daemon::process::Daemon;
 use quarry_sys::file::lock_exclusive;
+use quarry_sys::filesystem::is_root_of;
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
@@ -32,9 +35,7 @@ use crate::bus::{Bus, BusError, LoadedExport};
 use crate::config::GaneshaConfig;
 use crate::export_file::{ExportRecord, REFUSED_IPV6_PREFIXES};
 use crate::export_ids::ExportIds;
-use crate::files;
 use crate::launch::{StartError, checked, during, find_plugins};
-use crate::process::Daemon;
 
 /// How often the processes are looked at, and Ganesha is asked for an answer.
 const WATCH_PAUSE: Duration = Duration::from_millis(200);
@@ -440,11 +441,6 @@ fn read_exports(folder: &Path) -> io::Result<BTreeMap<ShareVersion, ExportRecord
         }
     }
     Ok(exported)
-}
-
-/// Tells whether a path is a folder itself, not a link to one, on a device.
-pub(crate) fn is_root_of(path: &Path, device: u64) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|root| root.is_dir() && root.dev() == device)
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {

@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -84,6 +84,44 @@ pub fn mount_tmpfs(at: &Path, size_bytes: u64) -> io::Result<()> {
     )?;
     let none = None::<&str>;
     Ok(nix::mount::mount(none, at, none, MsFlags::MS_SHARED, none)?)
+}
+
+/// Shows a mounted folder at another one, too, following no link in either. It keeps the file system mounted. Needs
+/// `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// What the operating system says.
+pub fn mount_again(from: &Path, at: &Path) -> io::Result<()> {
+    let (from, at) = (MountPoint::open(from)?, MountPoint::open(at)?);
+    let none = None::<&str>;
+    Ok(nix::mount::mount(
+        Some(&from.path()),
+        &at.path(),
+        none,
+        MsFlags::MS_BIND,
+        none,
+    )?)
+}
+
+/// Mounts a file system in which the kernel shows its own things, as `nfsd` is one. Needs `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// What the operating system says: `ENODEV` when the kernel does not have it.
+pub fn mount_kernel_files(filesystem: &str, at: &Path) -> io::Result<()> {
+    let folder = MountPoint::open(at)?;
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    Ok(nix::mount::mount(
+        Some(filesystem),
+        &folder.path(),
+        Some(filesystem),
+        flags,
+        None::<&str>,
+    )?)
+}
+
+/// Tells whether a path is a folder itself, not a link to one, on a device (`st_dev`).
+pub fn is_root_of(path: &Path, device: u64) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|root| root.is_dir() && root.dev() == device)
 }
 
 /// Unmounts what is mounted at a path, not following a link there.

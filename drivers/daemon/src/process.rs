@@ -1,4 +1,4 @@
-//! The two processes: started, taken up again, watched, ended.
+//! Processes: started, taken up again, watched, ended.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +15,7 @@ const END_DEADLINE: Duration = Duration::from_secs(10);
 const END_PAUSE: Duration = Duration::from_millis(5);
 
 /// A process that goes on when this one ends, and when this is dropped.
-pub(crate) struct Daemon {
+pub struct Daemon {
     pid: u32,
     /// When it began, in the kernel's ticks: a number that is given again belongs to another process.
     began: u64,
@@ -25,7 +25,10 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Starts a process. What it prints goes to a file.
-    pub(crate) fn spawn(mut command: Command, output: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn spawn(mut command: Command, output: &Path) -> io::Result<Self> {
         let output = File::create(output)?;
         let child = command
             .stdin(Stdio::null())
@@ -45,8 +48,8 @@ impl Daemon {
         })
     }
 
-    /// Takes up a running process.
-    pub(crate) fn adopt(pid: u32) -> Option<Self> {
+    /// Takes up a running process; `None` when it does not run.
+    pub fn adopt(pid: u32) -> Option<Self> {
         Some(Self {
             pid,
             began: began(pid)?,
@@ -54,12 +57,25 @@ impl Daemon {
         })
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Takes up a process by what [`Daemon::remembered`] once said of it; `None` when that process does not run.
+    pub fn adopt_remembered(remembered: &str) -> Option<Self> {
+        let (pid, began) = remembered.trim().split_once(' ')?;
+        let began = began.parse().ok()?;
+        Self::adopt(pid.parse().ok()?).filter(|daemon| daemon.began == began)
+    }
+
+    /// Returns what tells it from every other process until the machine restarts.
+    pub fn remembered(&self) -> String {
+        format!("{} {}", self.pid, self.began)
+    }
+
+    /// Returns its number.
+    pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// Tells whether it runs, and forgets it in the kernel when it has ended.
-    pub(crate) fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(None)),
             None => began(self.pid) == Some(self.began),
@@ -67,7 +83,10 @@ impl Daemon {
     }
 
     /// Ends it, and waits for its end.
-    pub(crate) async fn end(&mut self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// `TimedOut` when the kernel does not end it; what the operating system says.
+    pub async fn end(&mut self) -> io::Result<()> {
         if !self.is_alive() {
             return Ok(());
         }
@@ -100,7 +119,7 @@ fn began(pid: u32) -> Option<u64> {
 }
 
 /// Tells whether a process was started with an argument. For a moment after a spawn the kernel shows none.
-pub(crate) fn has_argument(pid: u32, argument: &Path) -> bool {
+pub fn has_argument(pid: u32, argument: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
 
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -128,6 +147,12 @@ mod tests {
         tokio::time::timeout(END_DEADLINE, is_told).await.unwrap();
         assert!(!has_argument(started.pid(), Path::new("100")));
         assert!(started.is_alive() && adopted.is_alive());
+        assert!(Daemon::adopt_remembered(&started.remembered()).is_some());
+        let other = format!("{} 1", started.pid());
+        assert!(
+            Daemon::adopt_remembered(&other).is_none(),
+            "the number given again"
+        );
         adopted.end().await.unwrap();
         assert!(!adopted.is_alive() && !started.is_alive());
         started.end().await.unwrap();

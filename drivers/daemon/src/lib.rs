@@ -1,0 +1,11 @@
+//! What drivers share that run a server as a process of its own.
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`process`] | a process that outlives the agent: started, taken up again, watched, ended |
+//! | [`files`] | files that are replaced as a whole |
+//!
+//! Nothing here knows of shares.
+
+pub mod files;
+pub mod process;
