@@ -52,7 +52,8 @@ pub trait ShareServer: Send + Sync + 'static {
     /// Ends an export (N5). `Unchanged` when it is not exported.
     ///
     /// # Errors
-    /// `Unavailable` when the server does not answer.
+    /// `Busy` naming the clients that hold something of it which the server cannot take from them; it is out of their
+    /// reach all the same, and no longer exported. `Unavailable` when the server does not answer.
     async fn unexport(&self, version: ShareVersion) -> Result<Outcome<()>, DriverError>;
 
     /// Returns what is exported, ordered. Also what a process before this one has exported.

@@ -14,6 +14,7 @@ use quarry_contract::AccessLevel;
 const GRACE_DEADLINE: Duration = Duration::from_secs(30);
 
 pub const NFS4_OK: u32 = 0;
+const NFS4ERR_PERM: u32 = 1;
 const NFS4ERR_NOENT: u32 = 2;
 pub const NFS4ERR_ACCESS: u32 = 13;
 pub const NFS4ERR_ROFS: u32 = 30;
@@ -45,6 +46,14 @@ pub struct Answer {
     pub data: Vec<u8>,
 }
 
+/// Returns what leads to a file of an export.
+fn path<'a>(export: &'a str, file: &'a str) -> impl Iterator<Item = Operation<'a>> {
+    let names = export.split('/').filter(|name| !name.is_empty()).chain([file]);
+    [Operation::PutRoot]
+        .into_iter()
+        .chain(names.map(Operation::Lookup))
+}
+
 impl Client {
     /// Connects from a network name space.
     pub fn connect(name_space: PathBuf, server: SocketAddr) -> Self {
@@ -61,16 +70,11 @@ impl Client {
 
     /// Finds out what can be done with a file: nothing, read it, or write to it too (its own contents).
     pub fn attempt(&mut self, export: &str, file: &str) -> Option<AccessLevel> {
-        let export = export.trim_start_matches('/');
-        let path = [
-            Operation::PutRoot,
-            Operation::Lookup(export),
-            Operation::Lookup(file),
-        ];
-        let read = self.call(path.into_iter().chain([Operation::GetHandle, Operation::Read]));
+        let read = self.call(path(export, file).chain([Operation::GetHandle, Operation::Read]));
         match read.status {
             NFS4_OK => {}
-            NFS4ERR_NOENT | NFS4ERR_ACCESS => return None,
+            // Linux gives a client that may use no export at all not even a root.
+            NFS4ERR_NOENT | NFS4ERR_ACCESS | NFS4ERR_PERM => return None,
             other => panic!("reading {export}/{file}: status {other}"),
         }
         match self.write(&read.handle, &read.data) {
@@ -82,13 +86,7 @@ impl Client {
 
     /// Returns the handle of a file.
     pub fn handle(&mut self, export: &str, file: &str) -> Vec<u8> {
-        let export = export.trim_start_matches('/');
-        let path = [
-            Operation::PutRoot,
-            Operation::Lookup(export),
-            Operation::Lookup(file),
-        ];
-        let answer = self.call(path.into_iter().chain([Operation::GetHandle]));
+        let answer = self.call(path(export, file).chain([Operation::GetHandle]));
         assert_eq!(answer.status, NFS4_OK, "the handle of {export}/{file}");
         answer.handle
     }
@@ -172,9 +170,20 @@ impl Client {
         record.extend(call.0);
         self.stream.write_all(&record).unwrap();
         let mut reply = Decoder(self.receive());
-        let header: Vec<u32> = (0..6).map(|_| reply.word()).collect();
+        let header: Vec<u32> = (0..3).map(|_| reply.word()).collect();
+        if header[2] == 1 {
+            // Denied, for who it is (RFC 5531, 9): Linux says so to a client that no export names.
+            assert_eq!(reply.word(), 1, "AUTH_ERROR");
+            return Answer {
+                status: NFS4ERR_ACCESS,
+                handle: Vec::new(),
+                data: Vec::new(),
+            };
+        }
+        let verified: Vec<u32> = (0..3).map(|_| reply.word()).collect();
         // Reply, accepted, no verifier, success.
-        assert_eq!(header[1..], [1, 0, 0, 0, 0], "the RPC reply");
+        assert_eq!((header[1], header[2]), (1, 0), "the RPC reply");
+        assert_eq!(verified, [0, 0, 0], "the RPC reply");
         let mut answer = Answer {
             status: reply.word(),
             handle: Vec::new(),
