@@ -2,8 +2,8 @@
 
 use prost_types::Timestamp;
 use quarry_contract::{
-    AccessLevel, ChapCredentials, ClientKind, IoLimits, PoolSpace, PoolState, Rate, RateLimits, SessionInfo,
-    SharePoolStatus, ShareSource, SpaceLevel, Squash,
+    AccessLevel, ChapCredentials, ClientKind, IoLimits, PoolSpace, PoolState, Rate, RateLimits, ScrubFinding,
+    ScrubState, ScrubStatus, SessionInfo, SharePoolStatus, ShareSource, SpaceLevel, Squash, VersionId,
 };
 use quarry_proto::v1;
 use quarry_proto::v1::{share_source, volume_source};
@@ -170,6 +170,39 @@ pub(super) fn session(session: SessionInfo) -> v1::Session {
         peer: session.peer.to_string(),
         portal: session.portal.to_string(),
         tsih: session.tsih.into(),
+    }
+}
+
+pub(super) fn scrub(scrub: ScrubStatus) -> v1::Scrub {
+    let finding = |found: ScrubFinding| {
+        let (volume_id, snapshot_id) = match found.version {
+            Some(VersionId::Volume(id)) => (id.to_string(), String::new()),
+            Some(VersionId::Snapshot(id)) => (String::new(), id.to_string()),
+            None => (String::new(), String::new()),
+        };
+        v1::ScrubFinding {
+            volume_id,
+            snapshot_id,
+            offset_bytes: found.offset,
+            chunk: found.chunk,
+            pool_offset_bytes: found.pool_offset,
+        }
+    };
+    v1::Scrub {
+        state: match scrub.state {
+            ScrubState::Never => v1::ScrubState::Never,
+            ScrubState::Running => v1::ScrubState::Running,
+            ScrubState::Done => v1::ScrubState::Done,
+            ScrubState::Stopped => v1::ScrubState::Stopped,
+        }
+        .into(),
+        begin_time: scrub.begun.map(Timestamp::from),
+        verified_bytes: scrub.verified_bytes,
+        total_bytes: scrub.total_bytes,
+        bad_blocks: scrub.bad_blocks,
+        skipped_bytes: scrub.skipped_bytes,
+        unverifiable_bytes: scrub.unverifiable_bytes,
+        findings: scrub.findings.into_iter().map(finding).collect(),
     }
 }
 

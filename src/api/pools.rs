@@ -61,6 +61,29 @@ impl v1::pools_server::Pools for Api {
         )))
     }
 
+    async fn start_scrub(
+        &self,
+        request: Request<v1::StartScrubRequest>,
+    ) -> Result<Response<v1::Scrub>, Status> {
+        let pool = named(request.into_inner().pool)?;
+        Ok(Response::new(answer::scrub(self.model.start_scrub(&pool).await?)))
+    }
+
+    async fn stop_scrub(
+        &self,
+        request: Request<v1::StopScrubRequest>,
+    ) -> Result<Response<v1::Scrub>, Status> {
+        let pool = named(request.into_inner().pool)?;
+        Ok(Response::new(answer::scrub(self.model.stop_scrub(&pool).await?)))
+    }
+
+    async fn get_scrub(&self, request: Request<v1::GetScrubRequest>) -> Result<Response<v1::Scrub>, Status> {
+        let pool = named(request.into_inner().pool)?;
+        Ok(Response::new(answer::scrub(
+            self.model.scrub_status(&pool).await?,
+        )))
+    }
+
     async fn list_pools(
         &self,
         request: Request<v1::ListPoolsRequest>,
@@ -82,5 +105,13 @@ impl v1::pools_server::Pools for Api {
             pools,
             next_page_token,
         }))
+    }
+}
+
+/// Takes the name of a pool that has to be given.
+fn named(pool: String) -> Result<String, Status> {
+    match pool.is_empty() {
+        true => Err(wrong("pool", "is missing; give the name of a pool").into()),
+        false => Ok(pool),
     }
 }

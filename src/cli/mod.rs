@@ -27,6 +27,7 @@ mod operation;
 mod paging;
 mod pool;
 mod pool_file;
+mod scrub;
 mod share;
 mod share_snapshot;
 mod snapshot;

@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::findings::Findings;
 use super::paging::{PAGE_SIZE, all_pages};
 use super::pool_file;
+use super::scrub;
 use super::word::word;
 use crate::size::{parse_size, show_size};
 
@@ -46,6 +47,8 @@ Nothing that the pool holds moves, and nothing is ever taken away again: from th
         #[arg(long, value_name = "PATH")]
         add: Option<String>,
     },
+    /// Read everything in a pool that has checksums, in the background, and find what is damaged
+    Scrub(scrub::ScrubArgs),
     /// What looks into a pool's file.
     #[command(flatten)]
     File(pool_file::Command),
@@ -79,6 +82,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             };
             Ok(shown(&client.grow_pool(request).await?.into_inner()))
         }
+        Command::Scrub(args) => scrub::run(args, &mut client).await,
         Command::File(command) => {
             let name = command.pool().expect("what asks no agent is run without one");
             let request = CheckPoolRequest { name: name.clone() };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use quarry_contract::{
-    Capability, DriverError, PoolGrowth, PoolName, PoolProblem, SnapshotId, SnapshotInfo, VolumeBackend,
-    VolumeEncryption, VolumeId, VolumeInfo,
+    Capability, DriverError, PoolGrowth, PoolName, PoolProblem, PoolScrub, ScrubStatus, SnapshotId,
+    SnapshotInfo, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo,
 };
 
 use tracing::info;
@@ -40,6 +40,14 @@ impl PoolBackend {
         self.require(Capability::Encryption)?;
         self.backend.encryption().ok_or_else(|| ResourceError::Internal {
             detail: "a driver says that it encrypts, and does not".into(),
+        })
+    }
+
+    /// Returns what reads and verifies everything with checksums.
+    pub(super) fn scrub(&self) -> Result<&dyn PoolScrub, ResourceError> {
+        self.require(Capability::Scrub)?;
+        self.backend.scrub().ok_or_else(|| ResourceError::Internal {
+            detail: "a driver says that it scrubs, and does not".into(),
         })
     }
 
@@ -104,6 +112,33 @@ impl Resources {
             info!(pool = %pool.name, total_bytes = outcome.into_inner().total_bytes, "the pool is larger");
         }
         Ok(describe(&pool).await)
+    }
+
+    /// Begins a scrub of a pool.
+    ///
+    /// # Errors
+    /// `NotFound`, `CapabilityMissing`, and the driver's.
+    pub async fn start_scrub(&self, name: &str) -> Result<ScrubStatus, ResourceError> {
+        let pool = self.pool_backend(name)?;
+        Ok(pool.scrub()?.start_scrub().await?.into_inner())
+    }
+
+    /// Ends the running scrub of a pool.
+    ///
+    /// # Errors
+    /// As [`start_scrub`](Self::start_scrub).
+    pub async fn stop_scrub(&self, name: &str) -> Result<ScrubStatus, ResourceError> {
+        let pool = self.pool_backend(name)?;
+        Ok(pool.scrub()?.stop_scrub().await?.into_inner())
+    }
+
+    /// Returns how the scrub of a pool is.
+    ///
+    /// # Errors
+    /// As [`start_scrub`](Self::start_scrub).
+    pub async fn scrub_status(&self, name: &str) -> Result<ScrubStatus, ResourceError> {
+        let pool = self.pool_backend(name)?;
+        Ok(pool.scrub()?.scrub_status().await?)
     }
 
     /// Returns pools, ordered by name.

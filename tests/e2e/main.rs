@@ -19,6 +19,7 @@ mod scripted_initiator;
 mod backup;
 mod bad_input;
 mod call_sequence;
+mod checksums;
 mod crash;
 mod detach;
 mod encryption;

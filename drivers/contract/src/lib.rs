@@ -27,6 +27,7 @@ pub mod memory;
 mod metric;
 mod outcome;
 mod pool_space;
+mod scrub;
 mod share;
 mod target;
 mod volume_backend;
@@ -44,6 +45,7 @@ pub use io_limits::{IoLimits, Rate, RateLimits};
 pub use metric::{Metric, MetricKind, MetricValue, Sample};
 pub use outcome::Outcome;
 pub use pool_space::{PoolGrowth, PoolSpace, SpaceLevel};
+pub use scrub::{PoolScrub, ScrubFinding, ScrubState, ScrubStatus};
 pub use share::{
     AccessEntry, AccessLevel, AccessRule, AccessTable, ClientKind, EnforceableAccess, LoadedAccess,
     MountedShare, Network, RefusedRule, RuleState, RuleStatus, ShareBackend, ShareCapabilities,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    BlockDevice, DriverError, Encryption, Outcome, PoolGrowth, PoolName, PoolSpace, SnapshotId,
+    BlockDevice, DriverError, Encryption, Outcome, PoolGrowth, PoolName, PoolScrub, PoolSpace, SnapshotId,
     VolumeEncryption, VolumeId,
 };
 
@@ -154,6 +154,11 @@ pub trait VolumeBackend: Send + Sync + 'static {
     fn encryption(&self) -> Option<&dyn VolumeEncryption> {
         None
     }
+
+    /// Returns what reads and verifies everything that has checksums; `None` for a backend without it.
+    fn scrub(&self) -> Option<&dyn PoolScrub> {
+        None
+    }
 }
 
 /// Something wrong with a pool's own structure.
@@ -229,6 +234,8 @@ pub enum Capability {
     Grow,
     /// Volumes whose data has checksums.
     Checksums,
+    /// Reading everything that has checksums.
+    Scrub,
 }
 
 impl Capability {
@@ -246,6 +253,7 @@ impl Capability {
             Capability::Encryption => "encryption",
             Capability::Grow => "grow",
             Capability::Checksums => "checksums",
+            Capability::Scrub => "scrub",
         }
     }
 }

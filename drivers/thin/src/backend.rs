@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use quarry_contract::{
     BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolGrowth,
-    PoolProblem, PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend,
-    VolumeEncryption, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
+    PoolProblem, PoolScrub, PoolStatus, ScrubStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId,
+    VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
 };
 
 use crate::data_path::LOGICAL_BLOCK_BYTES;
@@ -211,6 +211,7 @@ impl VolumeBackend for ThinBackend {
             Capability::Encryption,
             Capability::Grow,
             Capability::Checksums,
+            Capability::Scrub,
         ];
         features.sort_unstable();
         BackendCapabilities {
@@ -335,6 +336,27 @@ impl VolumeBackend for ThinBackend {
 
     fn encryption(&self) -> Option<&dyn VolumeEncryption> {
         Some(self)
+    }
+
+    fn scrub(&self) -> Option<&dyn PoolScrub> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl PoolScrub for ThinBackend {
+    async fn start_scrub(&self) -> Result<Outcome<ScrubStatus>, DriverError> {
+        let started = self.blocking(|pool| pool.start_scrub()).await?;
+        self.nudge();
+        Ok(started)
+    }
+
+    async fn stop_scrub(&self) -> Result<Outcome<ScrubStatus>, DriverError> {
+        self.blocking(|pool| pool.stop_scrub()).await
+    }
+
+    async fn scrub_status(&self) -> Result<ScrubStatus, DriverError> {
+        self.blocking(|pool| pool.scrub_status()).await
     }
 }
 

@@ -23,8 +23,8 @@ use zerocopy::IntoBytes;
 
 use crate::format::{
     AddedDevices, BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS,
-    INCOMPAT_ENCRYPTION, INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE,
-    SuperblockFields,
+    INCOMPAT_ENCRYPTION, INCOMPAT_SCRUB, INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader,
+    PagePointer, ROWS_PER_PAGE, SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::grow::wipe_tails;
@@ -53,6 +53,8 @@ pub(crate) struct Frozen {
     keys: Option<Vec<u64>>,
     /// The roots of the sum trees; `None` in a pool without checksummed volumes.
     sum_roots: Option<Vec<Slot>>,
+    /// As the index stream has it; `None` in a pool without one.
+    scrub: Option<Vec<u64>>,
     reservation: Reservation,
     previous: StoredIndex,
     version_rows: usize,
@@ -101,8 +103,15 @@ impl State {
         let bitmap_pages = 8 + self.geometry.bitmap_pages() * 24;
         // Another tree may come to be.
         let sums = 8 + 24 * (self.sums.roots().len() as u64 + 1);
-        let bytes =
-            16 + bitmap_pages + row_pages * 24 + chunks * (16 + 8 * words as u64) + partials + keys + sums;
+        let scrub = 8 * self.scrub.most_encoded_words() as u64;
+        let bytes = 16
+            + bitmap_pages
+            + row_pages * 24
+            + chunks * (16 + 8 * words as u64)
+            + partials
+            + keys
+            + sums
+            + scrub;
         bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
     }
 
@@ -150,6 +159,7 @@ impl State {
             partials: self.partials.encode(mask_words(&self.geometry)),
             keys: self.keys.wanted.then(|| self.keys.encode()),
             sum_roots: self.sums.wanted.then(|| self.sums.roots().to_vec()),
+            scrub: self.scrub.wanted.then(|| self.scrub.encode()),
             garbage,
             pages: self.pages.clone(),
             reservation,
@@ -202,7 +212,8 @@ impl Pool {
             let unchanged =
                 state.garbage.is_empty() && state.versions.dirty_row_pages() == 0 && !state.space.is_dirty();
             let says_all = (state.allows_encryption() || !state.keys.wanted)
-                && (state.allows_checksums() || !state.sums.wanted);
+                && (state.allows_checksums() || !state.sums.wanted)
+                && (state.allows_scrub() || !state.scrub.wanted);
             if unchanged && says_all && !state.log.has_anything() && new_layout.is_none() {
                 return Ok(());
             }
@@ -326,7 +337,8 @@ impl Frozen {
         } else {
             0
         };
-        BASE_INCOMPAT | segments | encryption | checksums
+        let scrub = if self.scrub.is_some() { INCOMPAT_SCRUB } else { 0 };
+        BASE_INCOMPAT | segments | encryption | checksums | scrub
     }
 
     /// Encodes the index stream and returns it with the page chunks that it lists: those that are left once this
@@ -344,15 +356,7 @@ impl Frozen {
         let mut own_pages = 1;
         loop {
             let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
-            let stream = encode_index(
-                geometry,
-                bitmap_pages,
-                row_pages,
-                &pages,
-                &self.partials,
-                self.keys.as_deref(),
-                sum_roots,
-            );
+            let stream = self.encode_index(bitmap_pages, row_pages, sum_roots, &pages);
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
                 debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
@@ -360,6 +364,33 @@ impl Frozen {
             }
             own_pages = needed;
         }
+    }
+
+    fn encode_index(
+        &self,
+        bitmap_pages: Option<&[PagePointer]>,
+        row_pages: &[PagePointer],
+        sum_roots: Option<&[PagePointer]>,
+        pages: &PageSpace,
+    ) -> Vec<u8> {
+        let mask_words = mask_words(&self.layout.geometry);
+        let mut stream = IndexWriter(Vec::new());
+        for list in bitmap_pages.into_iter().chain([row_pages]) {
+            stream.pointers(list);
+        }
+        stream.word(pages.chunk_count());
+        for (chunk, page_chunk) in pages.chunks() {
+            stream.word(chunk);
+            stream.word(page_chunk.class as u64);
+            stream.words(&page_chunk.used.0[..mask_words]);
+        }
+        stream.words(&self.partials);
+        stream.words(self.keys.as_deref().unwrap_or_default());
+        if let Some(roots) = sum_roots {
+            stream.pointers(roots);
+        }
+        stream.words(self.scrub.as_deref().unwrap_or_default());
+        stream.0
     }
 
     /// Writes the index stream, the last page first because each page points to the next.
@@ -451,33 +482,6 @@ fn store_superblock(
 /// How many words hold a bit for each block of a chunk.
 pub(crate) fn mask_words(geometry: &Geometry) -> usize {
     geometry.pages_per_chunk().div_ceil(64) as usize
-}
-
-fn encode_index(
-    geometry: &Geometry,
-    bitmap_pages: Option<&[PagePointer]>,
-    row_pages: &[PagePointer],
-    pages: &PageSpace,
-    partials: &[u64],
-    keys: Option<&[u64]>,
-    sum_roots: Option<&[PagePointer]>,
-) -> Vec<u8> {
-    let mut stream = IndexWriter(Vec::new());
-    for list in bitmap_pages.into_iter().chain([row_pages]) {
-        stream.pointers(list);
-    }
-    stream.word(pages.chunk_count());
-    for (chunk, page_chunk) in pages.chunks() {
-        stream.word(chunk);
-        stream.word(page_chunk.class as u64);
-        stream.words(&page_chunk.used.0[..mask_words(geometry)]);
-    }
-    stream.words(partials);
-    stream.words(keys.unwrap_or_default());
-    if let Some(roots) = sum_roots {
-        stream.pointers(roots);
-    }
-    stream.0
 }
 
 /// Appends to the index stream.

@@ -16,7 +16,7 @@
 //! | chunks that are not filled yet | `partial`, `filler` |
 //! | volumes and snapshots | `control`, `handle` |
 //! | encrypted volumes | `keys` |
-//! | checksummed volumes | `sums` |
+//! | checksummed volumes | `sums`, `scrub` |
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
@@ -69,6 +69,7 @@ mod recovery;
 mod repair;
 mod round;
 mod salvage;
+mod scrub;
 pub mod sim;
 mod space;
 mod state;

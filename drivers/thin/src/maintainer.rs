@@ -104,6 +104,8 @@ struct Paces {
     reclaim: Pace,
     /// In chunks.
     fill: Pace,
+    /// In chunks.
+    scrub: Pace,
 }
 
 impl Pace {
@@ -144,6 +146,7 @@ fn run(pool: &Pool, signal: &Signal) {
     let mut paces = Paces {
         reclaim: Pace::new(pool.options.reclaim_leaves_per_second, last_checkpoint),
         fill: Pace::new(pool.options.fill_chunks_per_second, last_checkpoint),
+        scrub: Pace::new(pool.scrub_chunks_per_second(), last_checkpoint),
     };
     while signal.wait(wait) {
         let checkpoint_due = last_checkpoint.elapsed() >= CHECKPOINT_EVERY;
@@ -177,12 +180,14 @@ fn step(pool: &Pool, paces: &mut Paces) -> Result<Duration, PoolError> {
     let (fill, until_fill) = paces
         .fill
         .turn(now, || pool.has_many_partial_chunks() || pool.is_short_of_space());
-    let step = pool.maintain_and(Turns { reclaim, fill })?;
+    let (scrub, until_scrub) = paces.scrub.turn(now, || false);
+    let step = pool.maintain_and(Turns { reclaim, fill, scrub })?;
     paces.reclaim.went_through(step.reclaimed_leaves);
     paces.fill.went_through(step.filled_chunks);
+    paces.scrub.went_through(step.scrubbed_chunks);
     Ok(match step.more {
         true => Duration::ZERO,
-        false => until_reclaim.min(until_fill).min(IDLE),
+        false => until_reclaim.min(until_fill).min(until_scrub).min(IDLE),
     })
 }
 

@@ -33,6 +33,8 @@ pub struct Maintenance {
     pub reclaimed_leaves: u64,
     /// Partial chunks that this one has gone to fill.
     pub filled_chunks: u64,
+    /// Chunks that a scrub has read in this one.
+    pub scrubbed_chunks: u64,
 }
 
 /// Whether a step may do some kind of work that is paced.
@@ -47,6 +49,7 @@ pub(crate) enum Turn {
 pub(crate) struct Turns {
     pub reclaim: Turn,
     pub fill: Turn,
+    pub scrub: Turn,
 }
 
 impl Pool {
@@ -58,6 +61,7 @@ impl Pool {
         self.maintain_and(Turns {
             reclaim: Turn::Now,
             fill: Turn::Now,
+            scrub: Turn::Now,
         })
     }
 
@@ -66,18 +70,21 @@ impl Pool {
         self.check_running()?;
         self.evict_if_over_budget();
         self.note_level();
-        let (mut reclaimed_leaves, mut filled_chunks) = (0, 0);
-        let more = self.discard_freed()?
+        let (mut reclaimed_leaves, mut filled_chunks, mut scrubbed_chunks) = (0, 0, 0);
+        let found = self.discard_freed()?
             || self.checkpoint_if_due()?
             || self.commit_if_much_is_quarantined()?
             || self.reap_and_fill(turns, &mut reclaimed_leaves, &mut filled_chunks)?
             || self.trim_sums()?
             || self.end_quarantine()?
             || self.settle_if_idle()?;
+        // Whatever else there is to do.
+        let scrubs = turns.scrub == Turn::Now && self.scrub_some(&mut scrubbed_chunks)?;
         Ok(Maintenance {
-            more,
+            more: found || scrubs,
             reclaimed_leaves,
             filled_chunks,
+            scrubbed_chunks,
         })
     }
 

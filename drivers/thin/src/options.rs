@@ -106,6 +106,8 @@ pub struct OpenOptions {
     /// How many partial chunks the [`Maintainer`](crate::Maintainer) fills in a second, unless more than half of those that
     /// may be are, or the pool is short of space: there is no limit then. Many are filled by their users before.
     pub fill_chunks_per_second: u32,
+    /// How much a scrub reads in a second through the [`Maintainer`](crate::Maintainer), in bytes.
+    pub scrub_bytes_per_second: u64,
     /// When the pool counts as nearly full.
     pub levels: SpaceLevels,
     /// What becomes of writes when it is full.
@@ -127,6 +129,7 @@ impl OpenOptions {
             discard_freed: true,
             reclaim_leaves_per_second: 4096,
             fill_chunks_per_second: 512,
+            scrub_bytes_per_second: 64 << 20,
             levels: SpaceLevels::default(),
             on_full: OnFull::Error,
             access: Access::ReadWrite,

@@ -355,6 +355,10 @@ fn dirtied_by(record: &Record) -> u64 {
         | Record::CreateEncrypted { .. }
         | Record::KeyArea { .. }
         | Record::Checksum { .. }
+        | Record::BeginScrub { .. }
+        | Record::Scrubbed { .. }
+        | Record::FoundBad(_)
+        | Record::EndScrub { .. }
         | Record::Snapshot { .. }
         | Record::Clone { .. }
         | Record::Extend { .. }

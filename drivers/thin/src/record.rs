@@ -4,9 +4,11 @@
 //! them in order ([`State::apply`](crate::state::State::apply)), the same way live and in recovery.
 //! Format: docs/formats/pool.md, "Redo log".
 
+use quarry_contract::ScrubState;
 use uuid::Uuid;
 
 use crate::partial::Blocks;
+use crate::scrub::{Finding, Position, state_code, state_of_code};
 use crate::sums::FewSums;
 use crate::version::{NodeId, Source, VersionKind};
 
@@ -75,6 +77,18 @@ pub(crate) enum Record {
     Sums { chunk: u64, sums: FewSums },
     /// Leaves of a sum tree, numbered through all trees and below one page, go: no chunk that they are for holds data.
     ForgetSums { first: u64, count: u64 },
+    /// A scrub begins, at this time in seconds since 1970.
+    BeginScrub { begun: u64 },
+    /// The scrub has verified so many chunks more, has passed over as many as these at most, and goes on there.
+    Scrubbed {
+        at: Position,
+        verified: u64,
+        skipped: u64,
+    },
+    /// The scrub has found a damaged block.
+    FoundBad(Finding),
+    /// The scrub ends.
+    EndScrub { state: ScrubState },
     /// A volume becomes a reserved one, or an ordinary one.
     Reserve { node: NodeId, reserved: bool },
     /// Leaves up to `upto_leaf` of a dead version are reclaimed; at the last leaf the version goes.
@@ -160,6 +174,25 @@ impl Record {
                 .half_word(slot),
             Record::Checksum { node } => fields.byte(16).word(node.0),
             Record::ForgetSums { first, count } => fields.byte(18).word(first).word(count),
+            Record::BeginScrub { begun } => fields.byte(19).word(begun),
+            Record::Scrubbed {
+                at,
+                verified,
+                skipped,
+            } => fields
+                .byte(20)
+                .half_word(at.depth)
+                .word(at.node.0)
+                .word(at.index)
+                .word(verified)
+                .word(skipped),
+            Record::FoundBad(found) => fields
+                .byte(21)
+                .word(found.node.0)
+                .word(found.index)
+                .word(found.chunk)
+                .half_word(found.block.into()),
+            Record::EndScrub { state } => fields.byte(22).byte(state_code(state)),
             Record::Sums { chunk, sums } => {
                 fields.byte(17).word(chunk).blocks(sums.blocks());
                 for sum in sums.iter() {
@@ -248,6 +281,25 @@ impl Record {
                 slot: half_word(bytes)?,
             },
             16 => Record::Checksum { node: node(bytes)? },
+            19 => Record::BeginScrub { begun: word(bytes)? },
+            20 => Record::Scrubbed {
+                at: Position {
+                    depth: half_word(bytes)?,
+                    node: node(bytes)?,
+                    index: word(bytes)?,
+                },
+                verified: word(bytes)?,
+                skipped: word(bytes)?,
+            },
+            21 => Record::FoundBad(Finding {
+                node: node(bytes)?,
+                index: word(bytes)?,
+                chunk: word(bytes)?,
+                block: u16::try_from(half_word(bytes)?).ok()?,
+            }),
+            22 => Record::EndScrub {
+                state: state_of_code(byte(bytes)?).filter(|state| *state != ScrubState::Running)?,
+            },
             18 => Record::ForgetSums {
                 first: word(bytes)?,
                 count: word(bytes)?,
@@ -410,6 +462,25 @@ mod tests {
             },
             Record::Checksum { node: a },
             Record::ForgetSums { first: 7, count: 8 },
+            Record::BeginScrub { begun: 9 },
+            Record::Scrubbed {
+                at: Position {
+                    depth: 1,
+                    node: a,
+                    index: 2,
+                },
+                verified: 3,
+                skipped: 4,
+            },
+            Record::FoundBad(Finding {
+                node: a,
+                index: 1,
+                chunk: 2,
+                block: 255,
+            }),
+            Record::EndScrub {
+                state: ScrubState::Stopped,
+            },
             Record::Sums {
                 chunk: 6,
                 sums: FewSums::read(Blocks { first: 7, count: 8 }, || Some(0x1234_5678)).unwrap(),

@@ -34,6 +34,7 @@ use crate::pool::Pool;
 use crate::read_log::{LoggedBatch, read_log};
 use crate::record::Record;
 use crate::salvage::bitmap_from_maps;
+use crate::scrub::Scrub;
 use crate::space::Space;
 use crate::state::{Origin, State, StoredIndex};
 use crate::sums::SumTrees;
@@ -133,6 +134,7 @@ impl State {
             incompat: 0,
             keys: KeyAreas::default(),
             sums: SumTrees::default(),
+            scrub: Scrub::default(),
             devices: [AddedDevice::none(); MAX_ADDED_DEVICES],
             pages: PageSpace::default(),
             garbage: Garbage::default(),
@@ -392,6 +394,9 @@ fn load_checkpoint(
         let roots: Option<Vec<_>> = (0..count).map(|_| reader.pointer()).collect();
         let roots = roots.ok_or_else(|| damaged("cut short in the sum trees"))?;
         state.sums = SumTrees::stored(roots.into_iter(), &geometry);
+    }
+    if superblock.allows_scrub() {
+        state.scrub = Scrub::decode(|| reader.word()).map_err(|detail| damaged(&detail))?;
     }
     let slots = state.keys.slots(&geometry);
     if let Some(slot) = state

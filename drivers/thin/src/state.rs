@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use crate::format::{
-    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, LEAF_ENTRIES, LeafEntry,
-    MAX_DEPTH, PagePointer,
+    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_SCRUB,
+    LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
 };
 use crate::garbage::Garbage;
 use crate::keys::{KeyAreas, KeyRef};
@@ -25,6 +25,7 @@ use crate::map::{
 use crate::page_space::PageSpace;
 use crate::partial::{Blocks, Freed, PartialChunks};
 use crate::record::Record;
+use crate::scrub::Scrub;
 use crate::space::Space;
 use crate::sums::{Checksums, SumTrees};
 use crate::version::{NodeId, Source, Version, VersionKind, VersionTree};
@@ -42,6 +43,8 @@ pub(crate) struct State {
     pub keys: KeyAreas,
     /// The checksums of data.
     pub sums: SumTrees,
+    /// How the running scrub is, or the last one was.
+    pub scrub: Scrub,
     /// The devices that were added.
     pub devices: AddedDevices,
     pub pages: PageSpace,
@@ -102,6 +105,10 @@ impl State {
             | Record::CreateEncrypted { .. }
             | Record::KeyArea { .. }
             | Record::Checksum { .. }
+            | Record::BeginScrub { .. }
+            | Record::Scrubbed { .. }
+            | Record::FoundBad(_)
+            | Record::EndScrub { .. }
             | Record::Snapshot { .. }
             | Record::Clone { .. }
             | Record::Extend { .. }
@@ -228,6 +235,10 @@ impl State {
             Record::Checksum { node } => self.apply_checksum(node),
             Record::Sums { chunk, ref sums } => self.apply_sums(chunk, sums),
             Record::ForgetSums { first, count } => self.apply_forget_sums(first, count),
+            Record::BeginScrub { .. }
+            | Record::Scrubbed { .. }
+            | Record::FoundBad(_)
+            | Record::EndScrub { .. } => self.apply_scrub(record),
             Record::Unmap { node, first, count } => self.apply_unmap(node, first, count, batch),
             Record::Reap { node, upto_leaf } => self.apply_reap(node, upto_leaf, batch),
         }
@@ -241,6 +252,11 @@ impl State {
     /// Tells whether the superblock says that volumes may be checksummed.
     pub fn allows_checksums(&self) -> bool {
         self.incompat & INCOMPAT_CHECKSUMS != 0
+    }
+
+    /// Tells whether the superblock says that there may have been a scrub.
+    pub fn allows_scrub(&self) -> bool {
+        self.incompat & INCOMPAT_SCRUB != 0
     }
 
     fn apply_checksum(&mut self, node: NodeId) -> Result<(), String> {

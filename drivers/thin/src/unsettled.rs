@@ -61,7 +61,11 @@ impl Unsettled {
                 Record::Unmap { .. }
                 | Record::Reap { .. }
                 | Record::Sums { .. }
-                | Record::ForgetSums { .. } => {}
+                | Record::ForgetSums { .. }
+                | Record::BeginScrub { .. }
+                | Record::Scrubbed { .. }
+                | Record::FoundBad(_)
+                | Record::EndScrub { .. } => {}
                 _ => self.require_flush_first(),
             }
         }

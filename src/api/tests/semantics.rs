@@ -731,6 +731,22 @@ async fn checksums_are_chosen_at_create_and_handed_on() {
 }
 
 #[tokio::test]
+async fn a_scrub_needs_a_pool_that_can() {
+    let kit = Kit::new().await;
+    let start = async |pool: &str| {
+        let request = v1::StartScrubRequest { pool: pool.into() };
+        kit.api.start_scrub(Request::new(request)).await
+    };
+    let can_not = (Code::Unimplemented, "CAPABILITY_MISSING".into());
+    assert_eq!(refused(start("default").await), can_not);
+    assert_eq!(
+        refused(start("").await),
+        (Code::InvalidArgument, "INVALID_FIELD".into())
+    );
+    assert_eq!(refused(start("nope").await), (Code::NotFound, "NOT_FOUND".into()));
+}
+
+#[tokio::test]
 async fn a_pool_says_how_full_it_is() {
     let kit = Kit::new().await;
     let request = v1::GetPoolRequest {

@@ -26,9 +26,12 @@ pub(crate) const INCOMPAT_ENCRYPTION: u64 = 8;
 pub(crate) const INCOMPAT_SEGMENTS: u64 = 16;
 /// Volumes may be checksummed: the index stream lists the trees of their sums, and the log has records for them.
 pub(crate) const INCOMPAT_CHECKSUMS: u64 = 32;
+/// There may have been a scrub: the index stream says how it is, and the log has records for it.
+pub(crate) const INCOMPAT_SCRUB: u64 = 64;
 /// What every checkpoint sets.
 pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
-const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS | INCOMPAT_CHECKSUMS;
+const KNOWN_INCOMPAT: u64 =
+    BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS | INCOMPAT_CHECKSUMS | INCOMPAT_SCRUB;
 const KNOWN_RO_COMPAT: u64 = 0;
 
 /// The block as it lies on the device.
@@ -249,6 +252,11 @@ impl SuperblockFields {
     /// Tells whether volumes may be checksummed.
     pub fn allows_checksums(&self) -> bool {
         self.incompat & INCOMPAT_CHECKSUMS != 0
+    }
+
+    /// Tells whether there may have been a scrub.
+    pub fn allows_scrub(&self) -> bool {
+        self.incompat & INCOMPAT_SCRUB != 0
     }
 
     /// A checksum only proves that the block is what was written; arithmetic below relies on these.

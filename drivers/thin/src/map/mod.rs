@@ -15,11 +15,13 @@
 
 mod difference;
 mod node;
+mod owned;
 mod reap;
 mod tree;
 
 pub(crate) use difference::{Difference, DifferenceSide, next_difference};
 pub(crate) use node::{Child, Node, PageGauge, Slot};
+pub(crate) use owned::{OwnedLeaf, next_owned};
 pub(crate) use reap::{ReapScan, ReapSide, reap_range, scan_reap};
 pub(crate) use tree::{
     LeafView, Missing, Ownership, Walk, find_leaf, install, missing_leaf, remove_leaf, update_leaf,

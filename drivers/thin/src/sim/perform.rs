@@ -120,8 +120,8 @@ impl World {
                 offset,
                 length,
             } => self.read(volume, offset, length),
-            Action::Maintain => match self.pool().maintain() {
-                Ok(_) => Ok(Step::Done),
+            Action::Maintain => match self.maintain() {
+                Ok(()) => Ok(Step::Done),
                 Err(error) => self.interrupt("maintenance", &error, None),
             },
             Action::Checkpoint => match self.pool().checkpoint() {
@@ -564,6 +564,20 @@ impl World {
             }
             result => result.map(|()| Step::Done),
         }
+    }
+
+    /// Does a step of background work; now and then a scrub begins first.
+    fn maintain(&mut self) -> Result<(), DriverError> {
+        if self.random.below(16) == 0 {
+            match self.pool().start_scrub() {
+                Err(error) if error.kind() != ErrorKind::Full => return Err(error),
+                _ => {}
+            }
+        }
+        let maintained = self.pool().maintain();
+        maintained
+            .map(drop)
+            .map_err(|error| error.into_driver_error("simulated"))
     }
 
     /// Opens the pool again as a new process does, on whatever the medium's cache shows.

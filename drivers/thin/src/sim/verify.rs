@@ -206,6 +206,12 @@ impl World {
         if !sums_up {
             return Err(Violation(format!("figures disagree: {status:?}, {report:?}")));
         }
+        // What a scrub could not read counts as damaged.
+        let scrub = self.pool().scrub_status();
+        let scrub = scrub.map_err(|error| Violation(format!("scrub: {}", chain(&error))))?;
+        if !self.had_faults && scrub.bad_blocks + scrub.skipped_bytes > 0 {
+            return Err(Violation(format!("Z2: a scrub has found {scrub:?}")));
+        }
         Ok(())
     }
 

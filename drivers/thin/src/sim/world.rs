@@ -172,6 +172,7 @@ pub struct World {
     pub(super) next_stamp: u64,
     pub(super) next_number: u64,
     pub(super) faults_planned: bool,
+    pub(super) had_faults: bool,
     pub(super) refused: u64,
     history: Vec<Action>,
 }
@@ -204,6 +205,7 @@ impl World {
             next_stamp: 1,
             next_number: 1,
             faults_planned: false,
+            had_faults: false,
             refused: 0,
             history: Vec::new(),
         };
@@ -251,6 +253,7 @@ impl World {
     /// Says that failures of the device are to be expected from now on, until the next recovery.
     pub fn expect_faults(&mut self) {
         self.faults_planned = true;
+        self.had_faults = true;
     }
 
     /// Tells whether a step was interrupted and recovery is due.
@@ -337,6 +340,7 @@ impl World {
             next_stamp: self.next_stamp,
             next_number: self.next_number,
             faults_planned: false,
+            had_faults: self.had_faults,
             refused: self.refused,
             history: self.history.clone(),
         }

@@ -47,6 +47,7 @@ impl Model {
         Self {
             state: State {
                 sums: SumTrees::default(),
+                scrub: Scrub::default(),
                 geometry,
                 versions: VersionTree::default(),
                 space: Space::new(geometry.chunk_count),

@@ -187,7 +187,7 @@ impl Pool {
             return Ok(more);
         };
         let LeafRun { first, count } = run;
-        self.change(Priority::Reclaim, |state| {
+        let removed = self.change(Priority::Reclaim, |state| {
             let still_unneeded =
                 state.space.quarantined() == 0 && (first..first + count).all(|leaf| state.is_unneeded(leaf));
             let records: SmallVec<[Record; 2]> = match state.has_any_of(run) {
@@ -197,8 +197,12 @@ impl Pool {
                 Ok(_) => SmallVec::new(),
             };
             Ok(Decision::Apply(records))
-        })?;
-        Ok(true)
+        });
+        match removed {
+            // What is below a lost page stays, and other background work is not kept from getting on.
+            Ok(()) | Err(PoolError::Damaged { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 }
 

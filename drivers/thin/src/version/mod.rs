@@ -24,7 +24,7 @@ use crate::write_epoch::WriteEpoch;
 pub(crate) use table::FrozenRows;
 
 /// Names a version for ever; never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct NodeId(pub u64);
 
 /// What a version is.

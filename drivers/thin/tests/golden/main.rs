@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use quarry_contract::{Durability, Encryption, OpenMode, VersionId, VolumeId, VolumeKey};
+use quarry_contract::{Durability, Encryption, OpenMode, ScrubState, VersionId, VolumeId, VolumeKey};
 use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions, Pool};
 
 use history::{Model, PoolSubject, play};
@@ -23,6 +23,8 @@ const POOL_BYTES: u64 = 4 << 20;
 const ENCRYPTED_IMAGE: &str = "1-encryption";
 /// The image whose volumes have checksums.
 const CHECKSUMS_IMAGE: &str = "1-checksums";
+/// The image of a pool like that, in which a scrub is running.
+const SCRUB_IMAGE: &str = "1-scrub";
 const BLOCK: usize = 4096;
 
 /// The key of the volumes in the images that have encrypted ones.
@@ -55,13 +57,21 @@ fn write_image(image: &Path) {
     drop(device);
     let mut subject = PoolSubject::of(open(&path));
     subject.key = image.ends_with(ENCRYPTED_IMAGE).then(key);
-    subject.checksums = image.ends_with(CHECKSUMS_IMAGE);
+    subject.checksums = image.ends_with(CHECKSUMS_IMAGE) || image.ends_with(SCRUB_IMAGE);
     play(&mut subject);
     drop(subject);
     if let Some(size) = std::env::var_os("QUARRY_GOLDEN_BYTES") {
         let pool = open(&path);
         let size_bytes = size.to_str().and_then(|size| size.parse().ok());
         pool.enlarge(size_bytes).unwrap();
+        let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(1)));
+        let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
+        volume.flush().unwrap();
+    }
+    if image.ends_with(SCRUB_IMAGE) {
+        let pool = open(&path);
+        pool.start_scrub().unwrap();
+        pool.maintain().unwrap();
         let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(1)));
         let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
         volume.flush().unwrap();
@@ -105,7 +115,14 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         for round in 0..3 {
             let pool = open(&path);
             let has_checksums = pool.volumes().iter().all(|volume| volume.checksums);
-            assert_eq!(has_checksums, image.ends_with(CHECKSUMS_IMAGE), "{image:?}");
+            let expected = image.ends_with(CHECKSUMS_IMAGE) || image.ends_with(SCRUB_IMAGE);
+            assert_eq!(has_checksums, expected, "{image:?}");
+            let scrub = match (image.ends_with(SCRUB_IMAGE), round) {
+                (false, _) => ScrubState::Never,
+                (true, 0 | 1) => ScrubState::Running,
+                (true, _) => ScrubState::Done,
+            };
+            assert_eq!(pool.scrub_status().unwrap().state, scrub, "{image:?}");
             let report = pool.check().unwrap();
             assert!(report.problems.is_empty(), "{image:?}, round {round}: {report:?}");
             model.compare(&pool, &format!("{image:?}, round {round}"));
@@ -131,5 +148,5 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         assert_eq!(bytes, [7; 4096], "{image:?}");
         opened += 1;
     }
-    assert!(opened >= 6, "{opened} images");
+    assert!(opened >= 7, "{opened} images");
 }
