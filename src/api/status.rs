@@ -108,6 +108,7 @@ fn describe(error: &ResourceError, details: &mut ErrorDetails, metadata: &mut Ha
             details.add_bad_request_violation("mutation.request_id", error.to_string());
         }
         ResourceError::NotFound(object)
+        | ResourceError::IdUsedBefore(object)
         | ResourceError::InUseByOperation(object)
         | ResourceError::Interrupted { object } => about(object, details),
         ResourceError::SpecMismatch { object, differences } => {

@@ -9,6 +9,7 @@
 //! - G2: values carry a version; a record of a newer version is refused, never guessed at.
 //! - G3: an operation is in the journal from before its first effect until 24 hours after its end.
 //! - G4: an attachment is found by its id and, through an index written in the same batch, by its volume.
+//! - G5: an attachment is written together with the note, never taken back, that its volume has been attached.
 //!
 //! Failure: after a failed write redb refuses everything until it is opened again, and so does the agent; the
 //! intents that are open then are settled at the next start.

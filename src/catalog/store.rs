@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quarry_contract::{ShareId, ShareSnapshotId, ShareVersion, SnapshotId, VolumeId};
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, Table,
-    TableDefinition,
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
+    StorageError, Table, TableDefinition,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ const REQUESTS: TableDefinition<&str, Key> = TableDefinition::new("requests");
 
 /// What the target is to remember of a volume's export.
 const EXPORT_STATES: TableDefinition<Key, &[u8]> = TableDefinition::new("export_states");
+
+/// The volumes that have been attached, deleted ones too: hosts know them by names that no other may have (G5).
+const ATTACHED_ONCE: TableDefinition<Key, ()> = TableDefinition::new("attached_once");
 
 /// What is kept of shares, and of snapshots of shares.
 const SHARES: TableDefinition<Key, &[u8]> = TableDefinition::new("shares");
@@ -205,6 +208,17 @@ impl Catalog {
         self.get(EXPORT_STATES, volume.0, || {
             format!("the export of volume {volume}")
         })
+    }
+
+    /// Tells whether a volume with this id has ever been attached, whatever has become of it (G5).
+    ///
+    /// # Errors
+    /// When the read fails.
+    pub fn was_attached(&self, volume: VolumeId) -> Result<bool, CatalogError> {
+        let read = self.database.begin_read().map_err(CatalogError::io)?;
+        let table = read.open_table(ATTACHED_ONCE).map_err(CatalogError::io)?;
+        let found = table.get(volume.0.into_bytes()).map_err(CatalogError::io)?;
+        Ok(found.is_some())
     }
 
     /// Returns the pools that were in use, by name, with their identities.
@@ -507,9 +521,19 @@ fn prepare(database: &Database, path: &Path) -> Result<Uuid, CatalogError> {
     ] {
         write.open_table(table).map_err(CatalogError::io)?;
     }
-    write
-        .open_table(ATTACHMENTS_BY_VOLUME)
-        .map_err(CatalogError::io)?;
+    {
+        let by_volume = write
+            .open_table(ATTACHMENTS_BY_VOLUME)
+            .map_err(CatalogError::io)?;
+        let mut attached = write.open_table(ATTACHED_ONCE).map_err(CatalogError::io)?;
+        // A catalog from before there was this table.
+        if attached.is_empty().map_err(CatalogError::io)? {
+            for entry in by_volume.iter().map_err(CatalogError::io)? {
+                let (volume, _) = entry.map_err(CatalogError::io)?.0.value();
+                attached.insert(volume, ()).map_err(CatalogError::io)?;
+            }
+        }
+    }
     write.open_table(OPEN_OPERATIONS).map_err(CatalogError::io)?;
     write.open_table(REQUESTS).map_err(CatalogError::io)?;
     write.open_table(POOLS).map_err(CatalogError::io)?;
@@ -536,6 +560,7 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
         let mut by_volume = write
             .open_table(ATTACHMENTS_BY_VOLUME)
             .map_err(CatalogError::io)?;
+        let mut attached = write.open_table(ATTACHED_ONCE).map_err(CatalogError::io)?;
         let mut operations = write.open_table(OPERATIONS).map_err(CatalogError::io)?;
         let mut open = write.open_table(OPEN_OPERATIONS).map_err(CatalogError::io)?;
         let mut requests = write.open_table(REQUESTS).map_err(CatalogError::io)?;
@@ -566,6 +591,7 @@ fn commit_now(database: &Database, changes: &[Change]) -> Result<(), CatalogErro
                     put(&mut attachments, id.0, record)?;
                     let key = (record.volume.0.into_bytes(), id.0.into_bytes());
                     by_volume.insert(key, ()).map_err(CatalogError::io)?;
+                    attached.insert(key.0, ()).map_err(CatalogError::io)?;
                 }
                 Change::RemoveAttachment(id) => {
                     let key = id.0.into_bytes();

@@ -116,6 +116,9 @@ pub enum ResourceError {
         /// In what it differs.
         differences: Vec<FieldDifference>,
     },
+    /// The id was another volume's, which hosts have seen.
+    #[error("{0} has been attached and deleted: hosts may take another volume for it; choose another id")]
+    IdUsedBefore(Object),
     /// The volume is attached.
     #[error("{volume} is attached ({}); delete the attachments first", list(.attachments))]
     HasAttachments {
@@ -228,7 +231,7 @@ impl ResourceError {
         match self {
             ResourceError::InvalidField { .. } => "INVALID_FIELD",
             ResourceError::NotFound(_) => "NOT_FOUND",
-            ResourceError::SpecMismatch { .. } => "SPEC_MISMATCH",
+            ResourceError::SpecMismatch { .. } | ResourceError::IdUsedBefore(_) => "SPEC_MISMATCH",
             ResourceError::HasAttachments { .. } => "HAS_ATTACHMENTS",
             ResourceError::HasSnapshots { .. } => "HAS_SNAPSHOTS",
             ResourceError::InUseByOperation(_) => "IN_USE_BY_OPERATION",

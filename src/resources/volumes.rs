@@ -43,7 +43,7 @@ impl Resources {
     /// Creates a volume.
     ///
     /// # Errors
-    /// `NotFound` for pool and source, `SpecMismatch`, the size errors, and the driver's.
+    /// `NotFound` for pool and source, `SpecMismatch`, `IdUsedBefore`, the size errors, and the driver's.
     pub async fn create_volume(
         self: &Arc<Self>,
         new: NewVolume,
@@ -100,6 +100,10 @@ impl Resources {
             differences.none_or(Object::volume(new.id))?;
             let info = self.check_key(&pool, info, &new).await?;
             return Ok(Done::unchanged(self.volume_view(&pool, info).await?));
+        }
+        // Its names follow from its id (contract T2), and a host that still knows them would take the one for the other.
+        if self.catalog.was_attached(new.id)? {
+            return Err(ResourceError::IdUsedBefore(Object::volume(new.id)));
         }
         let (pool, size_bytes) = self.place(&new).await?;
         pool.check_size(size_bytes)?;

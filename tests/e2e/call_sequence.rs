@@ -58,7 +58,7 @@ async fn random_calls_and_kills_leave_the_state_of_the_model() {
         player.call(&call, &expected).await;
         assert_eq!(player.state().await, model.state(), "after repeating {call:?}");
         if let Some(volume) = call.volume() {
-            player.check_volume_data(&model, volume).await;
+            player.check_volume_data(&mut model, volume).await;
         }
         if let Some(snapshot) = dice.pick(&model.snapshot_ids()) {
             player.check_snapshot_data(&model, snapshot, &mut dice).await;
@@ -67,7 +67,7 @@ async fn random_calls_and_kills_leave_the_state_of_the_model() {
     player.restart(&mut dice).await;
     assert_eq!(player.state().await, model.state());
     for volume in model.volume_ids() {
-        player.check_volume_data(&model, volume).await;
+        player.check_volume_data(&mut model, volume).await;
     }
     for snapshot in model.snapshot_ids() {
         player.check_snapshot_data(&model, snapshot, &mut dice).await;

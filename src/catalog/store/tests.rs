@@ -76,6 +76,32 @@ async fn everything_written_is_there_after_a_reopen() {
 }
 
 #[tokio::test]
+async fn a_volume_that_was_attached_is_remembered_for_ever() {
+    let (dir, catalog) = catalog();
+    let [seen, other] = [7, 8].map(|id| VolumeId(Uuid::from_u128(id)));
+    let id = AttachmentId(Uuid::from_u128(9));
+    let attach = Change::PutAttachment(id, attachment(7, "iqn.2026-11.io.x:a"));
+    catalog.commit(vec![attach.clone()]).await.unwrap();
+    let removed = vec![Change::RemoveAttachment(id), Change::RemoveVolume(seen)];
+    catalog.commit(removed.clone()).await.unwrap();
+    let path = dir.path().join("catalog.redb");
+    drop(catalog);
+    let catalog = Catalog::open(&path).unwrap();
+    assert!(catalog.was_attached(seen).unwrap());
+    assert!(!catalog.was_attached(other).unwrap());
+
+    // A catalog of a version that did not note it: what is attached when it is opened has been.
+    catalog.commit(vec![attach]).await.unwrap();
+    let write = catalog.database.begin_write().unwrap();
+    write.delete_table(ATTACHED_ONCE).unwrap();
+    write.commit().unwrap();
+    drop(catalog);
+    let catalog = Catalog::open(&path).unwrap();
+    catalog.commit(removed).await.unwrap();
+    assert!(catalog.was_attached(seen).unwrap());
+}
+
+#[tokio::test]
 async fn attachments_are_found_by_volume_until_they_are_removed() {
     let (_dir, catalog) = catalog();
     let put = |id: u128, volume| {

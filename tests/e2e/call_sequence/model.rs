@@ -120,8 +120,10 @@ pub struct Model {
     volumes: BTreeMap<Uuid, Volume>,
     snapshots: BTreeMap<Uuid, Snapshot>,
     attachments: BTreeMap<Uuid, (Uuid, &'static str, Access)>,
-    /// Ids of deleted volumes: asked for again now and then, and used again.
+    /// Ids of deleted volumes: asked for again now and then, and used again if no host has seen them.
     dead: Vec<Uuid>,
+    /// Ids of volumes that have been attached.
+    attached_once: BTreeSet<Uuid>,
 }
 
 impl Call {
@@ -250,6 +252,9 @@ impl Model {
                     let same = existing.slots.len() as u64 == *slots && existing.source == *source;
                     return if same { Ok(()) } else { refuse(["SPEC_MISMATCH"]) };
                 }
+                if self.attached_once.contains(id) {
+                    return refuse(["SPEC_MISMATCH"]);
+                }
                 let mut content = match source {
                     None => Vec::new(),
                     Some(Source::Snapshot(id)) => match self.snapshots.get(id) {
@@ -349,6 +354,7 @@ impl Model {
                     return refuse(["NOT_FOUND"]);
                 }
                 self.attachments.insert(*id, (*volume, host, *access));
+                self.note_attached(*volume);
             }
             Call::Detach { id } => {
                 self.attachments.remove(id);
@@ -360,6 +366,11 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Notes that a host has seen a volume.
+    pub fn note_attached(&mut self, volume: Uuid) {
+        self.attached_once.insert(volume);
     }
 
     fn is_attached(&self, volume: Uuid) -> bool {

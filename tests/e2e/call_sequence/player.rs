@@ -347,9 +347,10 @@ impl Player {
     }
 
     /// Reads a volume through iSCSI and compares every slot with the model.
-    pub async fn check_volume_data(&mut self, model: &Model, volume: Uuid) {
+    pub async fn check_volume_data(&mut self, model: &mut Model, volume: Uuid) {
         if let Some(slots) = model.volume_slots(volume) {
             self.check_slots(volume, slots, &format!("volume {volume}")).await;
+            model.note_attached(volume);
         }
     }
 
