@@ -51,10 +51,10 @@ fn bytes_of(verb: &Verb) -> usize {
 }
 
 impl DeviceQueue {
-    fn new(export: &Export, device: Arc<dyn BlockDevice>) -> Self {
+    fn new(volume: VolumeId, queues: Arc<Census>, device: Arc<dyn BlockDevice>) -> Self {
         let useful_bytes = device.limits().useful_in_flight_bytes;
         Self {
-            volume: export.volume,
+            volume,
             device,
             queue: None,
             backlog: VecDeque::new(),
@@ -63,7 +63,7 @@ impl DeviceQueue {
             in_flight_cost: 0,
             least_cost: least_cost(useful_bytes, DEPTH),
             useful_bytes,
-            queues: Arc::clone(&export.queues),
+            queues,
             noted: None,
             needs_kick: false,
             sessions: 0,
@@ -84,7 +84,7 @@ impl DeviceQueue {
 
     /// Hands to the device what the volume's share allows (Q3).
     fn fill(&mut self, fair: &FairShare, epoch: Epoch) {
-        let Some(queue) = &mut self.queue else {
+        let Some(queue) = self.queue.as_mut().filter(|_| !self.backlog.is_empty()) else {
             return;
         };
         let share = fair.share_of(&self.queues, self.useful_bytes, epoch);
@@ -140,7 +140,21 @@ impl DeviceQueue {
     /// descriptor readable, and others come first.
     fn service(&mut self, completions: &mut Vec<Completion>, fair: &FairShare, epoch: Epoch) {
         completions.append(&mut self.failed);
-        self.start(fair, epoch);
+        self.fill(fair, epoch);
+        // What a device that is memory has done already is taken before the kick, which then has nothing to announce: that
+        // would be two system calls. What others complete within the kick is taken after it.
+        for _ in 0..2 {
+            self.reap(completions);
+            self.fill(fair, epoch);
+            let Some(queue) = self.queue.as_mut().filter(|_| self.needs_kick) else {
+                return;
+            };
+            queue.kick();
+            self.needs_kick = false;
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
         let Some(queue) = &mut self.queue else {
             return;
         };
@@ -150,18 +164,6 @@ impl DeviceQueue {
             let bytes = completion.buffer.as_ref().map_or(0, |buffer| buffer.len());
             self.in_flight -= 1;
             self.in_flight_cost -= bytes.max(self.least_cost) as u64;
-        }
-        // The device is to have work while they are answered.
-        self.start(fair, epoch);
-    }
-
-    fn start(&mut self, fair: &FairShare, epoch: Epoch) {
-        if !self.backlog.is_empty() {
-            self.fill(fair, epoch);
-        }
-        if let Some(queue) = self.queue.as_mut().filter(|_| self.needs_kick) {
-            queue.kick();
-            self.needs_kick = false;
         }
     }
 
@@ -202,7 +204,7 @@ impl DeviceQueues {
         let same = |queue: &DeviceQueue| queue.volume == export.volume && Arc::ptr_eq(&queue.device, device);
         let known = self.slots.iter().position(|slot| slot.as_ref().is_some_and(same));
         let index = known.unwrap_or_else(|| {
-            let queue = DeviceQueue::new(export, Arc::clone(device));
+            let queue = DeviceQueue::new(export.volume, Arc::clone(&export.queues), Arc::clone(device));
             match self.slots.iter().position(Option::is_none) {
                 Some(free) => {
                     self.slots[free] = Some(queue);
@@ -269,5 +271,137 @@ impl DeviceQueues {
                 self.mark(index);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, PipeReader};
+    use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
+    use quarry_contract::{DeviceLimits, Extent, IoBuffer, Tag};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A device that has done a request when it is handed over, and announces at a kick what was not taken before.
+    struct Prompt {
+        memory: Arc<MemoryDevice>,
+        announced: AtomicUsize,
+    }
+
+    struct PromptQueue {
+        device: Arc<Prompt>,
+        ended: Vec<Completion>,
+        descriptor: PipeReader,
+    }
+
+    impl BlockDevice for Prompt {
+        fn size_bytes(&self) -> u64 {
+            self.memory.size_bytes()
+        }
+
+        fn limits(&self) -> DeviceLimits {
+            self.memory.limits()
+        }
+
+        fn is_read_only(&self) -> bool {
+            false
+        }
+
+        fn extents(&self, offset: u64, length: u64, most: usize) -> Result<Vec<Extent>, IoError> {
+            self.memory.extents(offset, length, most)
+        }
+
+        fn open_queue(self: Arc<Self>, _: u32) -> io::Result<Box<dyn IoQueue>> {
+            Ok(Box::new(PromptQueue {
+                device: self,
+                ended: Vec::new(),
+                descriptor: io::pipe()?.0,
+            }))
+        }
+    }
+
+    impl IoQueue for PromptQueue {
+        fn submit(&mut self, Request { tag, verb }: Request) -> Result<(), QueueFull> {
+            let buffer = match verb {
+                Verb::Read { buffer, .. } => Some(buffer),
+                _ => None,
+            };
+            self.ended.push(Completion {
+                tag,
+                result: Ok(()),
+                buffer,
+            });
+            Ok(())
+        }
+
+        fn kick(&mut self) {
+            let is_news = !self.ended.is_empty();
+            self.device
+                .announced
+                .fetch_add(usize::from(is_news), Ordering::Relaxed);
+        }
+
+        fn reap(&mut self, completions: &mut Vec<Completion>) {
+            completions.append(&mut self.ended);
+        }
+
+        fn wake_fd(&self) -> BorrowedFd<'_> {
+            self.descriptor.as_fd()
+        }
+    }
+
+    #[test]
+    fn what_is_done_at_once_is_not_announced_and_beyond_the_share_it_is_done_in_turns() {
+        const MIB: usize = 1 << 20;
+        let options = MemoryDeviceOptions {
+            useful_in_flight_bytes: MIB as u32,
+            ..MemoryDeviceOptions::of_size(64 << 20)
+        };
+        let device = Arc::new(Prompt {
+            memory: MemoryDevice::new(&options),
+            announced: AtomicUsize::new(0),
+        });
+        let now = Instant::now();
+        let fair = FairShare::new(now);
+        let epoch = fair.epoch(now);
+        let volume = VolumeId(Uuid::from_u128(1));
+        let mut queue = DeviceQueue::new(
+            volume,
+            Arc::default(),
+            Arc::clone(&device) as Arc<dyn BlockDevice>,
+        );
+        let read = |tag: u64, bytes: usize| Request {
+            tag: Tag(tag),
+            verb: Verb::Read {
+                offset: 0,
+                buffer: IoBuffer::zeroed(bytes),
+            },
+        };
+        queue.submit(read(0, 4096), &fair, epoch);
+        assert!(queue.open());
+        let mut completions = Vec::new();
+        for tag in 1..4 {
+            queue.service(&mut completions, &fair, epoch);
+            assert_eq!((completions.len() as u64, queue.in_flight), (tag, 0));
+            queue.submit(read(tag, 4096), &fair, epoch);
+        }
+        assert_eq!(device.announced.load(Ordering::Relaxed), 0);
+
+        // Twice what may be there: at once what is, the next after it, and one is announced (Q3).
+        completions.clear();
+        (4..12).for_each(|tag| queue.submit(read(tag, MIB / 2), &fair, epoch));
+        queue.service(&mut completions, &fair, epoch);
+        assert!(completions.len() < 8 && queue.in_flight_cost <= MIB as u64);
+        assert!(device.announced.load(Ordering::Relaxed) > 0);
+        while completions.len() < 9 {
+            queue.service(&mut completions, &fair, epoch);
+        }
+        let tags: Vec<u64> = completions.iter().map(|completion| completion.tag.0).collect();
+        assert_eq!(tags, (3..12).collect::<Vec<u64>>());
+        assert_eq!((queue.in_flight, queue.in_flight_cost), (0, 0));
     }
 }
