@@ -3,7 +3,7 @@
 //! The state is frozen under its lock, in memory only: roots are cloned, changed rows and bitmap blocks copied, pages
 //! reserved. Everything is then written without a lock, to places that no superblock names.
 //!
-//! It is also how a pool grows: the superblock that a checkpoint ends with may have a new geometry (W1, [`grow`](crate::grow)).
+//! It is also how a pool grows: the superblock that a checkpoint ends with may have a new geometry (J1, [`grow`](crate::grow)).
 //!
 //! Order: commit of what is frozen · pages, bitmap blocks, directory · flush · superblock copies 0 and 2 · flush ·
 //! copies 1 and 3 · the replaced pages are free.
@@ -238,7 +238,7 @@ impl Pool {
         let stored = frozen
             .store(&*self.device, self.uuid, &|doing| self.flush_devices(doing))
             .map_err(|error| self.stop("a checkpoint failed", error))?;
-        // Before the first new chunk is handed out (W1).
+        // Before the first new chunk is handed out (J1).
         self.places.take_over(&stored.layout.geometry);
         write(&self.state).settle(stored, self.options.discard_freed);
         self.space_came();
@@ -455,7 +455,7 @@ impl Frozen {
 /// it touches the first two copies again.
 ///
 /// When the pool has grown, the tail copies of `before` are wiped in between: the second head copy, which still says where
-/// they are, goes only when they are gone (W3).
+/// they are, goes only when they are gone (J3).
 fn store_superblock(
     device: &dyn PoolDevice,
     superblock: &SuperblockFields,

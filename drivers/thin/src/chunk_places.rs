@@ -1,6 +1,6 @@
 //! Where chunks are, for whoever has no lock: the part of the geometry that the data path needs.
 //!
-//! Places never change; a growth adds some before the first chunk there is handed out (W1 in [`grow`](crate::grow)).
+//! Places never change; a growth adds some before the first chunk there is handed out (J1 in [`grow`](crate::grow)).
 
 use std::sync::OnceLock;
 

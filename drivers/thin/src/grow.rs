@@ -3,10 +3,10 @@
 //! Called by the backend; blocks for as long as a checkpoint takes.
 //!
 //! Invariants
-//! - W1: no chunk of new space is handed out before the superblock that has it is durable, and the devices that it is
+//! - J1: no chunk of new space is handed out before the superblock that has it is durable, and the devices that it is
 //!   on are known to whoever looks for chunks.
-//! - W2: an added device has its label durably before a superblock names it, and is never one that holds something else.
-//! - W3: of superblock copies at a place where the pool ends no more, or not yet, none is left for an open to find: a growth
+//! - J2: an added device has its label durably before a superblock names it, and is never one that holds something else.
+//! - J3: of superblock copies at a place where the pool ends no more, or not yet, none is left for an open to find: a growth
 //!   wipes the old ones when the new ones are durable, and an open wipes what a growth that was cut short has left.
 //!
 //! Order: make the first device larger, or label the new one, flush · a checkpoint with the new layout, which wipes the old
@@ -219,7 +219,7 @@ fn wipe_copy(first: &dyn PoolDevice, layout: &Geometry, copy: usize) -> Result<(
         .map_err(PoolError::device("wiping a superblock copy of another layout"))
 }
 
-/// Wipes the tail copies of the layout before the last growth, if that was cut short before it wiped them itself (W3): then
+/// Wipes the tail copies of the layout before the last growth, if that was cut short before it wiped them itself (J3): then
 /// a head copy still has that layout, and nobody has been given a chunk of what came after it. Returns whether it did.
 pub(crate) fn wipe_outgrown_tails(
     first: &dyn PoolDevice,
@@ -249,7 +249,7 @@ pub(crate) fn wipe_outgrown_tails(
 }
 
 /// Wipes superblock copies at the end of a first device that is larger than its pool: a growth that was cut short may
-/// have written them (W3). Returns whether there were any.
+/// have written them (J3). Returns whether there were any.
 pub(crate) fn wipe_unborn_tails(first: &dyn PoolDevice, layout: &Geometry) -> Result<bool, PoolError> {
     let size = first
         .size_bytes()

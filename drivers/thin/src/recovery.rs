@@ -253,7 +253,7 @@ fn check_devices(set: &DeviceSet, superblock: &SuperblockFields) -> Result<(), P
 fn heal_superblocks(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<(), PoolError> {
     let good = superblock.encode();
     let block = quarry_contract::IoBuffer::from_slice(good.as_bytes());
-    // Also what a growth that was cut short has left where the pool does not end (W3), before the heads forget where.
+    // Also what a growth that was cut short has left where the pool does not end (J3), before the heads forget where.
     let mut healed =
         wipe_outgrown_tails(device, superblock)? | wipe_unborn_tails(device, &superblock.geometry)?;
     for copy in 0..SUPERBLOCK_COPIES {

@@ -29,11 +29,11 @@ fn grow_now_and_then(seed: u64) -> Result<(), Violation> {
         let chunks = 1 + (seed + round) % 40;
         world
             .enlarge(chunks)
-            .map_err(|error| violation("W1: growing", error))?;
+            .map_err(|error| violation("J1: growing", error))?;
         total += chunks * world.setup().chunk_bytes;
         let status = world.pool().status();
         if status.total_bytes != total {
-            return Err(Violation(format!("W1: {total} bytes were to be had: {status:?}")));
+            return Err(Violation(format!("J1: {total} bytes were to be had: {status:?}")));
         }
         world.verify_now()?;
         if round % 2 == 0 {
@@ -62,14 +62,14 @@ fn cut_every_step(seed: u64) -> Result<(), Violation> {
         if let Err(error) = &grown
             && !was_cut
         {
-            return Err(violation("W1: growing", error));
+            return Err(violation("J1: growing", error));
         }
         world.recover()?;
         let after = before + chunks * world.setup().chunk_bytes;
         let found = world.pool().status().total_bytes;
         if found != after && (found != before || grown.is_ok()) {
             return Err(Violation(format!(
-                "W1: cut {cut}: {found} bytes in all, not {before} or {after}; answered {grown:?}"
+                "J1: cut {cut}: {found} bytes in all, not {before} or {after}; answered {grown:?}"
             )));
         }
         let new_end = world.setup().device_bytes / 4096 * 4096;
@@ -83,17 +83,17 @@ fn cut_every_step(seed: u64) -> Result<(), Violation> {
             .any(|before| has_superblock(other_end - before) || !has_superblock(end - before))
         {
             return Err(Violation(format!(
-                "W3: cut {cut}: superblocks are not at {end} alone"
+                "J3: cut {cut}: superblocks are not at {end} alone"
             )));
         }
         world.verify_now()?;
         // It can be done again, and life goes on.
         world
             .enlarge(0)
-            .map_err(|error| violation("W1: growing again", error))?;
+            .map_err(|error| violation("J1: growing again", error))?;
         let found = world.pool().status().total_bytes;
         if found != after {
-            return Err(Violation(format!("W1: {found} bytes in all, not {after}")));
+            return Err(Violation(format!("J1: {found} bytes in all, not {after}")));
         }
         world.run(10)?;
         world.recover()?;
@@ -102,7 +102,7 @@ fn cut_every_step(seed: u64) -> Result<(), Violation> {
             true => {}
             // A superblock in two rounds, and its flushes.
             false if cut > 6 => return Ok(()),
-            false => return Err(Violation(format!("W1: a growth of {cut} operations"))),
+            false => return Err(Violation(format!("J1: a growth of {cut} operations"))),
         }
     }
     Ok(())
@@ -251,21 +251,21 @@ fn add_and_cut(seed: u64, cut: u64, on_second: bool) -> bool {
     let alone = Pool::open(left.fork(1), OpenOptions::default());
     let (pool, second) = match alone {
         Ok(pool) => {
-            assert!(was_cut, "W1: {when}: an answered growth is gone");
+            assert!(was_cut, "J1: {when}: an answered growth is gone");
             drop(pool);
             let pool = Pool::open(left, OpenOptions::default()).unwrap();
-            // W2: what was cut short can be done again, with the same device.
+            // J2: what was cut short can be done again, with the same device.
             let added = pool.add_device(left_second.clone(), "/second");
             assert!(
                 added
-                    .unwrap_or_else(|error| panic!("W2: {when}: {error}"))
+                    .unwrap_or_else(|error| panic!("J2: {when}: {error}"))
                     .is_changed()
             );
             (pool, left_second)
         }
         Err(PoolError::MissingDevice { path, .. }) => {
             assert_eq!(path, "/second");
-            let pair = Pair::open(left, left_second).unwrap_or_else(|error| panic!("W2: {when}: {error}"));
+            let pair = Pair::open(left, left_second).unwrap_or_else(|error| panic!("J2: {when}: {error}"));
             (pair.pool, pair.second)
         }
         Err(error) => panic!("{when}: {error}"),
@@ -274,7 +274,7 @@ fn add_and_cut(seed: u64, cut: u64, on_second: bool) -> bool {
     let handle = open(&pool);
     verify(&pool, &handle, next, &when);
     let more = fill(&handle, next);
-    assert!(more > next + 10, "W1: {when}: {next} and then {more} chunks");
+    assert!(more > next + 10, "J1: {when}: {next} and then {more} chunks");
     verify(&pool, &handle, more, &when);
     assert!(second.counts().writes > 0);
     was_cut
@@ -291,7 +291,7 @@ fn a_cut_at_every_step_of_adding_a_device_leaves_before_or_after() {
 }
 
 #[test]
-fn w2_a_device_that_holds_something_is_refused_and_left_as_it_is() {
+fn j2_a_device_that_holds_something_is_refused_and_left_as_it_is() {
     let (_, pool) = small_pool(3);
     let total = pool.status().total_bytes;
     let used = SimDevice::new(2 << 20, 1);
@@ -312,7 +312,7 @@ fn w2_a_device_that_holds_something_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn w2_a_pool_without_one_of_its_devices_says_which_and_takes_no_other() {
+fn j2_a_pool_without_one_of_its_devices_says_which_and_takes_no_other() {
     let (first, pool) = small_pool(5);
     let second = SimDevice::new(2 << 20, 1);
     pool.add_device(second.clone(), "/dev/second").unwrap();
@@ -432,7 +432,7 @@ fn fill_far(handle: &VersionHandle) -> u64 {
 }
 
 #[test]
-fn w3_no_superblock_of_before_or_after_is_left_where_the_pool_does_not_end() {
+fn j3_no_superblock_of_before_or_after_is_left_where_the_pool_does_not_end() {
     let (first, pool) = small_pool(8);
     let old_end = first.size_bytes().unwrap();
     pool.enlarge(Some(old_end + 64 * CHUNK)).unwrap();
@@ -561,14 +561,14 @@ fn write_and_cut_while_growing(nth: u64) -> (bool, u64) {
     // Whoever still waits finds the pool stopped and lets go of it.
     drop((handle, pool));
     let pool = Pool::open(medium.power_cycle(), OpenOptions::default())
-        .unwrap_or_else(|error| panic!("W1: before call {nth}: {error}"));
+        .unwrap_or_else(|error| panic!("J1: before call {nth}: {error}"));
     let handle = open(&pool);
-    verify(&pool, &handle, next + answered, &format!("W1: before call {nth}"));
+    verify(&pool, &handle, next + answered, &format!("J1: before call {nth}"));
     (was_cut, answered)
 }
 
 #[test]
-fn w1_a_write_that_is_answered_while_a_pool_grows_survives_a_cut() {
+fn j1_a_write_that_is_answered_while_a_pool_grows_survives_a_cut() {
     let mut calls = 0;
     while write_and_cut_while_growing(calls).0 {
         calls += 1;
