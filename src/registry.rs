@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
-use quarry_contract::{DriverError, PoolName, ShareBackend, ShareServer, Target, VolumeBackend};
+use quarry_contract::{DriverError, Metric, PoolName, ShareBackend, ShareServer, Target, VolumeBackend};
 use quarry_ganesha::{GaneshaServer, StartError as GaneshaError};
 use quarry_images::ImageBackend;
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
@@ -222,6 +222,18 @@ impl Registry {
         let images = self.images.iter();
         thin.map(|(name, backend)| (name.to_string(), backend.pool().uuid()))
             .chain(images.map(|(name, backend)| (share_pool_key(name), backend.uuid())))
+    }
+
+    /// Returns what the target and the pools count, each figure once.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let mut metrics = self.target.target.metrics();
+        for metric in self.pools.values().flat_map(|pool| pool.metrics()) {
+            match metrics.iter_mut().find(|known| known.name == metric.name) {
+                Some(known) => known.samples.extend(metric.samples),
+                None => metrics.push(metric),
+            }
+        }
+        metrics
     }
 
     /// Returns the target.

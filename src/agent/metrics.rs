@@ -162,7 +162,7 @@ mod tests {
                 help: "How long it takes.",
                 kind: MetricKind::Histogram,
                 samples: vec![Sample {
-                    labels: vec![("op", "read")],
+                    labels: vec![("op", "read".into())],
                     value: MetricValue::Distribution {
                         buckets: vec![(0.001, 2), (0.5, 1)],
                         beyond: 4,

@@ -330,9 +330,9 @@ impl Agent {
             let listener = metrics::bind(address)
                 .await
                 .map_err(|source| AgentError::Metrics { address, source })?;
-            let target = Arc::clone(&registry.target().target);
+            let registry = registry.clone();
             tasks.spawn(metrics::serve(listener, stopping.clone(), move || {
-                target.metrics()
+                registry.metrics()
             }));
             info!(%address, "serving metrics");
         }

@@ -49,6 +49,9 @@ fn commands_sessions_and_stale_initiators_show_in_the_figures() {
         (of("quarry_iscsi_sessions") == 1).then_some(())
     });
     drop(session);
+    let size = of("quarry_pool_size_bytes{pool=\"default\"}");
+    assert!((900 << 20..=1 << 30).contains(&size), "{size}");
+    assert_eq!(of("quarry_pool_damaged_reads_total{pool=\"default\"}"), 0);
 
     // A host that keeps trying after it has been detached.
     let data = &attached.connection_info["data"];

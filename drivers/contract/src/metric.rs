@@ -1,5 +1,7 @@
 //! Figures that a driver counts, for those who watch an agent.
 
+use std::borrow::Cow;
+
 /// One figure, with its values by label.
 ///
 /// Names are `quarry_AREA_WHAT_UNIT`, in seconds and bytes, with `_total` for counters. Labels take few values: never
@@ -31,7 +33,7 @@ pub enum MetricKind {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// Label names and values.
-    pub labels: Vec<(&'static str, &'static str)>,
+    pub labels: Vec<(&'static str, Cow<'static, str>)>,
     /// The value.
     pub value: MetricValue,
 }

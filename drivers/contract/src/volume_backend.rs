@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    BlockDevice, DriverError, Encryption, Outcome, PoolGrowth, PoolName, PoolScrub, PoolSpace, SnapshotId,
-    VolumeEncryption, VolumeId,
+    BlockDevice, DriverError, Encryption, Metric, Outcome, PoolGrowth, PoolName, PoolScrub, PoolSpace,
+    SnapshotId, VolumeEncryption, VolumeId,
 };
 
 /// One pool that volumes are cut from.
@@ -153,6 +153,11 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// Returns what can be done with encrypted volumes; `None` for a backend that has none.
     fn encryption(&self) -> Option<&dyn VolumeEncryption> {
         None
+    }
+
+    /// Returns what the pool counts, with its name as the label `pool`. Does not wait.
+    fn metrics(&self) -> Vec<Metric> {
+        Vec::new()
     }
 
     /// Returns what reads and verifies everything that has checksums; `None` for a backend without it.

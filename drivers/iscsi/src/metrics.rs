@@ -152,7 +152,10 @@ pub fn collect<'a>(
 ) -> Vec<Metric> {
     let sum = |count: &dyn Fn(&Counters) -> u64| reactors.clone().map(count).sum::<u64>();
     let number = |labels: &[(&'static str, &'static str)], value| Sample {
-        labels: labels.to_vec(),
+        labels: labels
+            .iter()
+            .map(|(label, value)| (*label, (*value).into()))
+            .collect(),
         value: MetricValue::Number(value),
     };
     let of_logins = LOGINS
@@ -171,7 +174,7 @@ pub fn collect<'a>(
         bytes.push(number(&[("op", name)], sum(&|counters| counters.bytes[at].get())));
         let bucket = |index: usize| sum(&|counters| counters.times[at][index].get());
         times.push(Sample {
-            labels: vec![("op", name)],
+            labels: vec![("op", name.into())],
             value: MetricValue::Distribution {
                 buckets: BOUNDS_US
                     .iter()

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, OpenMode, Outcome, PoolGrowth,
-    PoolProblem, PoolScrub, PoolStatus, ScrubStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId,
-    VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
+    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, Metric, OpenMode, Outcome,
+    PoolGrowth, PoolProblem, PoolScrub, PoolStatus, ScrubStatus, SnapshotId, SnapshotInfo, SnapshotSpec,
+    VersionId, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
 };
 
 use crate::data_path::LOGICAL_BLOCK_BYTES;
@@ -336,6 +336,10 @@ impl VolumeBackend for ThinBackend {
 
     fn encryption(&self) -> Option<&dyn VolumeEncryption> {
         Some(self)
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        self.pool().metrics()
     }
 
     fn scrub(&self) -> Option<&dyn PoolScrub> {

@@ -54,6 +54,7 @@ mod log;
 mod maintainer;
 mod maintenance;
 mod map;
+mod metrics;
 mod options;
 mod page_io;
 mod page_space;

@@ -54,6 +54,8 @@ pub struct Pool {
     /// The level that was last told of, as a number.
     pub(crate) level: AtomicU8,
     pub(crate) keys: KeyRing,
+    /// Reads that were refused because a block did not have its checksum.
+    pub(crate) damaged_reads: AtomicU64,
     stopped: OnceLock<String>,
     closed: AtomicBool,
 }
@@ -107,6 +109,7 @@ impl Pool {
             waiters: SpaceWaiters::default(),
             level: AtomicU8::new(SpaceLevel::Normal as u8),
             keys: KeyRing::default(),
+            damaged_reads: AtomicU64::new(0),
             stopped: OnceLock::new(),
             closed: AtomicBool::new(false),
         }

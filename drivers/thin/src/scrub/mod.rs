@@ -48,6 +48,14 @@ pub(crate) struct Scrub {
     findings: Vec<Finding>,
 }
 
+/// What is counted of a scrub.
+pub(crate) struct ScrubFigures {
+    pub is_running: bool,
+    pub verified_bytes: u64,
+    pub skipped_bytes: u64,
+    pub bad_blocks: u64,
+}
+
 /// A place in the order in which a scrub goes (Z1). It begins at the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Position {
@@ -89,6 +97,16 @@ impl Scrub {
     fn knows(&self, finding: &Finding) -> bool {
         let same = |known: &Finding| (known.chunk, known.block) == (finding.chunk, finding.block);
         self.findings.iter().any(same)
+    }
+
+    /// Returns its figures.
+    pub fn figures(&self, chunk_bytes: u64) -> ScrubFigures {
+        ScrubFigures {
+            is_running: self.is_running(),
+            verified_bytes: self.verified_chunks * chunk_bytes,
+            skipped_bytes: self.skipped_chunks * chunk_bytes,
+            bad_blocks: self.bad_blocks,
+        }
     }
 
     /// Encodes it for the index stream.

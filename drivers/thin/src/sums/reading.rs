@@ -1,6 +1,7 @@
 //! Verifying what was read (D3), and finding the sums that go along with what is copied.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use quarry_contract::IoError;
 
@@ -162,6 +163,7 @@ impl Pool {
 
     /// Tells the operator and the requester of a bad block at byte `offset` of a version.
     pub(crate) fn corrupt(&self, offset: u64, bad: BadBlock) -> IoError {
+        self.damaged_reads.fetch_add(1, Ordering::Relaxed);
         let at = self.chunk_offset(bad.chunk) + bad.block * BLOCK;
         tracing::error!(
             pool = %self.options.name, offset, chunk = bad.chunk, at,

@@ -6,8 +6,8 @@ mod lost;
 use std::sync::Arc;
 
 use quarry_contract::{
-    DataSource, DriverError, Durability, OpenMode, ScrubFinding, ScrubState, ScrubStatus, SnapshotId,
-    SnapshotSpec, VersionId, VolumeId, VolumeKey, VolumeSpec,
+    DataSource, DriverError, Durability, IoError, MetricValue, OpenMode, ScrubFinding, ScrubState,
+    ScrubStatus, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeKey, VolumeSpec,
 };
 use quarry_thin::sim::SimDevice;
 use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, VersionHandle};
@@ -114,6 +114,15 @@ fn write(handle: &VersionHandle, offset: u64, length: u64, seed: u8) {
     handle.write(offset, &data, Durability::Flushed).unwrap();
 }
 
+fn figure(pool: &Pool, name: &str) -> u64 {
+    let metrics = pool.metrics();
+    let metric = metrics.iter().find(|metric| metric.name == name).unwrap();
+    match metric.samples[0].value {
+        MetricValue::Number(value) => value,
+        MetricValue::Distribution { .. } => panic!("{name} is a number"),
+    }
+}
+
 fn places(status: &ScrubStatus) -> Vec<(Option<VersionId>, u64, u64)> {
     let place = |found: &ScrubFinding| (found.version, found.offset, found.pool_offset);
     let mut places: Vec<_> = status.findings.iter().map(place).collect();
@@ -182,6 +191,14 @@ fn every_kind_of_damaged_block_is_found_and_named_and_no_other() {
     // What it has found is kept, and forgotten by the next one, which finds it again.
     let fixture = fixture.cut();
     assert_eq!(fixture.status(), found);
+    assert_eq!(
+        figure(&fixture.pool, "quarry_pool_scrub_damaged_blocks"),
+        found.bad_blocks
+    );
+    assert_eq!(figure(&fixture.pool, "quarry_pool_damaged_reads_total"), 0);
+    let damaged = fixture.writer(1).read(2 * BLOCK, &mut [0; BLOCK as usize]);
+    assert!(matches!(damaged, Err(IoError::Corrupt { offset, .. }) if offset == 2 * BLOCK));
+    assert_eq!(figure(&fixture.pool, "quarry_pool_damaged_reads_total"), 1);
     assert_eq!(fixture.scrub().bad_blocks, found.bad_blocks);
     // Written anew, it is nobody's any more.
     write(&fixture.writer(1), 2 * BLOCK, BLOCK, 9);
