@@ -47,10 +47,11 @@ pub use access::{AccessDecision, AccessStatus, RuleView};
 pub use attachments::{MadeAttachment, NewAttachment};
 pub use error::{Object, ObjectKind, ResourceError};
 pub use model::{
-    Attachment, AttachmentState, ConnectionInfo, Mutation, Page, Pool, RecoveryReport, Snapshot, Volume,
+    Attachment, AttachmentState, ConnectionInfo, Mutation, Pool, RecoveryReport, Snapshot, Volume,
     VolumeEncryption,
 };
 pub use node::{Driver, DriverRole, Node};
+pub use quarry_contract::Page;
 pub use share_pools::SharePoolView;
 pub use share_snapshots::ShareSnapshot;
 pub use shares::{ExportLocation, NewShare, Share};

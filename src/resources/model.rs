@@ -16,15 +16,6 @@ pub struct Mutation {
     pub if_generation: Option<u64>,
 }
 
-/// A part of a list: what comes after an object, and how much of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Page<K> {
-    /// Begin after this one.
-    pub after: Option<K>,
-    /// At most so many.
-    pub limit: usize,
-}
-
 /// One volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {

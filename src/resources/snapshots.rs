@@ -197,17 +197,8 @@ impl Resources {
         };
         let mut found = Vec::new();
         for (at, pool) in pools.iter().enumerate() {
-            let wanted = |info: &SnapshotInfo| {
-                page.after.is_none_or(|after| info.id > after) && volume.is_none_or(|id| info.volume == id)
-            };
-            found.extend(
-                pool.backend
-                    .snapshots()
-                    .await?
-                    .into_iter()
-                    .filter(wanted)
-                    .map(|info| (info, at)),
-            );
+            let snapshots = pool.backend.snapshots(volume, page).await?;
+            found.extend(snapshots.into_iter().map(|info| (info, at)));
         }
         found.sort_unstable_by_key(|(info, _)| info.id);
         found.truncate(page.limit);

@@ -1,6 +1,5 @@
 //! Volumes. A volume exists or does not; there is no state between, and being attached is not a state of it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use quarry_contract::{
@@ -125,7 +124,7 @@ impl Resources {
             limits: new.limits,
             ..ObjectRecord::created_now(new.labels)
         };
-        let view = self.volume_view_with(&pool, info, record.clone(), 0)?;
+        let view = self.volume_view_with(&pool, info, record.clone())?;
         Ok(Done::changed(view, vec![Change::PutVolume(new.id, record)]))
     }
 
@@ -511,10 +510,9 @@ impl Resources {
         self.refuse_attached(id)?;
         let snapshots: Vec<SnapshotId> = pool
             .backend
-            .snapshots()
+            .snapshots(Some(id), Page::all())
             .await?
             .into_iter()
-            .filter(|s| s.volume == id)
             .map(|s| s.id)
             .collect();
         if !snapshots.is_empty() && !cascade {
@@ -561,34 +559,30 @@ impl Resources {
             Some(name) => vec![self.pool_backend(name)?],
             None => self.pool_backends(),
         };
-        let mut found = Vec::new();
-        for (at, pool) in pools.iter().enumerate() {
-            let volumes = pool.backend.volumes().await?;
-            let wanted = volumes
-                .into_iter()
-                .filter(|info| page.after.is_none_or(|after| info.id > after));
-            found.extend(wanted.map(|info| (info, at)));
-        }
-        found.sort_unstable_by_key(|(info, _)| info.id);
-
-        let mut snapshot_counts: HashMap<VolumeId, u64> = HashMap::new();
-        for pool in &pools {
-            for snapshot in pool.backend.snapshots().await? {
-                *snapshot_counts.entry(snapshot.volume).or_default() += 1;
-            }
-        }
         let mut views = Vec::new();
-        for (info, at) in found {
-            if views.len() == page.limit {
-                break;
+        let mut rest = page;
+        // Of many volumes few may have the labels.
+        while views.len() < page.limit {
+            let mut found = Vec::new();
+            for (at, pool) in pools.iter().enumerate() {
+                let volumes = pool.backend.volumes(rest).await?;
+                found.extend(volumes.into_iter().map(|info| (info, at)));
             }
-            let record = self.volume_record(info.id)?;
-            if labels
-                .iter()
-                .all(|(key, value)| record.labels.get(key) == Some(value))
-            {
-                let snapshots = snapshot_counts.get(&info.id).copied().unwrap_or_default();
-                views.push(self.volume_view_with(&pools[at], info, record, snapshots)?);
+            found.sort_unstable_by_key(|(info, _)| info.id);
+            found.truncate(rest.limit);
+            let is_last = found.len() < rest.limit;
+            rest.after = found.last().map(|(info, _)| info.id);
+            for (info, at) in found {
+                let record = self.volume_record(info.id)?;
+                let mut wanted = labels.iter();
+                if wanted.all(|(key, value)| record.labels.get(key) == Some(value))
+                    && views.len() < page.limit
+                {
+                    views.push(self.volume_view_with(&pools[at], info, record)?);
+                }
+            }
+            if is_last {
+                break;
             }
         }
         Ok(views)
@@ -603,8 +597,7 @@ impl Resources {
     ) -> Result<Done<Volume>, ResourceError> {
         let record = record.changed_now();
         let id = info.id;
-        let snapshots = snapshots_of(pool, id).await?;
-        let view = self.volume_view_with(pool, info, record.clone(), snapshots)?;
+        let view = self.volume_view_with(pool, info, record.clone())?;
         Ok(Done::changed(view, vec![Change::PutVolume(id, record)]))
     }
 
@@ -614,8 +607,7 @@ impl Resources {
 
     async fn volume_view(&self, pool: &PoolBackend, info: VolumeInfo) -> Result<Volume, ResourceError> {
         let record = self.volume_record(info.id)?;
-        let snapshots = snapshots_of(pool, info.id).await?;
-        self.volume_view_with(pool, info, record, snapshots)
+        self.volume_view_with(pool, info, record)
     }
 
     fn volume_view_with(
@@ -623,7 +615,6 @@ impl Resources {
         pool: &PoolBackend,
         info: VolumeInfo,
         record: ObjectRecord,
-        snapshot_count: u64,
     ) -> Result<Volume, ResourceError> {
         let address = self.registry.target().target.address_of(info.id);
         let attachments = self.catalog.attachments_of(info.id)?;
@@ -633,7 +624,7 @@ impl Resources {
             size_bytes: info.size_bytes,
             source: info.source.into(),
             mapped_bytes: info.mapped_bytes,
-            snapshot_count,
+            snapshot_count: info.snapshot_count,
             attachments: attachments.into_iter().map(|(id, _)| id).collect(),
             target_name: address.target_name,
             serial: address.serial,
@@ -659,16 +650,6 @@ impl Resources {
             attachments,
         })
     }
-}
-
-async fn snapshots_of(pool: &PoolBackend, id: VolumeId) -> Result<u64, ResourceError> {
-    Ok(pool
-        .backend
-        .snapshots()
-        .await?
-        .iter()
-        .filter(|snapshot| snapshot.volume == id)
-        .count() as u64)
 }
 
 /// Refuses a condition on something that does not exist yet.

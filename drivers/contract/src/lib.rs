@@ -26,6 +26,7 @@ mod io_limits;
 pub mod memory;
 mod metric;
 mod outcome;
+mod page;
 mod pool_space;
 mod scrub;
 mod share;
@@ -44,6 +45,7 @@ pub use io_buffer::{BUFFER_ALIGNMENT_BYTES, IoBuffer, IoBufferShape};
 pub use io_limits::{IoLimits, Rate, RateLimits};
 pub use metric::{Metric, MetricKind, MetricValue, Sample};
 pub use outcome::Outcome;
+pub use page::Page;
 pub use pool_space::{PoolGrowth, PoolSpace, SpaceLevel};
 pub use scrub::{PoolScrub, ScrubFinding, ScrubState, ScrubStatus};
 pub use share::{

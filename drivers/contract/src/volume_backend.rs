@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
-    BlockDevice, DriverError, Encryption, Metric, Outcome, PoolGrowth, PoolName, PoolScrub, PoolSpace,
+    BlockDevice, DriverError, Encryption, Metric, Outcome, Page, PoolGrowth, PoolName, PoolScrub, PoolSpace,
     SnapshotId, VolumeEncryption, VolumeId,
 };
 
@@ -59,8 +59,8 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// `NotFound`.
     async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError>;
 
-    /// Returns all volumes, ordered by id.
-    async fn volumes(&self) -> Result<Vec<VolumeInfo>, DriverError>;
+    /// Returns volumes, ordered by id. What a page costs does not depend on how many others there are.
+    async fn volumes(&self, page: Page<VolumeId>) -> Result<Vec<VolumeInfo>, DriverError>;
 
     /// Grows a volume to `size_bytes`. The new size is visible to open devices before this returns.
     ///
@@ -107,8 +107,13 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// `NotFound`.
     async fn snapshot(&self, id: SnapshotId) -> Result<SnapshotInfo, DriverError>;
 
-    /// Returns all snapshots, ordered by id.
-    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, DriverError>;
+    /// Returns snapshots, of one volume or of all, ordered by id. What a page costs does not depend on how many others there
+    /// are.
+    async fn snapshots(
+        &self,
+        of: Option<VolumeId>,
+        page: Page<SnapshotId>,
+    ) -> Result<Vec<SnapshotInfo>, DriverError>;
 
     /// Deletes a snapshot.
     ///
@@ -382,6 +387,8 @@ pub struct VolumeInfo {
     pub encryption: Encryption,
     /// Whether its data has checksums (V12).
     pub checksums: bool,
+    /// How many snapshots of it there are.
+    pub snapshot_count: u64,
 }
 
 /// A snapshot, described by its creator.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, Metric, OpenMode, Outcome,
+    BackendCapabilities, BlockDevice, Capability, Differences, DriverError, Metric, OpenMode, Outcome, Page,
     PoolGrowth, PoolProblem, PoolScrub, PoolStatus, ScrubStatus, SnapshotId, SnapshotInfo, SnapshotSpec,
     VersionId, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo, VolumeKey, VolumeSpec,
 };
@@ -237,9 +237,9 @@ impl VolumeBackend for ThinBackend {
         self.pool.volume(id)
     }
 
-    async fn volumes(&self) -> Result<Vec<VolumeInfo>, DriverError> {
+    async fn volumes(&self, page: Page<VolumeId>) -> Result<Vec<VolumeInfo>, DriverError> {
         self.pool.check_open()?;
-        Ok(self.pool.volumes())
+        Ok(self.pool.volume_page(page))
     }
 
     async fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
@@ -280,9 +280,13 @@ impl VolumeBackend for ThinBackend {
         self.pool.snapshot(id)
     }
 
-    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, DriverError> {
+    async fn snapshots(
+        &self,
+        of: Option<VolumeId>,
+        page: Page<SnapshotId>,
+    ) -> Result<Vec<SnapshotInfo>, DriverError> {
         self.pool.check_open()?;
-        Ok(self.pool.snapshots())
+        Ok(self.pool.snapshot_page(of, page))
     }
 
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError> {

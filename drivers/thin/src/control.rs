@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use quarry_contract::{
-    DataSource, DriverError, Encryption, FieldDifference, Outcome, PoolState, PoolStatus, SnapshotId,
+    DataSource, DriverError, Encryption, FieldDifference, Outcome, Page, PoolState, PoolStatus, SnapshotId,
     SnapshotInfo, SnapshotSpec, VersionId, VolumeId, VolumeInfo, VolumeSpec,
 };
 use smallvec::{SmallVec, smallvec};
@@ -78,17 +78,21 @@ impl Pool {
         let state = read(&self.state);
         let version = state.versions.volume(id.0);
         version
-            .map(|version| self.volume_info(version))
+            .map(|version| self.volume_info(&state, version))
             .ok_or_else(|| not_found(VersionId::Volume(id)))
     }
 
     /// Returns all volumes, ordered by id.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.volume_page(Page::all())
+    }
+
+    /// Returns a part of the volumes, ordered by id.
+    pub fn volume_page(&self, page: Page<VolumeId>) -> Vec<VolumeInfo> {
         let state = read(&self.state);
-        state
-            .versions
-            .volumes()
-            .map(|version| self.volume_info(version))
+        (state.versions.volumes_after(page.after.map(|id| id.0)))
+            .take(page.limit)
+            .map(|version| self.volume_info(&state, version))
             .collect()
     }
 
@@ -106,15 +110,20 @@ impl Pool {
 
     /// Returns all snapshots, ordered by id.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.snapshot_page(None, Page::all())
+    }
+
+    /// Returns a part of the snapshots, of one volume or of all, ordered by id.
+    pub fn snapshot_page(&self, of: Option<VolumeId>, page: Page<SnapshotId>) -> Vec<SnapshotInfo> {
         let state = read(&self.state);
-        state
-            .versions
-            .snapshots()
+        (state.versions)
+            .snapshots_after(of.map(|id| id.0), page.after.map(|id| id.0))
+            .take(page.limit)
             .map(|version| self.snapshot_info(version))
             .collect()
     }
 
-    fn volume_info(&self, version: &Version) -> VolumeInfo {
+    fn volume_info(&self, state: &State, version: &Version) -> VolumeInfo {
         VolumeInfo {
             id: VolumeId(version.uuid),
             size_bytes: version.size(),
@@ -123,6 +132,7 @@ impl Pool {
             reserved: version.reserved,
             encryption: self.keys.encryption(version.key),
             checksums: version.checksums.are_on(),
+            snapshot_count: state.versions.snapshot_count_of(version.uuid),
         }
     }
 

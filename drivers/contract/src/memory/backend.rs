@@ -11,9 +11,9 @@ use super::device::MemoryDevice;
 use super::lock;
 use crate::{
     BackendCapabilities, BlockDevice, Capability, DataSource, Differences, DriverError, Encryption,
-    FieldDifference, OpenMode, Outcome, PoolGrowth, PoolName, PoolProblem, PoolSpace, PoolState, PoolStatus,
-    SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId, VolumeInfo,
-    VolumeKey, VolumeSpec,
+    FieldDifference, OpenMode, Outcome, Page, PoolGrowth, PoolName, PoolProblem, PoolSpace, PoolState,
+    PoolStatus, SnapshotId, SnapshotInfo, SnapshotSpec, VersionId, VolumeBackend, VolumeEncryption, VolumeId,
+    VolumeInfo, VolumeKey, VolumeSpec,
 };
 
 /// How a [`MemoryBackend`] is made.
@@ -176,7 +176,7 @@ impl MemoryBackend {
     fn create(&self, spec: &VolumeSpec, key: Option<&VolumeKey>) -> Result<Outcome<VolumeInfo>, DriverError> {
         let mut objects = lock(&self.objects);
         if let Some(existing) = objects.volumes.get(&spec.id) {
-            let info = existing.info(spec.id);
+            let info = objects.info(spec.id)?;
             let mut differences = Vec::new();
             if info.size_bytes != spec.size_bytes {
                 differences.push(difference("size_bytes", info.size_bytes, spec.size_bytes));
@@ -201,7 +201,7 @@ impl MemoryBackend {
             if differences.is_empty() {
                 if let (Some(_), Some(family)) = (key, &existing.family) {
                     family.locked.store(false, Ordering::Relaxed);
-                    return Ok(Outcome::Unchanged(existing.info(spec.id)));
+                    return Ok(Outcome::Unchanged(objects.info(spec.id)?));
                 }
                 return Ok(Outcome::Unchanged(info));
             }
@@ -247,9 +247,8 @@ impl MemoryBackend {
             contents: Arc::new(Mutex::new(contents)),
             family,
         };
-        let info = volume.info(spec.id);
         objects.volumes.insert(spec.id, volume);
-        Ok(Outcome::Changed(info))
+        Ok(Outcome::Changed(objects.info(spec.id)?))
     }
 
     fn check_closed(&self, id: VersionId) -> Result<(), DriverError> {
@@ -274,6 +273,11 @@ impl Objects {
         self.snapshots
             .get(&id)
             .ok_or_else(|| not_found(VersionId::Snapshot(id)))
+    }
+
+    fn info(&self, id: VolumeId) -> Result<VolumeInfo, DriverError> {
+        let snapshots = self.snapshots.values().filter(|snapshot| snapshot.volume == id);
+        Ok(self.volume(id)?.info(id, snapshots.count() as u64))
     }
 
     fn family_of(&self, id: VersionId) -> Result<Option<Arc<Family>>, DriverError> {
@@ -307,7 +311,7 @@ impl Objects {
 }
 
 impl Volume {
-    fn info(&self, id: VolumeId) -> VolumeInfo {
+    fn info(&self, id: VolumeId, snapshot_count: u64) -> VolumeInfo {
         let contents = lock(&self.contents);
         VolumeInfo {
             id,
@@ -317,6 +321,7 @@ impl Volume {
             reserved: self.reserved,
             encryption: encryption_of(self.family.as_ref()),
             checksums: self.checksums,
+            snapshot_count,
         }
     }
 }
@@ -409,28 +414,28 @@ impl VolumeBackend for MemoryBackend {
     }
 
     async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, DriverError> {
-        lock(&self.objects).volume(id).map(|volume| volume.info(id))
+        lock(&self.objects).info(id)
     }
 
-    async fn volumes(&self) -> Result<Vec<VolumeInfo>, DriverError> {
+    async fn volumes(&self, page: Page<VolumeId>) -> Result<Vec<VolumeInfo>, DriverError> {
         let objects = lock(&self.objects);
-        Ok(objects
-            .volumes
-            .iter()
-            .map(|(id, volume)| volume.info(*id))
-            .collect())
+        Ok((objects.volumes.keys())
+            .filter(|id| page.after.is_none_or(|after| **id > after))
+            .take(page.limit)
+            .map(|id| objects.info(*id))
+            .collect::<Result<_, _>>()?)
     }
 
     async fn extend_volume(&self, id: VolumeId, size_bytes: u64) -> Result<Outcome<VolumeInfo>, DriverError> {
         let objects = lock(&self.objects);
         let volume = objects.volume(id)?;
-        let present = volume.info(id).size_bytes;
+        let present = objects.info(id)?.size_bytes;
         self.check_size(size_bytes, present)?;
         if size_bytes == present {
-            return Ok(Outcome::Unchanged(volume.info(id)));
+            return Ok(Outcome::Unchanged(objects.info(id)?));
         }
         lock(&volume.contents).grow(size_bytes);
-        Ok(Outcome::Changed(volume.info(id)))
+        Ok(Outcome::Changed(objects.info(id)?))
     }
 
     async fn reserve_volume(&self, id: VolumeId, reserved: bool) -> Result<Outcome<VolumeInfo>, DriverError> {
@@ -440,7 +445,7 @@ impl VolumeBackend for MemoryBackend {
             .get_mut(&id)
             .ok_or_else(|| not_found(VersionId::Volume(id)))?;
         let changed = std::mem::replace(&mut volume.reserved, reserved) != reserved;
-        let info = volume.info(id);
+        let info = objects.info(id)?;
         Ok(if changed {
             Outcome::Changed(info)
         } else {
@@ -469,7 +474,7 @@ impl VolumeBackend for MemoryBackend {
         let unchanged = contents.is_same_version(&reverted);
         *contents = reverted;
         drop(contents);
-        let info = volume.info(id);
+        let info = objects.info(id)?;
         Ok(if unchanged {
             Outcome::Unchanged(info)
         } else {
@@ -561,11 +566,18 @@ impl VolumeBackend for MemoryBackend {
         lock(&self.objects).snapshot(id).map(|snapshot| snapshot.info(id))
     }
 
-    async fn snapshots(&self) -> Result<Vec<SnapshotInfo>, DriverError> {
+    async fn snapshots(
+        &self,
+        of: Option<VolumeId>,
+        page: Page<SnapshotId>,
+    ) -> Result<Vec<SnapshotInfo>, DriverError> {
         let objects = lock(&self.objects);
         Ok(objects
             .snapshots
             .iter()
+            .filter(|(id, _)| page.after.is_none_or(|after| **id > after))
+            .filter(|(_, snapshot)| of.is_none_or(|of| snapshot.volume == of))
+            .take(page.limit)
             .map(|(id, snapshot)| snapshot.info(*id))
             .collect())
     }

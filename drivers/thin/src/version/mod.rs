@@ -9,7 +9,8 @@
 
 mod table;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, btree_map};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -84,6 +85,8 @@ pub(crate) struct VersionTree {
     row_of: HashMap<NodeId, usize>,
     volumes: BTreeMap<Uuid, NodeId>,
     snapshots: BTreeMap<Uuid, NodeId>,
+    /// The live snapshots by the volume they were taken of.
+    snapshots_of: BTreeMap<Uuid, BTreeSet<Uuid>>,
     dead: BTreeSet<NodeId>,
     dirty_row_pages: BTreeSet<usize>,
     reaping: Option<NodeId>,
@@ -91,6 +94,11 @@ pub(crate) struct VersionTree {
     provisioned_bytes: u64,
     /// By the slot of its key: each encrypted family that has live versions, and how many.
     families: BTreeMap<u32, (KeyRef, u64)>,
+}
+
+/// Where what comes after an id begins.
+fn behind(after: Option<Uuid>) -> Bound<Uuid> {
+    after.map_or(Bound::Unbounded, Bound::Excluded)
 }
 
 impl VersionKind {
@@ -251,14 +259,29 @@ impl VersionTree {
         true
     }
 
-    /// Returns the live volumes, ordered by id.
-    pub fn volumes(&self) -> impl Iterator<Item = &Version> {
-        self.volumes.values().filter_map(|node| self.find(*node))
+    /// Returns the live volumes after an id, ordered by id.
+    pub fn volumes_after(&self, after: Option<Uuid>) -> impl Iterator<Item = &Version> {
+        let nodes = self.volumes.range((behind(after), Bound::Unbounded));
+        nodes.filter_map(|(_, node)| self.find(*node))
     }
 
-    /// Returns the live snapshots, ordered by id.
-    pub fn snapshots(&self) -> impl Iterator<Item = &Version> {
-        self.snapshots.values().filter_map(|node| self.find(*node))
+    /// Returns the live snapshots after an id, of one volume or of all, ordered by id.
+    pub fn snapshots_after(&self, of: Option<Uuid>, after: Option<Uuid>) -> impl Iterator<Item = &Version> {
+        let range = (behind(after), Bound::Unbounded);
+        let all = of
+            .is_none()
+            .then(|| self.snapshots.range(range).map(|(uuid, _)| uuid));
+        let siblings = of.and_then(|volume| self.snapshots_of.get(&volume));
+        let of_volume = siblings.map(|siblings| siblings.range(range));
+        let uuids = all.into_iter().flatten().chain(of_volume.into_iter().flatten());
+        uuids.filter_map(|uuid| self.snapshot(*uuid))
+    }
+
+    /// Returns how many live snapshots of a volume there are.
+    pub fn snapshot_count_of(&self, volume: Uuid) -> u64 {
+        self.snapshots_of
+            .get(&volume)
+            .map_or(0, |siblings| siblings.len() as u64)
     }
 
     /// Returns the dead versions.
@@ -327,7 +350,11 @@ impl VersionTree {
                 self.volumes.insert(version.uuid, node);
                 self.provisioned_bytes += version.size();
             }
-            VersionKind::Snapshot => drop(self.snapshots.insert(version.uuid, node)),
+            VersionKind::Snapshot => {
+                self.snapshots.insert(version.uuid, node);
+                let (_, volume) = version.source.code();
+                self.snapshots_of.entry(volume).or_default().insert(version.uuid);
+            }
             VersionKind::Internal => {}
         }
     }
@@ -355,13 +382,21 @@ impl VersionTree {
         };
         version.dead = true;
         let (kind, uuid, size_bytes) = (version.kind, version.uuid, version.size());
-        let key = version.key;
+        let (key, (_, source)) = (version.key, version.source.code());
         match kind {
             VersionKind::Volume => {
                 self.volumes.remove(&uuid);
                 self.provisioned_bytes -= size_bytes;
             }
-            VersionKind::Snapshot => drop(self.snapshots.remove(&uuid)),
+            VersionKind::Snapshot => {
+                self.snapshots.remove(&uuid);
+                if let btree_map::Entry::Occupied(mut siblings) = self.snapshots_of.entry(source) {
+                    siblings.get_mut().remove(&uuid);
+                    if siblings.get().is_empty() {
+                        siblings.remove();
+                    }
+                }
+            }
             VersionKind::Internal => {}
         }
         self.dead.insert(node);

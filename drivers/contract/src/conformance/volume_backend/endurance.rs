@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{BackendFixture, MIB, Subject, snapshot_id, volume_id};
 use crate::conformance::block_on;
 use crate::conformance::pattern::{assert_same, pattern};
-use crate::{Capability, DataSource, Durability, ErrorKind, VolumeSpec};
+use crate::{Capability, DataSource, Durability, ErrorKind, Page, VolumeSpec};
 
 pub(super) fn run(fixture: &mut dyn BackendFixture) {
     metadata_calls_do_not_wait_for_data(fixture);
@@ -50,7 +50,7 @@ fn a_volume_keeps_its_checksums_and_hands_them_on(fixture: &mut dyn BackendFixtu
     subject.clone_of(4, MIB, DataSource::Volume(volume_id(1)));
     subject.revert(2, 1).expect("revert");
     let all = |subject: &Subject| -> Vec<bool> {
-        let volumes = block_on(subject.backend.volumes()).expect("volumes");
+        let volumes = block_on(subject.backend.volumes(Page::all())).expect("volumes");
         volumes.iter().map(|volume| volume.checksums).collect()
     };
     assert_eq!(all(&subject), [false, true, true, false], "V12");
@@ -173,20 +173,20 @@ fn answered_calls_survive_a_power_cut(fixture: &mut dyn BackendFixture) {
     subject.revert(1, 1).expect("revert");
     subject.delete(4).expect("delete");
     subject.delete_snapshot(1).expect("delete");
-    let volumes = block_on(subject.backend.volumes()).expect("volumes");
-    let snapshots = block_on(subject.backend.snapshots()).expect("snapshots");
+    let volumes = block_on(subject.backend.volumes(Page::all())).expect("volumes");
+    let snapshots = block_on(subject.backend.snapshots(None, Page::all())).expect("snapshots");
     let Some(backend) = fixture.power_cut(subject.backend) else {
         return;
     };
     let subject = Subject { backend };
     assert_eq!(subject.status().uuid, uuid, "V2: the pool's identity");
     assert_eq!(
-        block_on(subject.backend.volumes()).expect("volumes"),
+        block_on(subject.backend.volumes(Page::all())).expect("volumes"),
         volumes,
         "V2: the volumes after a power cut"
     );
     assert_eq!(
-        block_on(subject.backend.snapshots()).expect("snapshots"),
+        block_on(subject.backend.snapshots(None, Page::all())).expect("snapshots"),
         snapshots,
         "V2: the snapshots after a power cut"
     );

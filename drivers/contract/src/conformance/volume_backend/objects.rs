@@ -2,7 +2,7 @@
 
 use super::{BackendFixture, MIB, Subject, snapshot_id, volume_id};
 use crate::conformance::block_on;
-use crate::{DataSource, DriverError, ErrorKind, OpenMode, VersionId};
+use crate::{DataSource, DriverError, ErrorKind, OpenMode, Page, VersionId};
 
 pub(super) fn run(fixture: &mut dyn BackendFixture) {
     repeated_calls_change_nothing(fixture);
@@ -95,9 +95,10 @@ fn assert_differs<T: std::fmt::Debug>(result: Result<T, DriverError>, field: &st
 
 fn an_id_taken_by_something_else_names_the_differences(fixture: &mut dyn BackendFixture) {
     let subject = Subject::fresh(fixture);
-    let first = subject.blank(1, MIB);
+    subject.blank(1, MIB);
     subject.blank(2, MIB);
     let snapshot = subject.snapshot(1, 1);
+    let first = block_on(subject.backend.volume(volume_id(1))).expect("volume");
     assert_differs(subject.create(1, 2 * MIB, DataSource::Blank), "size_bytes");
     assert_differs(
         subject.create(1, MIB, DataSource::Snapshot(snapshot_id(1))),
@@ -238,14 +239,63 @@ fn missing_objects_are_not_found(fixture: &mut dyn BackendFixture) {
     }
 }
 
+/// Of volumes 1, 3, 5, 7 and 9 with snapshots 99, 97, 95, 93 and 91, and 50 of volume 5.
+fn lists_come_in_pages(subject: &Subject) {
+    let volumes = |after: Option<u64>, limit| -> Vec<_> {
+        let after = after.map(volume_id);
+        let page = block_on(subject.backend.volumes(Page { after, limit })).expect("volumes");
+        page.into_iter().map(|one| (one.id, one.snapshot_count)).collect()
+    };
+    let counted = |number, snapshots| (volume_id(number), snapshots);
+    assert_eq!(
+        volumes(None, 2),
+        [counted(1, 1), counted(3, 1)],
+        "volumes: a page"
+    );
+    assert_eq!(volumes(Some(3), 2), [counted(5, 2), counted(7, 1)], "the next");
+    assert_eq!(
+        volumes(Some(8), 2),
+        [counted(9, 1)],
+        "after one that is not there"
+    );
+    assert_eq!(volumes(Some(9), 2), [], "the end");
+    let snapshots = |of: Option<u64>, after: Option<u64>, limit| -> Vec<_> {
+        let (of, after) = (of.map(volume_id), after.map(snapshot_id));
+        let page = block_on(subject.backend.snapshots(of, Page { after, limit })).expect("snapshots");
+        page.into_iter().map(|one| one.id).collect()
+    };
+    assert_eq!(
+        snapshots(None, None, 2),
+        [50, 91].map(snapshot_id),
+        "snapshots: a page"
+    );
+    assert_eq!(
+        snapshots(None, Some(91), 2),
+        [93, 95].map(snapshot_id),
+        "the next"
+    );
+    assert_eq!(
+        snapshots(Some(5), None, 9),
+        [50, 95].map(snapshot_id),
+        "of a volume"
+    );
+    assert_eq!(
+        snapshots(Some(5), Some(50), 9),
+        [95].map(snapshot_id),
+        "the rest of them"
+    );
+    assert_eq!(snapshots(Some(5), None, 1), [50].map(snapshot_id), "one of them");
+    assert_eq!(snapshots(Some(2), None, 9), [], "of a volume that is not there");
+}
+
 fn lists_are_ordered_and_counted(fixture: &mut dyn BackendFixture) {
     let subject = Subject::fresh(fixture);
     for number in [5, 1, 9, 3, 7] {
         subject.blank(number, MIB * number);
         subject.snapshot(100 - number, number);
     }
-    let volumes = block_on(subject.backend.volumes()).expect("volumes");
-    let snapshots = block_on(subject.backend.snapshots()).expect("snapshots");
+    let volumes = block_on(subject.backend.volumes(Page::all())).expect("volumes");
+    let snapshots = block_on(subject.backend.snapshots(None, Page::all())).expect("snapshots");
     assert!(volumes.is_sorted_by_key(|one| one.id), "volumes: ordered by id");
     assert!(
         snapshots.is_sorted_by_key(|one| one.id),
@@ -260,6 +310,9 @@ fn lists_are_ordered_and_counted(fixture: &mut dyn BackendFixture) {
         let alone = block_on(subject.backend.snapshot(one.id)).expect("snapshot");
         assert_eq!(&alone, one, "snapshots: the list says what the object says");
     }
+    subject.snapshot(50, 5);
+    lists_come_in_pages(&subject);
+    assert!(subject.delete_snapshot(50).expect("delete").is_changed());
     let status = subject.status();
     assert_eq!(
         (status.volume_count, status.snapshot_count),
