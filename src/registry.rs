@@ -12,9 +12,10 @@ use std::time::Duration;
 use std::{fs, io};
 
 use quarry_contract::{DriverError, Metric, PoolName, ShareBackend, ShareServer, Target, VolumeBackend};
-use quarry_ganesha::{GaneshaServer, StartError as GaneshaError};
+use quarry_ganesha::GaneshaServer;
 use quarry_images::ImageBackend;
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
+use quarry_knfsd::KnfsdServer;
 use quarry_thin::{
     Caching, FormatOptions, OnFull, OpenOptions, PoolFile, SpaceLevels, ThinBackend, Threshold,
 };
@@ -102,7 +103,7 @@ pub enum RegistryError {
     #[error("cannot start the share server")]
     ShareServer {
         /// The cause.
-        source: GaneshaError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The port that initiators know cannot be remembered.
     #[error("cannot write {path}, which remembers the iSCSI port")]
@@ -160,11 +161,9 @@ impl Registry {
                 .insert(pool.name.clone(), Arc::clone(&backend) as Arc<dyn ShareBackend>);
             registry.images.push((pool.name.clone(), backend));
         }
-        if let Some(ShareServerConfig::Ganesha(ganesha)) = &config.share_server {
-            let server = GaneshaServer::start(ganesha.clone())
-                .await
-                .map_err(|source| RegistryError::ShareServer { source })?;
-            registry.share_server = Some(Arc::new(server));
+        if let Some(server) = &config.share_server {
+            let opened = open_share_server(server).await;
+            registry.share_server = Some(opened.map_err(|source| RegistryError::ShareServer { source })?);
         }
         Ok(registry)
     }
@@ -384,6 +383,15 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
 /// Returns what a pool of shares is known under: no pool of volumes can have such a name.
 fn share_pool_key(name: &PoolName) -> String {
     format!("share_pool/{name}")
+}
+
+async fn open_share_server(
+    config: &ShareServerConfig,
+) -> Result<Arc<dyn ShareServer>, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(match config {
+        ShareServerConfig::Ganesha(config) => Arc::new(GaneshaServer::start(config.clone()).await?),
+        ShareServerConfig::Knfsd(config) => Arc::new(KnfsdServer::start(config.clone()).await?),
+    })
 }
 
 async fn open_share_pool(

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use quarry_contract::PoolName;
 use quarry_ganesha::GaneshaConfig;
 use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace, StoreOptions};
+use quarry_knfsd::KnfsdConfig;
 
 pub use dev::DEFAULT_POOL_BYTES as DEFAULT_DEV_POOL_BYTES;
 
@@ -200,6 +201,8 @@ impl SharePoolConfig {
 pub enum ShareServerConfig {
     /// A Ganesha of our own.
     Ganesha(GaneshaConfig),
+    /// The kernel's.
+    Knfsd(KnfsdConfig),
 }
 
 /// The log.

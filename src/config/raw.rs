@@ -86,6 +86,8 @@ pub(super) struct RawShareServer {
     pub(super) addresses: Option<Vec<Spanned<String>>>,
     pub(super) versions: Option<Vec<Spanned<String>>>,
     pub(super) state_dir: Option<Spanned<String>>,
+    pub(super) root: Option<Spanned<String>>,
+    pub(super) threads: Option<Spanned<u16>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -128,7 +130,15 @@ const SECTIONS: [(&str, &[&str]); 8] = [
     ("share_pool", &["driver", "path", "create", "size", "mounts"]),
     (
         "share_server",
-        &["driver", "listen", "addresses", "versions", "state_dir"],
+        &[
+            "driver",
+            "listen",
+            "addresses",
+            "versions",
+            "state_dir",
+            "root",
+            "threads",
+        ],
     ),
     ("log", &["filter", "format"]),
 ];

@@ -1,6 +1,7 @@
 //! The resolved configuration, written the way a configuration file is, for `--check-config`.
 
 use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace};
@@ -128,22 +129,55 @@ fn write_shares(out: &mut String, config: &Config) -> std::fmt::Result {
             }
         }
     }
-    let Some(ShareServerConfig::Ganesha(server)) = &config.share_server else {
-        return Ok(());
-    };
-    let addresses: Vec<String> = server.addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
-    let versions: Vec<String> = server
-        .minor_versions
+    match &config.share_server {
+        None => Ok(()),
+        Some(ShareServerConfig::Ganesha(server)) => {
+            write_share_server(
+                out,
+                "ganesha",
+                server.listen,
+                &server.addresses,
+                &server.minor_versions,
+            )?;
+            writeln!(out, "state_dir = {}", quoted(&server.state_dir))
+        }
+        Some(ShareServerConfig::Knfsd(server)) => {
+            write_share_server(
+                out,
+                "knfsd",
+                server.listen,
+                &server.addresses,
+                &server.minor_versions,
+            )?;
+            writeln!(
+                out,
+                "state_dir = {}\nroot = {}\nthreads = {}",
+                quoted(&server.state_dir),
+                quoted(&server.root),
+                server.threads
+            )
+        }
+    }
+}
+
+/// Writes what every server has.
+fn write_share_server(
+    out: &mut String,
+    driver: &str,
+    listen: SocketAddr,
+    addresses: &[IpAddr],
+    minor_versions: &[u8],
+) -> std::fmt::Result {
+    let addresses: Vec<String> = addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
+    let versions: Vec<String> = minor_versions
         .iter()
         .map(|minor| format!("\"4.{minor}\""))
         .collect();
     writeln!(
         out,
-        "\n[share_server]\ndriver = \"ganesha\"\nlisten = \"{}\"\naddresses = [{}]\nversions = [{}]\nstate_dir = {}",
-        server.listen,
+        "\n[share_server]\ndriver = \"{driver}\"\nlisten = \"{listen}\"\naddresses = [{}]\nversions = [{}]",
         addresses.join(", "),
         versions.join(", "),
-        quoted(&server.state_dir)
     )
 }
 

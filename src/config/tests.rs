@@ -79,7 +79,14 @@ filter = "warn"
 format = "json"
 "#;
     let shares = format!("{MINIMAL}{SHARES}");
-    for text in [include_str!("../../packaging/quarry.toml"), MINIMAL, tls, &shares] {
+    let knfsd = format!("{shares}driver = \"knfsd\"\nroot = \"/exports\"\nthreads = 3\n");
+    for text in [
+        include_str!("../../packaging/quarry.toml"),
+        MINIMAL,
+        tls,
+        &shares,
+        &knfsd,
+    ] {
         let config = parse(text).unwrap();
         assert_eq!(parse(&config.render()).unwrap(), config);
     }
@@ -132,6 +139,14 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
     };
     assert_eq!(server.state_dir, Path::new("/var/lib/quarry/ganesha"));
     assert_eq!(server.minor_versions, [1]);
+    let config = parse(&format!("{MINIMAL}{SHARES}driver = \"knfsd\"\n")).unwrap();
+    let Some(ShareServerConfig::Knfsd(server)) = &config.share_server else {
+        panic!("the kernel's server")
+    };
+    assert_eq!(server.state_dir, Path::new("/var/lib/quarry/knfsd"));
+    assert_eq!(server.root, Path::new("/srv/quarry"));
+    assert_eq!(server.minor_versions, [1]);
+    assert_eq!(server.addresses.len(), 2);
 
     let pool = "[share_pool.a]\npath = \"/s\"\n";
     for (text, at, remedy) in [
@@ -160,6 +175,21 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
             format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nversions = [\"3\"]\n"),
             "10: share_server.versions",
             "there are \"4.0\"",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\ndriver = \"samba\"\n"),
+            "10: share_server.driver",
+            "there are \"ganesha\" and \"knfsd\"",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nroot = \"/exports\"\n"),
+            "10: share_server.root",
+            "\"knfsd\" only",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\ndriver = \"knfsd\"\nthreads = 0\n"),
+            "11: share_server.threads",
+            "at least 1",
         ),
         (
             format!("{pool}size = \"1GiB\"\n"),

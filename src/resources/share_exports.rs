@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::{
-    AccessRule, AccessTable, DriverError, ShareExport, ShareServer, ShareVersion, resolve_access,
+    AccessRule, AccessTable, DriverError, ErrorKind, ShareExport, ShareServer, ShareVersion, resolve_access,
 };
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -49,6 +49,10 @@ pub(super) fn table_of(version: ShareVersion, rules: &[AccessRule], server: &dyn
         ShareVersion::Share(_) => table,
         ShareVersion::Snapshot(_) => table.read_only(),
     }
+}
+
+fn is_busy(error: &ResourceError) -> bool {
+    matches!(error, ResourceError::Driver(error) if error.kind() == ErrorKind::Busy)
 }
 
 impl Resources {
@@ -103,7 +107,14 @@ impl Resources {
         let access = table_of(version, &record.rules, &**server);
         let (pool, _) = self.existing_share_version(version).await?;
         if access.is_empty() {
-            self.withdraw_share(&pool, version).await?;
+            match self.withdraw_share(&pool, version).await {
+                // Nobody may use it any more, which is what was asked for. It stays mounted as long as clients hold files
+                // of it open; who deletes or reverts it is told which.
+                Err(error) if is_busy(&error) => {
+                    info!(%version, %error, "no longer exported, and still in use")
+                }
+                withdrawn => withdrawn?,
+            }
         } else {
             let mounted = match pool.backend.mount(version).await {
                 // What somebody else has unmounted lives on as long as the server holds it, and cannot be mounted again.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use quarry_contract::PoolName;
 use quarry_ganesha::GaneshaConfig;
 use quarry_images::{IfAbsent, PoolPlace};
+use quarry_knfsd::KnfsdConfig;
 use toml::Spanned;
 
 use super::super::raw::{RawSharePool, RawShareServer, Wrong};
@@ -94,18 +95,70 @@ fn share_pool(
 }
 
 fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerConfig, Wrong> {
-    if let Some(driver) = server
-        .driver
-        .as_ref()
-        .filter(|driver| driver.get_ref() != "ganesha")
-    {
-        let problem = format!(
-            "{:?} is not a share server; there is \"ganesha\"",
-            driver.get_ref()
-        );
-        return Err(wrong("share_server.driver", driver, problem));
+    let (listen, addresses) = addresses(&server)?;
+    let versions = server.versions.as_deref().map(minor_versions).transpose()?;
+    let is_knfsd = match &server.driver {
+        None => false,
+        Some(driver) => match driver.get_ref().as_str() {
+            "ganesha" => false,
+            "knfsd" => true,
+            other => {
+                let problem = format!("{other:?} is not a share server; there are \"ganesha\" and \"knfsd\"");
+                return Err(wrong("share_server.driver", driver, problem));
+            }
+        },
+    };
+    let folder = match &server.state_dir {
+        Some(text) => absolute("share_server.state_dir", text)?,
+        None => state_dir.join(if is_knfsd { "knfsd" } else { "ganesha" }),
+    };
+    if is_knfsd {
+        return knfsd(server, KnfsdConfig::new(folder, listen), addresses, versions);
     }
-    let Some(text) = server.listen else {
+    let problem = "is for driver = \"knfsd\" only";
+    if let Some(root) = &server.root {
+        return Err(wrong("share_server.root", root, problem));
+    }
+    if let Some(threads) = &server.threads {
+        return Err(wrong("share_server.threads", threads, problem));
+    }
+    let defaults = GaneshaConfig::new(folder, listen);
+    Ok(ShareServerConfig::Ganesha(GaneshaConfig {
+        addresses,
+        minor_versions: versions.unwrap_or(defaults.minor_versions),
+        ..defaults
+    }))
+}
+
+fn knfsd(
+    server: RawShareServer,
+    defaults: KnfsdConfig,
+    addresses: Vec<IpAddr>,
+    versions: Option<Vec<u8>>,
+) -> Result<ShareServerConfig, Wrong> {
+    let root = match &server.root {
+        Some(text) => absolute("share_server.root", text)?,
+        None => defaults.root,
+    };
+    let threads = match &server.threads {
+        Some(threads) if *threads.get_ref() == 0 => {
+            return Err(wrong("share_server.threads", threads, "is at least 1"));
+        }
+        Some(threads) => *threads.get_ref(),
+        None => defaults.threads,
+    };
+    Ok(ShareServerConfig::Knfsd(KnfsdConfig {
+        addresses,
+        minor_versions: versions.unwrap_or(defaults.minor_versions),
+        root,
+        threads,
+        ..defaults
+    }))
+}
+
+/// Returns where a server listens, and what clients are told.
+fn addresses(server: &RawShareServer) -> Result<(SocketAddr, Vec<IpAddr>), Wrong> {
+    let Some(text) = &server.listen else {
         let problem = "is missing; name the address that clients mount from, or \"[::]:2049\" for all";
         return Err(missing("share_server.listen", problem));
     };
@@ -116,47 +169,42 @@ fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerC
     });
     let Some(listen) = parsed.filter(|address| address.port() != 0) else {
         let problem = format!("{:?} is not an IP address, with or without port", text.get_ref());
-        return Err(wrong("share_server.listen", &text, problem));
+        return Err(wrong("share_server.listen", text, problem));
     };
-    let mut config = GaneshaConfig::new(PathBuf::new(), listen);
-    for text in server.addresses.unwrap_or_default() {
+    let mut addresses = Vec::new();
+    for text in server.addresses.iter().flatten() {
         let address: IpAddr = text.get_ref().parse().map_err(|_| {
             let problem = format!("{:?} is not an IP address without port", text.get_ref());
-            wrong("share_server.addresses", &text, problem)
+            wrong("share_server.addresses", text, problem)
         })?;
-        config.addresses.push(address);
+        addresses.push(address);
     }
-    if listen.ip().is_unspecified() && config.addresses.is_empty() {
-        let problem =
-            "listens on every address; say in share_server.addresses which of them clients are told";
-        return Err(wrong("share_server.listen", &text, problem));
-    }
-    if let Some(versions) = server.versions {
-        config.minor_versions = versions
-            .iter()
-            .map(|text| match text.get_ref().as_str() {
-                "4.0" => Ok(0),
-                "4.1" => Ok(1),
-                "4.2" => Ok(2),
-                other => {
-                    let problem = format!("{other:?} is not served; there are \"4.0\", \"4.1\" and \"4.2\"");
-                    Err(wrong("share_server.versions", text, problem))
-                }
-            })
-            .collect::<Result<_, _>>()?;
-        if config.minor_versions.is_empty() {
-            return Err(missing(
-                "share_server.versions",
-                "is empty; leave it out for 4.1 and 4.2",
-            ));
+    if addresses.is_empty() {
+        if listen.ip().is_unspecified() {
+            let problem =
+                "listens on every address; say in share_server.addresses which of them clients are told";
+            return Err(wrong("share_server.listen", text, problem));
         }
+        addresses.push(listen.ip());
     }
-    config.state_dir = match &server.state_dir {
-        Some(text) => absolute("share_server.state_dir", text)?,
-        None => state_dir.join("ganesha"),
+    Ok((listen, addresses))
+}
+
+fn minor_versions(versions: &[Spanned<String>]) -> Result<Vec<u8>, Wrong> {
+    if versions.is_empty() {
+        return Err(missing(
+            "share_server.versions",
+            "is empty; leave it out for 4.1 and 4.2",
+        ));
+    }
+    let minor_of = |text: &Spanned<String>| match text.get_ref().as_str() {
+        "4.0" => Ok(0),
+        "4.1" => Ok(1),
+        "4.2" => Ok(2),
+        other => {
+            let problem = format!("{other:?} is not served; there are \"4.0\", \"4.1\" and \"4.2\"");
+            Err(wrong("share_server.versions", text, problem))
+        }
     };
-    if config.addresses.is_empty() {
-        config.addresses.push(listen.ip());
-    }
-    Ok(ShareServerConfig::Ganesha(config))
+    versions.iter().map(minor_of).collect()
 }
