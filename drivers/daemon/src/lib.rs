@@ -3,9 +3,11 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`process`] | a process that outlives the agent: started, taken up again, watched, ended |
+//! | [`pulse`] | whether a process that gives no answer shows life |
 //! | [`files`] | files that are replaced as a whole |
 //!
 //! Nothing here knows of shares.
 
 pub mod files;
 pub mod process;
+pub mod pulse;

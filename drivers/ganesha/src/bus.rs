@@ -1,9 +1,11 @@
 //! The private D-Bus over which Ganesha is told what to export, and asked what it has loaded.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use quarry_contract::{AccessLevel, Network};
+use quarry_daemon::pulse::{Limits, Patience};
 use zbus::connection::Builder;
 use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
@@ -14,8 +16,10 @@ use crate::export_file::ClientLine;
 /// What Ganesha's name on the bus begins with.
 pub(crate) const NAME_PREFIX: &str = "quarry";
 const NAME: &str = "quarry.org.ganesha.nfsd";
-/// How long an answer may take. Adding an export takes milliseconds; so does everything else.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the bus itself may take.
+const BUS_DEADLINE: Duration = Duration::from_secs(5);
+/// Ganesha answers within this, all being well; after that it is looked at whether it shows life, and so often.
+const GLANCE: Duration = Duration::from_millis(250);
 
 /// Which of a client's options say what it may do: reading and writing, of data and of metadata (`EXPORT_OPTION_*_ACCESS`
 /// of Ganesha).
@@ -58,7 +62,7 @@ pub(crate) enum BusError {
     #[error("Ganesha refuses: {0}")]
     Refused(String),
     /// No answer in time.
-    #[error("Ganesha does not answer within {} s", CALL_DEADLINE.as_secs())]
+    #[error("Ganesha does not answer")]
     Silent,
     /// Nobody there.
     #[error("there is no way to Ganesha")]
@@ -85,13 +89,19 @@ pub(crate) struct Bus {
 }
 
 async fn in_time<T>(call: impl Future<Output = zbus::Result<T>>) -> Result<T, BusError> {
-    match tokio::time::timeout(CALL_DEADLINE, call).await {
+    match tokio::time::timeout(BUS_DEADLINE, call).await {
         Err(_) => Err(BusError::Silent),
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(zbus::Error::MethodError(name, said, _))) => {
+        Ok(answer) => understood(answer),
+    }
+}
+
+fn understood<T>(answer: zbus::Result<T>) -> Result<T, BusError> {
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(zbus::Error::MethodError(name, said, _)) => {
             Err(BusError::Refused(said.unwrap_or_else(|| name.to_string())))
         }
-        Ok(Err(error)) => Err(BusError::Gone(error)),
+        Err(error) => Err(BusError::Gone(error)),
     }
 }
 
@@ -135,18 +145,35 @@ impl Bus {
         in_time(ask).await
     }
 
+    /// Waits for Ganesha's answer as long as it shows life: on an overloaded disk an answer takes long, and whoever ends
+    /// Ganesha for that only makes its clients wait longer.
+    async fn answer<T>(&self, call: impl Future<Output = zbus::Result<T>>) -> Result<T, BusError> {
+        let mut call = pin!(call);
+        if let Ok(answer) = tokio::time::timeout(GLANCE, &mut call).await {
+            return understood(answer);
+        }
+        let Some(pid) = self.ganesha().await? else {
+            return in_time(call).await;
+        };
+        let mut patience = Patience::with(pid, Limits::default());
+        loop {
+            match tokio::time::timeout(GLANCE, &mut call).await {
+                Ok(answer) => return understood(answer),
+                Err(_) if patience.goes_on() => {}
+                Err(_) => return Err(BusError::Silent),
+            }
+        }
+    }
+
     /// Asks for something that needs nothing, to see whether there is an answer.
     pub(crate) async fn ping(&self) -> Result<(), BusError> {
-        in_time(self.administration.get_grace()).await.map(drop)
+        self.answer(self.administration.get_grace()).await.map(drop)
     }
 
     /// Has Ganesha read the file of an export. It replaces what it had, or adds it.
     pub(crate) async fn update(&self, file: &str, id: u16) -> Result<(), BusError> {
-        let said = in_time(
-            self.exports
-                .update_export(file, &format!("EXPORT(Export_Id={id})")),
-        )
-        .await?;
+        let expression = format!("EXPORT(Export_Id={id})");
+        let said = self.answer(self.exports.update_export(file, &expression)).await?;
         // It answers well, too, when it has left out what it did not understand.
         match said.as_str() {
             "1 exports updated" | "1 exports added" => Ok(()),
@@ -156,7 +183,7 @@ impl Bus {
 
     /// Has Ganesha end an export, and close what it has open on it. False when it has no such export.
     pub(crate) async fn remove(&self, id: u16) -> Result<bool, BusError> {
-        match in_time(self.exports.remove_export(id)).await {
+        match self.answer(self.exports.remove_export(id)).await {
             Ok(()) => Ok(true),
             Err(BusError::Refused(said)) => match self.display(id).await? {
                 None => Ok(false),
@@ -168,7 +195,7 @@ impl Bus {
 
     /// Returns an export as Ganesha has it; `None` when it has none of this number.
     pub(crate) async fn display(&self, id: u16) -> Result<Option<LoadedExport>, BusError> {
-        let (_, path, pseudo, _, clients) = match in_time(self.exports.display_export(id)).await {
+        let (_, path, pseudo, _, clients) = match self.answer(self.exports.display_export(id)).await {
             Ok(displayed) => displayed,
             Err(BusError::Refused(_)) => return Ok(None),
             Err(error) => return Err(error),
