@@ -272,6 +272,31 @@ fn a_damaged_block_is_healed_by_being_written_and_spreads_nowhere() {
     assert!(read(&handle, 0, CHUNK).is_ok());
 }
 
+/// D3: a copy is never made true by a sum of what was copied, in whatever way it is made.
+#[test]
+fn d3_what_is_copied_takes_its_sums_along() {
+    let (fixture, handle) = Fixture::with_volume();
+    // Filled from a lender by the background.
+    write(&handle, 0, &bytes(1, CHUNK));
+    fixture.device.flip_bit(place_of(&handle, 3 * BLOCK), 5);
+    write(&handle, 7 * BLOCK, &bytes(2, BLOCK));
+    let lent = place_of(&handle, 3 * BLOCK);
+    fixture.maintain_to_the_end();
+    assert_eq!(fixture.pool.stat().partial_chunks, 0);
+    assert_ne!(place_of(&handle, 3 * BLOCK), lent, "it was copied");
+    assert_corrupt(&handle, 3 * BLOCK, "filled");
+    // Kept by a chunk that takes the place of a partial one.
+    write(&handle, CHUNK + BLOCK, &bytes(3, BLOCK));
+    write(&handle, CHUNK + 3 * BLOCK, &bytes(4, BLOCK));
+    let kept = place_of(&handle, CHUNK + 3 * BLOCK);
+    fixture.device.flip_bit(kept, 5);
+    write(&handle, CHUNK + BLOCK, &bytes(5, BLOCK));
+    assert_ne!(place_of(&handle, CHUNK + 3 * BLOCK), kept, "it was copied");
+    assert_corrupt(&handle, CHUNK + 3 * BLOCK, "kept");
+    let good = read(&handle, CHUNK + BLOCK, BLOCK).unwrap();
+    assert_eq!(good, bytes(5, BLOCK));
+}
+
 /// D2: what was given is never written again, whatever way the overwrite comes.
 #[test]
 fn d2_an_overwrite_goes_elsewhere() {
