@@ -7,7 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::PoolError;
-use crate::format::{BITS_PER_BLOCK, BLOCK_BYTES, Geometry, PagePointer, SUPERBLOCK_COPIES, Superblock};
+use crate::format::{
+    BITS_PER_BLOCK, BLOCK_BYTES, Geometry, LEAF_ENTRIES, PagePointer, SUPERBLOCK_COPIES, Superblock,
+};
 use crate::keys::KeyRef;
 use crate::locks::{lock, read};
 use crate::map::{Child, INNER_LEVELS, Node, Ownership, Slot, leaves_covered};
@@ -278,7 +280,13 @@ impl Check<'_> {
         let node = subject.node.0;
         let pointer = slot.pointer();
         if !pointer.is_none() {
-            self.own_page(pointer, picture, &format!("level {level} page of version {node}"));
+            let leaf_bytes = LEAF_ENTRIES as u64 * picture.geometry.chunk_bytes;
+            let what = format!(
+                "level {level} page of version {node}, for bytes {} to {}",
+                first * leaf_bytes,
+                end * leaf_bytes
+            );
+            self.own_page(pointer, picture, &what);
         }
         let Some(page) = self.page(slot, level) else {
             return;

@@ -3,7 +3,7 @@
 //! What reads zero and is in a hole of the medium is filled as it is: nobody else writes there (F5), so only the record of
 //! it is needed, and no I/O.
 //!
-//! A chunk that cannot be filled, because its lender cannot be read or the medium is full, stays partial: what it
+//! A chunk that cannot be filled, because its lender or its sums cannot be read, or the medium is full, stays partial: what it
 //! holds is read as before, and only the blocks that cannot be read are lost to whoever reads them.
 
 use std::sync::atomic::Ordering;
@@ -30,12 +30,16 @@ impl Pool {
         for chunk in chunks {
             *gone_to += 1;
             self.fill_cursor.store(chunk + 1, Ordering::Relaxed);
-            match self.fill(chunk)? {
-                Ok(()) => filled = true,
-                Err(error) => {
-                    tracing::warn!(pool = %self.options.name, chunk, %error, "a chunk cannot be filled");
+            let problem = match self.fill(chunk) {
+                Ok(Ok(())) => {
+                    filled = true;
+                    continue;
                 }
-            }
+                Ok(Err(error)) => error.to_string(),
+                Err(error @ PoolError::Damaged { .. }) => error.to_string(),
+                Err(error) => return Err(error),
+            };
+            tracing::warn!(pool = %self.options.name, chunk, problem, "a chunk cannot be filled");
         }
         Ok(filled)
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use smallvec::{SmallVec, smallvec};
 
 use crate::format::BLOCK;
-use crate::locks::{read, write};
+use crate::locks::{lock, read, write};
 use crate::map::{Child, MAX_LEAVES, Node};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
@@ -156,20 +156,31 @@ impl Pool {
         Ok(reaped || filled)
     }
 
-    /// Reclaims a part of one deleted version; says how many leaves it went through.
+    /// Reclaims a part of one deleted version; says how many leaves it went through. One that has come to a lost page is left
+    /// for good, and keeps nothing else from getting on.
     fn reap_step(&self, leaves: &mut u64) -> Result<bool, PoolError> {
-        let mut found = false;
-        self.change(Priority::Reclaim, |state| {
-            let Some(node) = state.versions.reapable() else {
+        let mut found = None;
+        let step = self.change(Priority::Reclaim, |state| {
+            found = state.versions.reapable(&lock(&self.held_up));
+            let Some(node) = found else {
                 return Ok::<_, PoolError>(Decision::Apply(SmallVec::new()));
             };
-            found = true;
             Ok(match self.next_reap(state, node, leaves) {
                 Ok(upto_leaf) => Decision::Apply(smallvec![Record::Reap { node, upto_leaf }]),
                 Err(wanted) => Decision::Load(wanted),
             })
-        })?;
-        Ok(found)
+        });
+        match (step, found) {
+            (Err(error @ PoolError::Damaged { .. }), Some(node)) => {
+                tracing::error!(
+                    pool = %self.options.name, node = node.0, %error,
+                    "the space of a deleted version does not come back, its map is lost"
+                );
+                lock(&self.held_up).insert(node);
+                Ok(true)
+            }
+            (step, found) => step.map(|()| found.is_some()),
+        }
     }
 
     fn next_reap(

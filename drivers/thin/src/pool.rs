@@ -4,7 +4,7 @@
 //! a turn to flush · `state` · slots of map pages. Latches, and after them at most one fill latch, are taken before
 //! `checkpointing` and may be held while a checkpoint or commit runs. No I/O happens under `state`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
@@ -49,6 +49,8 @@ pub struct Pool {
     pub(crate) rounds: Mutex<Rounds>,
     /// The batch that was unsettled when the background work last looked; 0 for none.
     pub(crate) idle_batch: AtomicU64,
+    /// Deleted versions whose reclaim has come to a page that is lost, since the pool was opened.
+    pub(crate) held_up: Mutex<BTreeSet<NodeId>>,
     pub(crate) openings: Mutex<HashMap<NodeId, Openings>>,
     pub(crate) waiters: SpaceWaiters,
     /// The level that was last told of, as a number.
@@ -105,6 +107,7 @@ impl Pool {
             turns: Turns::default(),
             rounds: Mutex::default(),
             idle_batch: AtomicU64::new(0),
+            held_up: Mutex::default(),
             openings: Mutex::default(),
             waiters: SpaceWaiters::default(),
             level: AtomicU8::new(SpaceLevel::Normal as u8),

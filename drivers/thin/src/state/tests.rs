@@ -2,7 +2,7 @@
 //! `merge_under_write.py`. Every step checks that each version reads what the oracle says, that every chunk is
 //! owned exactly once and that nothing leaks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::FormatOptions;
@@ -156,7 +156,7 @@ impl Model {
     }
 
     fn reap_step(&mut self) -> bool {
-        let Some(node) = self.state.versions.reapable() else {
+        let Some(node) = self.state.versions.reapable(&BTreeSet::new()) else {
             return false;
         };
         let scan = self.state.scan_reap(node, MAX_LEAVES, 1).unwrap();

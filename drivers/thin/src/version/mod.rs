@@ -425,13 +425,14 @@ impl VersionTree {
         self.families.get(&slot).map(|(key, _)| *key)
     }
 
-    /// Returns the version to reap next: the one begun, or a dead one with at most one child (N2, N3).
-    pub fn reapable(&self) -> Option<NodeId> {
-        self.reaping.or_else(|| {
-            self.dead()
-                .find(|version| version.children.len() <= 1)
-                .map(|version| version.node)
-        })
+    /// Returns the version to reap next: the one begun, or a dead one with at most one child (N2, N3). None of those that are
+    /// `held_up`.
+    pub fn reapable(&self, held_up: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let next = |version: &&Version| version.children.len() <= 1 && !held_up.contains(&version.node);
+        match self.reaping {
+            Some(begun) => Some(begun).filter(|begun| !held_up.contains(begun)),
+            None => self.dead().find(next).map(|version| version.node),
+        }
     }
 
     /// Tells whether `node` may be reaped now (N2, N3).

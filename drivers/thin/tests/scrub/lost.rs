@@ -109,3 +109,24 @@ fn z3_a_lost_page_costs_what_is_below_it_and_no_more() {
     }
     assert!(lost >= 8, "{lost} pages were lost");
 }
+
+/// What the background copies needs its sums: without them the chunk stays as it is, and nothing else waits for it.
+#[test]
+fn a_chunk_that_cannot_be_filled_holds_up_nothing() {
+    let fixture = Fixture::new();
+    write(&fixture.writer(1), 0, CHUNK, 1);
+    write(&fixture.writer(1), 7 * BLOCK, BLOCK, 2);
+    fixture.pool.close().unwrap();
+    let stored = fixture.device.power_cycle();
+    for nth in 0..12 {
+        let device = stored.fork(nth);
+        let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
+        assert_eq!(pool.stat().partial_chunks, 1);
+        device.fail(OpKind::Read, nth, 2, Fault::Io);
+        for _ in 0..8 {
+            let maintained = pool.maintain();
+            assert!(maintained.is_ok(), "read {nth}: {maintained:?}");
+        }
+        assert_eq!(pool.stat().partial_chunks, 0, "read {nth}");
+    }
+}

@@ -1,0 +1,166 @@
+//! Both copies of a page of a map lost: what is below it is fenced and named, and everything else goes on
+//! (docs/decisions/0012-lost-map-pages.md).
+
+use std::sync::Arc;
+
+use quarry_contract::{
+    DataSource, Durability, IoError, OpenMode, ScrubState, SnapshotId, SnapshotSpec, VersionId, VolumeId,
+    VolumeSpec,
+};
+use quarry_thin::sim::SimDevice;
+use quarry_thin::{Access, DeviceSet, FormatOptions, OpenOptions, Pool, PoolDevice, VersionHandle, repair};
+
+const CHUNK: u64 = 16 << 10;
+const MIB: u64 = 1 << 20;
+/// What a leaf of a map is for.
+const LEAF_BYTES: u64 = 512 * CHUNK;
+
+fn volume_id(number: u128) -> VolumeId {
+    VolumeId(uuid::Uuid::from_u128(number))
+}
+
+fn spec(number: u128) -> VolumeSpec {
+    VolumeSpec::new(volume_id(number), 4 * LEAF_BYTES, DataSource::Blank)
+}
+
+fn open(device: &Arc<SimDevice>) -> Arc<Pool> {
+    Pool::open(device.clone(), OpenOptions::default()).unwrap()
+}
+
+fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
+    let id = VersionId::Volume(volume_id(number));
+    pool.open_version(id, OpenMode::ReadWrite).unwrap()
+}
+
+fn write(handle: &VersionHandle, offset: u64, seed: u8) {
+    let data = vec![seed; 4 * CHUNK as usize];
+    handle.write(offset, &data, Durability::Flushed).unwrap();
+}
+
+fn is_fenced(handle: &VersionHandle, offset: u64) -> bool {
+    let mut found = [0; 512];
+    match handle.read(offset, &mut found) {
+        Ok(()) => false,
+        Err(IoError::Medium { .. }) => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Volumes 1 to 3, version 1 to 3 of the pool, with something below two leaves each.
+fn stored() -> Arc<SimDevice> {
+    let device = SimDevice::new(8 * MIB, 5);
+    let options = FormatOptions {
+        chunk_bytes: CHUNK as u32,
+        log_bytes: 64 << 10,
+        ..FormatOptions::default()
+    };
+    Pool::format(device.as_ref(), &options).unwrap();
+    let pool = open(&device);
+    for number in 1..=3 {
+        pool.create_volume(&spec(number)).unwrap();
+        let handle = volume(&pool, number);
+        write(&handle, 0, number as u8);
+        write(&handle, LEAF_BYTES, 0x10 + number as u8);
+    }
+    pool.close().unwrap();
+    device.power_cycle()
+}
+
+/// Loses both copies of the page that a check calls so.
+fn lose(stored: &SimDevice, page: &str) -> Arc<SimDevice> {
+    let names_it = |device: &Arc<SimDevice>| {
+        let opened = Pool::open(device.clone(), OpenOptions::default());
+        opened.is_ok_and(|pool| names(&pool, page))
+    };
+    let is_copy = |cell: &u64| {
+        let device = stored.fork(*cell);
+        device.overwrite(*cell, &[0; 4096]);
+        names_it(&device)
+    };
+    let copies: Vec<u64> = stored.written_cells().into_iter().filter(is_copy).collect();
+    assert_eq!(copies.len(), 2, "{page}");
+    let device = stored.fork(0);
+    copies
+        .into_iter()
+        .for_each(|copy| device.overwrite(copy, &[0; 4096]));
+    device
+}
+
+fn leaf_of_version(node: u64) -> String {
+    format!("level 0 page of version {node}, for bytes 0 to {LEAF_BYTES}")
+}
+
+/// Tells whether a check names a page.
+fn names(pool: &Pool, page: &str) -> bool {
+    let problems = pool.check().unwrap().problems;
+    problems.iter().any(|problem| problem.starts_with(page))
+}
+
+#[test]
+fn what_is_below_a_lost_page_is_fenced_and_named_and_the_rest_works() {
+    let device = lose(&stored(), &leaf_of_version(2));
+    let pool = open(&device);
+    let handle = volume(&pool, 2);
+    assert!(is_fenced(&handle, 0) && is_fenced(&handle, LEAF_BYTES - 512));
+    assert!(!is_fenced(&handle, LEAF_BYTES) && !is_fenced(&volume(&pool, 1), 0));
+    let refused = handle.write(CHUNK, &[7; 512], Durability::Cached);
+    assert!(matches!(refused, Err(IoError::Medium { .. })), "{refused:?}");
+    write(&handle, LEAF_BYTES + CHUNK, 9);
+    assert!(names(&pool, &leaf_of_version(2)));
+    let id = SnapshotId(uuid::Uuid::from_u128(11));
+    let snapshot = SnapshotSpec {
+        id,
+        volume: volume_id(2),
+    };
+    pool.create_snapshots(&[snapshot]).unwrap();
+    let view = pool.open_version(VersionId::Snapshot(id), OpenMode::ReadOnly);
+    let view = view.unwrap();
+    assert!(is_fenced(&view, 0) && !is_fenced(&view, LEAF_BYTES));
+    // The page is the snapshot's now.
+    assert!(names(&pool, &leaf_of_version(4)));
+    drop((handle, view));
+    pool.close().unwrap();
+    // A repair does not take what is below it for free.
+    let before = open(&device).status().free_bytes;
+    let set = DeviceSet::of(Arc::clone(&device) as Arc<dyn PoolDevice>);
+    let report = repair(&set, &OpenOptions::default(), Access::ReadWrite).unwrap();
+    assert!(!report.remaining.is_empty());
+    let pool = open(&device);
+    assert_eq!(pool.status().free_bytes, before);
+    assert!(is_fenced(&volume(&pool, 2), 0) && !is_fenced(&volume(&pool, 3), 0));
+}
+
+#[test]
+fn a_deleted_version_with_a_lost_page_holds_up_nothing_else() {
+    for page in [leaf_of_version(2), "level 3 page of version 2".to_owned()] {
+        let device = lose(&stored(), &page);
+        for round in 0..2 {
+            let pool = open(&device);
+            if round == 0 {
+                let checksummed = VolumeSpec {
+                    checksums: true,
+                    ..spec(4)
+                };
+                pool.create_volume(&checksummed).unwrap();
+                write(&volume(&pool, 4), 0, 4);
+                for number in 1..=3 {
+                    pool.delete_volume(volume_id(number)).unwrap();
+                }
+            }
+            assert!(pool.start_scrub().unwrap().is_changed());
+            while pool.maintain().unwrap().more {}
+            assert_eq!(pool.scrub_status().unwrap().state, ScrubState::Done);
+            // Only what version 2 has stays: eight chunks.
+            let status = pool.status();
+            assert_eq!(status.reclaim_debt_bytes, 8 * CHUNK, "{page}, round {round}");
+            let versions = pool.version_rows();
+            let dead: Vec<u64> = versions
+                .iter()
+                .filter(|row| row.dead)
+                .map(|row| row.node)
+                .collect();
+            assert_eq!(dead, [2], "{page}, round {round}");
+            pool.close().unwrap();
+        }
+    }
+}
