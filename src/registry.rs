@@ -311,6 +311,7 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
         chunk_bytes,
         page_cache,
         fullness,
+        scrub_bytes_per_second,
     } = pool.driver.clone();
     let name = pool.name.clone();
     if let Some(known) = known
@@ -340,6 +341,7 @@ async fn open_pool(pool: &PoolConfig, known: Option<Uuid>) -> Result<Arc<ThinBac
             0 => OnFull::Error,
             seconds => OnFull::Wait(Duration::from_secs(seconds.into())),
         },
+        scrub_bytes_per_second,
         ..OpenOptions::named(name.clone())
     };
     // Opening reads the checkpoint and replays the log: it blocks.

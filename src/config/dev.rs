@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use quarry_contract::PoolName;
 
-use super::resolve::{DEFAULT_CHUNK_BYTES, MAX_SOCKET_PATH_BYTES};
+use super::resolve::{DEFAULT_CHUNK_BYTES, DEFAULT_SCRUB_RATE, MAX_SOCKET_PATH_BYTES};
 use super::{
     Config, ConfigError, Fullness, IfAbsent, Listen, LogConfig, LogFormat, PoolConfig, PoolDriver,
     TargetConfig,
@@ -53,6 +53,7 @@ pub(super) fn config(folder: &Path, pool_bytes: Option<u64>) -> Result<Config, C
         chunk_bytes: DEFAULT_CHUNK_BYTES,
         page_cache: false,
         fullness: Fullness::default(),
+        scrub_bytes_per_second: DEFAULT_SCRUB_RATE,
     };
     Ok(Config {
         listen: Listen::Unix {

@@ -97,6 +97,8 @@ pub enum PoolDriver {
         page_cache: bool,
         /// What it does about getting full.
         fullness: Fullness,
+        /// How much a scrub reads in a second, in bytes.
+        scrub_bytes_per_second: u64,
     },
 }
 

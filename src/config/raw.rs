@@ -57,6 +57,7 @@ pub(super) struct RawPool {
     pub(super) brake: Option<Spanned<String>>,
     pub(super) critical: Option<Spanned<String>>,
     pub(super) on_full: Option<Spanned<String>>,
+    pub(super) scrub_rate: Option<Spanned<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,6 +124,7 @@ const SECTIONS: [(&str, &[&str]); 8] = [
             "brake",
             "critical",
             "on_full",
+            "scrub_rate",
         ],
     ),
     ("target", &["driver", "listen"]),

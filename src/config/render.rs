@@ -49,6 +49,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
             chunk_bytes,
             page_cache,
             fullness,
+            scrub_bytes_per_second,
         } = &pool.driver;
         writeln!(
             out,
@@ -62,7 +63,7 @@ fn write_config(out: &mut String, config: &Config) -> std::fmt::Result {
         }
         writeln!(
             out,
-            "chunk = \"{}KiB\"\npage_cache = {page_cache}",
+            "chunk = \"{}KiB\"\npage_cache = {page_cache}\nscrub_rate = \"{scrub_bytes_per_second}B\"",
             chunk_bytes >> 10
         )?;
         writeln!(

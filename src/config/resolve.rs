@@ -17,6 +17,8 @@ mod shares;
 const DEFAULT_STATE_DIR: &str = "/var/lib/quarry";
 pub(super) const DEFAULT_SOCKET: &str = "/run/quarry/quarry.sock";
 pub(super) const DEFAULT_CHUNK_BYTES: u32 = 64 << 10;
+/// How much a scrub reads in a second unless the configuration says so, in bytes.
+pub(super) const DEFAULT_SCRUB_RATE: u64 = 64 << 20;
 const MIN_CHUNK_BYTES: u32 = 16 << 10;
 const MAX_CHUNK_BYTES: u32 = 1 << 20;
 const DEFAULT_ISCSI_PORT: u16 = 3260;
@@ -206,6 +208,10 @@ fn pool_config(name: &Spanned<String>, pool: RawPool) -> Result<PoolConfig, Wron
             Some(text) => wait_seconds(&key("on_full"), text)?,
         },
     };
+    let scrub_bytes_per_second = match &pool.scrub_rate {
+        None => DEFAULT_SCRUB_RATE,
+        Some(text) => size_of(&key("scrub_rate"), text)?,
+    };
     Ok(PoolConfig {
         name: parsed,
         driver: PoolDriver::Thin {
@@ -214,6 +220,7 @@ fn pool_config(name: &Spanned<String>, pool: RawPool) -> Result<PoolConfig, Wron
             chunk_bytes,
             page_cache: pool.page_cache.is_some_and(Spanned::into_inner),
             fullness,
+            scrub_bytes_per_second,
         },
     })
 }

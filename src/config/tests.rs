@@ -70,6 +70,7 @@ warn = "10GiB"
 brake = "5%"
 critical = "0"
 on_full = "wait 90s"
+scrub_rate = "200MiB"
 [target]
 listen = ["10.0.0.1:3260", "[fd00::1]:3261"]
 [metrics]
@@ -111,6 +112,7 @@ fn levels_and_waiting_are_read_and_what_is_neither_is_refused() {
         ("on_full = \"wait\"", "pool.default.on_full"),
         ("on_full = \"wait 0s\"", "pool.default.on_full"),
         ("on_full = \"wait 2h\"", "pool.default.on_full"),
+        ("scrub_rate = \"0\"", "pool.default.scrub_rate"),
     ] {
         let refusal = refusal(&with(line));
         assert!(refusal.contains(&format!("quarry.toml:4: {key}: ")), "{refusal}");

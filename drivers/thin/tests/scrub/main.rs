@@ -4,13 +4,15 @@ mod beside;
 mod lost;
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use quarry_contract::{
     DataSource, DriverError, Durability, IoError, MetricValue, OpenMode, ScrubFinding, ScrubState,
     ScrubStatus, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeKey, VolumeSpec,
 };
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, VersionHandle};
+use quarry_thin::{FormatOptions, Maintainer, OpenOptions, Place, Planned, Pool, VersionHandle};
 
 const CHUNK: u64 = 64 << 10;
 const BLOCK: u64 = 4096;
@@ -285,4 +287,34 @@ fn where_nothing_has_checksums_nothing_is_begun_and_what_has_none_is_told() {
         (scrubbed.total_bytes, scrubbed.unverifiable_bytes),
         (2 * MIB, MIB)
     );
+}
+
+#[test]
+fn a_scrub_in_the_background_goes_no_faster_than_it_may() {
+    let fixture = Fixture::new();
+    write(&fixture.writer(1), 0, 6 * MIB, 1);
+    let Fixture { device, pool } = fixture;
+    pool.close().unwrap();
+    drop(pool);
+    let options = OpenOptions {
+        scrub_bytes_per_second: 8 * MIB,
+        ..OpenOptions::default()
+    };
+    let pool = Pool::open(device.power_cycle(), options).unwrap();
+    while pool.maintain().unwrap().more {}
+    pool.start_scrub().unwrap();
+    let begun = Instant::now();
+    let maintainer = Maintainer::start(Arc::clone(&pool)).unwrap();
+    while pool.scrub_status().unwrap().state == ScrubState::Running {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        thread::sleep(Duration::from_millis(5));
+    }
+    // The first of three steps is not waited for.
+    assert!(
+        begun.elapsed() >= Duration::from_millis(500),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(pool.scrub_status().unwrap().verified_bytes, 6 * MIB);
+    drop(maintainer);
 }
