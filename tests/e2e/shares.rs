@@ -11,6 +11,7 @@ use crate::agent_process::{AgentProcess, eventually};
 use crate::command::{id, json, quarry, refused};
 
 const INSIDE: &str = "QUARRY_TEST_INSIDE";
+const FOLDER: &str = "QUARRY_TEST_FOLDER";
 const CLIENTS: [&str; 3] = ["10.77.0.11", "10.77.0.12", "10.77.0.13"];
 
 /// Runs a test in name spaces of its own: network, mounts and processes.
@@ -25,6 +26,9 @@ fn isolated(name: &str, test: impl FnOnce()) {
         eprintln!("SKIPPED {name}: needs root, loop devices, nfs-ganesha and libnfs-utils");
         return;
     }
+    // Of this process, which removes it when nothing is mounted in it any more, however the test ends. On a disk, where loop
+    // devices have direct I/O.
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let ended = Command::new("unshare")
         .args([
             "--net",
@@ -37,6 +41,7 @@ fn isolated(name: &str, test: impl FnOnce()) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, name)
+        .env(FOLDER, folder.path())
         .output()
         .unwrap();
     let said = format!(
@@ -59,7 +64,7 @@ fn run(line: &str) {
 
 /// A machine with three clients on its network, and an agent's folder.
 struct Site {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
 }
 
 impl Site {
@@ -84,10 +89,9 @@ impl Site {
             run(&format!("ip -n client{number} link set eth0 up"));
         }
         let site = Self {
-            // On a disk, where loop devices have direct I/O.
-            folder: tempfile::tempdir_in("/var/tmp").unwrap(),
+            folder: std::env::var_os(FOLDER).unwrap().into(),
         };
-        let folder = site.folder.path().display();
+        let folder = site.folder.display();
         let config = format!(
             r#"[agent]
 state_dir = "{folder}/state"
@@ -114,7 +118,7 @@ versions = ["4.0", "4.1", "4.2"]
     }
 
     fn config(&self) -> PathBuf {
-        self.folder.path().join("quarry.toml")
+        self.folder.join("quarry.toml")
     }
 
     fn start(&self) -> AgentProcess {
@@ -147,7 +151,7 @@ versions = ["4.0", "4.1", "4.2"]
 
     /// Writes a new file as a client does.
     fn write(&self, number: usize, location: &str, file: &str, contents: &str) -> bool {
-        let from = self.folder.path().join("to-write");
+        let from = self.folder.join("to-write");
         std::fs::write(&from, contents).unwrap();
         let ended = self.client(
             number,
@@ -285,7 +289,7 @@ fn clients_get_what_the_rules_say_and_keep_it_over_everything() {
             let (_, status) = agent.terminate();
             assert!(status.success());
             let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-            let folder = site.folder.path().to_str().unwrap();
+            let folder = site.folder.to_str().unwrap();
             assert!(!mounts.contains(folder), "left mounted: {mounts}");
             let agent = site.start();
             eventually("the clone is served again", || site.read(0, &clone_at, "own"));
@@ -346,7 +350,7 @@ fn a_share_that_somebody_unmounts_or_replaces_is_served_again_and_nothing_else_i
             assert_eq!(read, "of the share");
 
             // What is in the folder's place now is never served.
-            let elsewhere = site.folder.path().join("elsewhere");
+            let elsewhere = site.folder.join("elsewhere");
             std::fs::create_dir(&elsewhere).unwrap();
             std::fs::write(elsewhere.join("file"), "of this machine").unwrap();
             run(&format!("umount -l {root}"));

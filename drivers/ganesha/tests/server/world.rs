@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::nfs::Client;
 
 const INSIDE: &str = "QUARRY_TEST_INSIDE";
+const FOLDER: &str = "QUARRY_TEST_FOLDER";
 pub const PORT: u16 = 22049;
 pub const SERVER_IPV4: &str = "10.77.0.1";
 pub const SERVER_IPV6: &str = "fd77::1";
@@ -40,6 +41,9 @@ pub fn isolated(name: &str, test: impl FnOnce()) {
         eprintln!("SKIPPED {name}: needs root, loop devices and nfs-ganesha");
         return;
     }
+    // Of this process, which removes it when nothing is mounted in it any more, however the test ends. On a disk, where loop
+    // devices have direct I/O.
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let ended = Command::new("unshare")
         .args([
             "--net",
@@ -52,6 +56,7 @@ pub fn isolated(name: &str, test: impl FnOnce()) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, name)
+        .env(FOLDER, folder.path())
         .output()
         .unwrap();
     let said = format!(
@@ -64,7 +69,7 @@ pub fn isolated(name: &str, test: impl FnOnce()) {
 }
 
 pub struct World {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
     runtime: tokio::runtime::Runtime,
     shares: RefCell<u32>,
 }
@@ -107,8 +112,7 @@ impl World {
             .build()
             .unwrap();
         Self {
-            // On a disk, where loop devices have direct I/O.
-            folder: tempfile::tempdir_in("/var/tmp").unwrap(),
+            folder: std::env::var_os(FOLDER).unwrap().into(),
             runtime,
             shares: RefCell::new(0),
         }
@@ -124,7 +128,7 @@ impl World {
     }
 
     pub fn state_dir(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.join(name)
     }
 
     pub fn config(&self, name: &str) -> GaneshaConfig {
@@ -154,10 +158,10 @@ impl World {
         let number = *self.shares.borrow() + 1;
         *self.shares.borrow_mut() = number;
         let version = ShareVersion::Share(ShareId(Uuid::new_v4()));
-        let image = self.folder.path().join(format!("image-{number}"));
+        let image = self.folder.join(format!("image-{number}"));
         fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
         run(&format!("mkfs.xfs -q -K -s size=4096 {}", image.display()));
-        let path = self.folder.path().join(format!("share-{number}"));
+        let path = self.folder.join(format!("share-{number}"));
         fs::create_dir(&path).unwrap();
         let mounted = mount_image(version, &image, &path);
         fs::write(path.join(PROBE), format!("share number {number}")).unwrap();
@@ -173,7 +177,7 @@ impl World {
             .next()
             .unwrap()
             .to_owned();
-        let image = self.folder.path().join(format!("image-{number}"));
+        let image = self.folder.join(format!("image-{number}"));
         mount_image(mounted.version, &image, &mounted.path)
     }
 

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, umount2};
 use quarry_contract::conformance::block_on;
 use quarry_contract::{
     DriverError, MountedShare, Outcome, PoolName, ShareBackend, ShareId, ShareSnapshotId, ShareSnapshotSpec,
@@ -18,6 +20,9 @@ use uuid::Uuid;
 const POOL_BYTES: u64 = 3 << 30;
 /// The least share.
 pub const SHARE_BYTES: u64 = 256 << 20;
+
+/// How long what a test leaves mounted may be in use.
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Tells whether these tests can run here; prints why not.
 pub fn can_run(test: &str) -> bool {
@@ -127,10 +132,30 @@ impl Drop for Folder {
         let Ok(folder) = self.path().canonicalize() else {
             return;
         };
-        for mount in mounts_below(&folder).unwrap_or_default().iter().rev() {
-            if let Err(error) = unmount(&mount.at) {
-                eprintln!("{} stays mounted: {error}", mount.at.display());
+        // The threads of a pool whose test has failed use it for a moment longer.
+        let deadline = Instant::now() + UNMOUNT_DEADLINE;
+        loop {
+            let mounts = mounts_below(&folder).unwrap_or_default();
+            if mounts.is_empty() {
+                return;
             }
+            let is_late = Instant::now() > deadline;
+            for mount in mounts.iter().rev() {
+                match unmount(&mount.at) {
+                    Err(error) if is_late => {
+                        eprintln!(
+                            "{} is in use: {error}; it goes when that ends",
+                            mount.at.display()
+                        );
+                        let _ = umount2(&mount.at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+                    }
+                    _ => {}
+                }
+            }
+            if is_late {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
