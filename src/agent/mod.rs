@@ -207,6 +207,9 @@ impl Signals {
             interrupt: catch(SignalKind::interrupt())?,
             succeed: catch(SignalKind::user_defined2())?,
         };
+        // Whoever started it may have left SIGCHLD ignored, and then nobody can tell how a program has ended (wait(2)). Once
+        // caught it stays so.
+        drop(catch(SignalKind::child())?);
         Self::mask()
             .thread_unblock()
             .map_err(|errno| system("signals")(errno.into()))?;

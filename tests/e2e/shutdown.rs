@@ -1,5 +1,7 @@
 //! Starting and stopping: one ready line, a fast stop, one agent for one pool.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use crate::agent_process::AgentProcess;
@@ -69,4 +71,26 @@ fn a_command_without_an_agent_says_where_it_looked_and_exits_with_4() {
         stopped
     };
     assert!(status.success() && took < Duration::from_secs(1));
+}
+
+#[test]
+fn an_agent_that_was_started_without_children_in_mind_can_wait_for_those_it_has() {
+    let temporary = tempfile::tempdir().unwrap();
+    let program = temporary.path().join("start");
+    let quarry = env!("CARGO_BIN_EXE_quarry");
+    let script = format!("#!/bin/sh\ntrap '' CHLD\nexec {quarry} \"$@\"\n");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let agent = AgentProcess::start_program(&program, &temporary.path().join("agent"));
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let ignored = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_eq!(
+        ignored >> (nix::sys::signal::Signal::SIGCHLD as i32 - 1) & 1,
+        0,
+        "SIGCHLD is not ignored"
+    );
 }
