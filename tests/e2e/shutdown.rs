@@ -78,7 +78,11 @@ fn an_agent_that_was_started_without_children_in_mind_can_wait_for_those_it_has(
     let temporary = tempfile::tempdir().unwrap();
     let program = temporary.path().join("start");
     let quarry = env!("CARGO_BIN_EXE_quarry");
-    let script = format!("#!/bin/sh\ntrap '' CHLD\nexec {quarry} \"$@\"\n");
+    // A shell takes the default back before it starts anything.
+    let script = format!(
+        "#!/usr/bin/env python3\nimport os, signal, sys\n\
+         signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv('{quarry}', ['{quarry}', *sys.argv[1:]])\n"
+    );
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     let agent = AgentProcess::start_program(&program, &temporary.path().join("agent"));
