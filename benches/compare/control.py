@@ -1,12 +1,10 @@
 """Control calls through the agent's API: how many a second, and how long one takes."""
 
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import machine
-from machine import Trouble
 from targets import Quarry
 
 #: How many volumes are there, and how many calls are under way at a time.
@@ -37,16 +35,8 @@ def measure(medium: str, folder: Path, binaries: Path, calls: int, most_volumes:
             command = [str(binaries / "cload"), "--socket", str(home / agent.name / "quarry.sock")]
             command += ["--volumes", str(volumes), "--calls", str(calls), "--callers", str(callers)]
             machine.prefer(agent.process.pid)
-            ran = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                start_new_session=True,
-                preexec_fn=machine.generator_takes_place,
-            )
-            if ran.returncode:
-                raise Trouble(f"cload: {ran.stderr.strip()[-300:]}")
-            measured.append(Rates(medium, volumes, callers, json.loads(ran.stdout)))
+            said = machine.generate(command, "cload")
+            measured.append(Rates(medium, volumes, callers, json.loads(said)))
         finally:
             agent.stop()
     return measured

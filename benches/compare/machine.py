@@ -66,6 +66,16 @@ def generator_takes_place() -> None:
     prefer()
 
 
+def generate(command: list[str], what: str) -> str:
+    """Runs a generator in its place and returns what it printed."""
+    ran = subprocess.run(
+        command, capture_output=True, text=True, start_new_session=True, preexec_fn=generator_takes_place
+    )
+    if ran.returncode:
+        raise Trouble(f"{what}: {ran.stderr.strip()[-300:]}")
+    return ran.stdout
+
+
 def target_takes_place() -> None:
     """Gives this process, which is to be a target, the processors that the generator does not have.
 

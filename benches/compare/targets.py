@@ -93,16 +93,8 @@ class IscsiTarget:
             *shlex.split(arguments),
             self.url,
         ]
-        ran = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            start_new_session=True,
-            preexec_fn=machine.generator_takes_place,
-        )
-        if ran.returncode:
-            raise Trouble(f"{self.name}: {arguments}: {ran.stderr.strip()[-300:]}")
-        return json.loads(ran.stdout)
+        said = machine.generate(command, f"{self.name}: {arguments}")
+        return json.loads(said)
 
     def stop(self) -> None:
         """Ends the target."""

@@ -232,3 +232,12 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Finds the file of the pool in a dev-mode agent's folder.
+pub fn pool_file(dir: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut files = entries.map(|entry| entry.unwrap().path());
+    files
+        .find(|path| path.extension().is_some_and(|extension| extension == "pool"))
+        .expect("a pool file in the agent's folder")
+}

@@ -2,21 +2,13 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::agent_process::{AgentProcess, eventually};
+use crate::agent_process::{AgentProcess, eventually, pool_file};
 use crate::command::{self, id};
 use crate::initiator::attach;
-
-fn pool_file(dir: &Path) -> PathBuf {
-    let entries = std::fs::read_dir(dir).unwrap();
-    let mut files = entries.map(|entry| entry.unwrap().path());
-    files
-        .find(|path| path.extension().is_some_and(|extension| extension == "pool"))
-        .expect("a pool file in the agent's folder")
-}
 
 /// Where in a file the first block is that holds nothing but `byte`.
 fn block_of(file: &Path, byte: u8) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use quarry_contract::{
 use quarry_thin::{FileDevice, FormatOptions, IoMode, OpenOptions as PoolOptions, Pool, PoolDevice};
 use serde_json::Value;
 
-use crate::agent_process::AgentProcess;
+use crate::agent_process::{AgentProcess, pool_file};
 use crate::command;
 use crate::initiator::attach;
 
@@ -31,14 +31,6 @@ fn answer(output: &Output, code: i32) -> Value {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn pool_file(dir: &Path) -> PathBuf {
-    let entries = std::fs::read_dir(dir).unwrap();
-    let mut files = entries.map(|entry| entry.unwrap().path());
-    files
-        .find(|path| path.extension().is_some_and(|extension| extension == "pool"))
-        .expect("a pool file in the agent's folder")
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use quarry_proto::v1::node_client::NodeClient;
@@ -116,15 +116,15 @@ fn a_program_that_does_not_start_or_refuses_the_configuration_changes_nothing() 
 /// How often one program takes over from another under clients that call.
 const SUCCESSIONS: usize = 3;
 
-/// How long clients call before another program takes over.
-const BETWEEN: Duration = Duration::from_millis(100);
+/// How many calls a program answers before another takes over.
+const BETWEEN: u32 = 40;
 
 /// Calls again and again, each time over a new connection, until told to stop. Returns how many calls were answered, and how
 /// long the longest took.
 ///
 /// # Panics
 /// When a call is not answered.
-async fn call_anew(endpoint: Endpoint, stop: Arc<AtomicBool>) -> (u32, Duration) {
+async fn call_anew(endpoint: Endpoint, stop: Arc<AtomicBool>, answered: Arc<AtomicU32>) -> (u32, Duration) {
     let (mut calls, mut longest) = (0, Duration::ZERO);
     while !stop.load(Ordering::Relaxed) {
         let begin = Instant::now();
@@ -143,6 +143,7 @@ async fn call_anew(endpoint: Endpoint, stop: Arc<AtomicBool>) -> (u32, Duration)
             panic!("after {calls} calls, {:?}: {status:?}", begin.elapsed());
         }
         calls += 2;
+        answered.fetch_add(2, Ordering::Relaxed);
         longest = longest.max(begin.elapsed());
     }
     (calls, longest)
@@ -151,12 +152,15 @@ async fn call_anew(endpoint: Endpoint, stop: Arc<AtomicBool>) -> (u32, Duration)
 /// Lets programs take over while clients call.
 async fn succeed_under_calls(agent: &AgentProcess, endpoint: Endpoint) {
     let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..4)
-        .map(|_| tokio::spawn(call_anew(endpoint.clone(), Arc::clone(&stop))))
-        .collect();
+    let answered = Arc::new(AtomicU32::new(0));
+    let call = || call_anew(endpoint.clone(), Arc::clone(&stop), Arc::clone(&answered));
+    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(call())).collect();
     let mut pauses = Vec::new();
     for _ in 0..SUCCESSIONS {
-        tokio::time::sleep(BETWEEN).await;
+        let before = answered.load(Ordering::Relaxed);
+        eventually("this program answers calls", || {
+            (answered.load(Ordering::Relaxed) - before >= BETWEEN).then_some(())
+        });
         pauses.push(agent.succeed());
     }
     stop.store(true, Ordering::Relaxed);

@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,9 +23,8 @@ use quarry_contract::{
     ClientKind, DriverError, EnforceableAccess, LoadedAccess, MountedShare, Outcome, ShareExport,
     SharePortal, ShareServer, ShareVersion,
 };
-use quarry_daemon::files;
 use quarry_daemon::process::Daemon;
-use quarry_sys::file::lock_exclusive;
+use quarry_daemon::{files, folders};
 use quarry_sys::filesystem::is_root_of;
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
@@ -86,11 +84,9 @@ impl GaneshaServer {
             config.exports_dir(),
             config.state_dir.join("recovery"),
         ] {
-            make_folder(&folder).map_err(during(format!("making {}", folder.display())))?;
+            folders::make(&folder, 0o700).map_err(during(format!("making {}", folder.display())))?;
         }
-        let lock_path = config.state_dir.join("lock");
-        let lock = File::create(&lock_path).map_err(during(format!("opening {}", lock_path.display())))?;
-        lock_exclusive(&lock).map_err(|source| StartError::Locked {
+        let lock = folders::take(&config.state_dir).map_err(|source| StartError::Locked {
             path: config.state_dir.clone(),
             source,
         })?;
@@ -441,10 +437,6 @@ fn read_exports(folder: &Path) -> io::Result<BTreeMap<ShareVersion, ExportRecord
         }
     }
     Ok(exported)
-}
-
-fn make_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Returns an error with its causes, in one line.

@@ -3,13 +3,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use quarry_daemon::files;
 use quarry_daemon::process::Daemon;
-use quarry_sys::file::{LockError, lock_exclusive};
+use quarry_daemon::{files, folders};
+use quarry_sys::file::LockError;
 use quarry_sys::filesystem::{mount_kernel_files, unmount};
 use tokio::process::Command;
 use tracing::{info, warn};
@@ -129,9 +128,7 @@ pub(crate) fn checked(mut config: KnfsdConfig) -> Result<KnfsdConfig, StartError
 /// Makes the folders and file systems, and takes the state folder for this process.
 pub(crate) async fn prepare(config: &KnfsdConfig) -> Result<File, StartError> {
     make_folder(&config.state_dir, 0o700)?;
-    let lock_path = config.state_dir.join("lock");
-    let lock = File::create(&lock_path).map_err(during(format!("opening {}", lock_path.display())))?;
-    lock_exclusive(&lock).map_err(|source| StartError::Locked {
+    let lock = folders::take(&config.state_dir).map_err(|source| StartError::Locked {
         path: config.state_dir.clone(),
         source,
     })?;
@@ -337,11 +334,7 @@ pub(crate) async fn end(config: &KnfsdConfig, processes: Option<Processes>) {
 }
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .map_err(during(format!("making {}", path.display())))
+    folders::make(path, mode).map_err(during(format!("making {}", path.display())))
 }
 
 /// Returns the addresses that clients mount from.

@@ -191,7 +191,7 @@ fn a_share_that_is_not_mounted_is_not_exported_by_a_server_that_starts() {
             }
             // As after a restart of the machine: nothing runs, and a folder is where the share was.
             drop(server);
-            kill(Pid::from_raw(world.ganesha("server")), Signal::SIGKILL).unwrap();
+            world.kill("server");
             let deadline = Instant::now() + Duration::from_secs(10);
             while let Err(error) = unmount(&gone.path) {
                 assert!(Instant::now() < deadline, "{error}");

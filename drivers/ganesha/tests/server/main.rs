@@ -2,6 +2,7 @@
 //! dbus-daemon, iproute2 and xfsprogs, and says so where it has them not.
 
 mod contract;
+mod fixture;
 mod life;
 mod nfs;
 mod world;

@@ -8,6 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use quarry_contract::conformance::share_server::{IPV4_CLIENTS, IPV6_CLIENTS};
 use quarry_contract::{
     AccessLevel, AccessRule, AccessRuleId, AccessTable, ClientKind, MountedShare, ShareExport, ShareId,
@@ -151,6 +153,11 @@ impl World {
     pub fn ganesha(&self, name: &str) -> i32 {
         let path = self.state_dir(name).join("ganesha.pid");
         fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    }
+
+    /// Kills the Ganesha of a server.
+    pub fn kill(&self, name: &str) {
+        kill(Pid::from_raw(self.ganesha(name)), Signal::SIGKILL).unwrap();
     }
 
     /// Mounts a file system of its own with a file in it.

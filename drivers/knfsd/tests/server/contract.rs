@@ -1,55 +1,11 @@
 //! The contract's suite, with clients at their own addresses.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-
-use quarry_contract::conformance::share_server::{self, ShareServerFixture};
-use quarry_contract::{AccessLevel, MountedShare, ShareServer, ShareVersion};
-
+use crate::fixture;
 use crate::world::World;
-
-struct Servers<'a> {
-    world: &'a World,
-    started: u32,
-}
-
-impl Servers<'_> {
-    fn name(&self) -> String {
-        format!("server-{}", self.started)
-    }
-}
-
-impl ShareServerFixture for Servers<'_> {
-    fn fresh(&mut self) -> Arc<dyn ShareServer> {
-        self.started += 1;
-        Arc::new(self.world.start(&self.name()))
-    }
-
-    fn mount(&mut self) -> MountedShare {
-        self.world.mount()
-    }
-
-    fn attempt(
-        &mut self,
-        server: &Arc<dyn ShareServer>,
-        version: ShareVersion,
-        client: IpAddr,
-    ) -> Option<AccessLevel> {
-        self.world.attempt(&**server, version, &client.to_string())
-    }
-
-    fn kill(&mut self, _server: &Arc<dyn ShareServer>) -> bool {
-        self.world.kill(&self.name());
-        true
-    }
-}
 
 #[test]
 fn the_kernels_server_keeps_the_share_server_contract() {
-    let Some(world) = World::new() else { return };
-    let _entered = world.enter();
-    share_server::run(&mut Servers {
-        world: &world,
-        started: 0,
-    });
+    if let Some(world) = World::new() {
+        fixture::run_in(&world);
+    }
 }

@@ -2,6 +2,8 @@
 //! runs these tests. They take the whole machine, so elsewhere they say that they are skipped.
 
 mod contract;
+#[path = "../../../ganesha/tests/server/fixture.rs"]
+mod fixture;
 mod life;
 #[path = "../../../ganesha/tests/server/nfs.rs"]
 mod nfs;

@@ -33,11 +33,8 @@ struct Fixture {
 
 fn blank(number: u128) -> VolumeSpec {
     VolumeSpec {
-        id: volume_id(number),
-        size_bytes: 8 * MIB,
-        source: DataSource::Blank,
         checksums: true,
-        reserved: false,
+        ..VolumeSpec::new(volume_id(number), 8 * MIB, DataSource::Blank)
     }
 }
 
