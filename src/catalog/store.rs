@@ -221,6 +221,21 @@ impl Catalog {
         Ok(found.is_some())
     }
 
+    /// Returns the volumes that have ever been attached, in order, whatever has become of them (G5).
+    ///
+    /// # Errors
+    /// When the read fails.
+    pub fn ever_attached(&self) -> Result<Vec<VolumeId>, CatalogError> {
+        let read = self.database.begin_read().map_err(CatalogError::io)?;
+        let table = read.open_table(ATTACHED_ONCE).map_err(CatalogError::io)?;
+        let mut volumes = Vec::new();
+        for entry in table.iter().map_err(CatalogError::io)? {
+            let volume = entry.map_err(CatalogError::io)?.0.value();
+            volumes.push(VolumeId(Uuid::from_bytes(volume)));
+        }
+        Ok(volumes)
+    }
+
     /// Returns the pools that were in use, by name, with their identities.
     ///
     /// # Errors

@@ -10,12 +10,12 @@
 //! Failure: an export that cannot be made is remembered with its reason; its attachments show as degraded, and
 //! [`Resources::retry_exports`] tries again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::{
-    Access, ChapCredentials, DeviceLimits, DriverError, ExportSpec, Grant, InitiatorName, IoLimits, Keeper,
-    OpenMode, Target, VersionId, VolumeId,
+    Absence, Access, ChapCredentials, DeviceLimits, DriverError, ExportSpec, Grant, InitiatorName, IoLimits,
+    Keeper, OpenMode, Target, VersionId, VolumeId,
 };
 use tracing::{info, warn};
 
@@ -260,9 +260,20 @@ impl Resources {
                     warn!(%volume, %error, "the volume cannot be exported");
                 }
                 self.exports.lock().insert(volume, State::Failed(reason));
+                self.target().set_absent(volume, Absence::Unavailable);
                 Ok(false)
             }
         }
+    }
+
+    /// Tells the target which volumes hosts have known and have no longer; `attached` they have.
+    pub(super) fn recall_removed(&self, attached: &BTreeSet<VolumeId>) -> Result<(), ResourceError> {
+        for volume in self.catalog.ever_attached()? {
+            if !attached.contains(&volume) {
+                self.target().set_absent(volume, Absence::Removed);
+            }
+        }
+        Ok(())
     }
 
     /// Tries once more to make the exports that failed.

@@ -48,7 +48,9 @@ impl Resources {
                 info!(operation = %id, target = %record.request.target(), "undone after a restart");
             }
         }
-        for volume in self.attached_volumes()? {
+        let attached = self.attached_volumes()?;
+        self.recall_removed(&attached)?;
+        for volume in attached {
             if self.restore_export(volume).await? {
                 report.exports_restored += 1;
             } else {

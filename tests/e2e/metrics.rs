@@ -68,4 +68,7 @@ fn commands_sessions_and_stale_initiators_show_in_the_figures() {
         assert_eq!(Client::log_in_at(agent.portal, &login).err(), Some(0x0204));
     }
     assert_eq!(of("quarry_iscsi_logins_total{result=\"target_removed\"}"), 3);
+    agent.kill();
+    let agent = AgentProcess::start_configured(&config);
+    assert_eq!(Client::log_in_at(agent.portal, &login).err(), Some(0x0204));
 }

@@ -55,8 +55,8 @@ pub use share::{
     ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion, Squash, resolve_access,
 };
 pub use target::{
-    Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal, SessionInfo,
-    Target,
+    Absence, Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,
+    SessionInfo, Target,
 };
 pub use volume_backend::{
     BackendCapabilities, Capability, DataSource, Difference, Differences, OpenMode, PoolProblem, PoolState,

@@ -33,6 +33,10 @@ use crate::{BlockDevice, DriverError, IoLimits, Metric, Outcome, VolumeId};
 ///   is under the new ones. A command over a limit waits, and ends early as one at the device would: by task
 ///   management, logout, `revoke`, `unexport` and `shutdown`. Sessions get equal shares of what is limited, and no
 ///   other export is held up.
+/// - T9: an initiator that logs in to a volume that is not exported is told what it can do about it: to give up when
+///   the volume was exported in this process and no longer is, or [`Absence::Removed`] was said of it, and to come
+///   again when [`Absence::Unavailable`] was said last. Of other volumes the target knows nothing. The names alone
+///   are remembered, those of removed ones for as long as the process lives.
 #[async_trait]
 pub trait Target: Send + Sync + 'static {
     /// Returns the addresses that initiators connect to.
@@ -55,8 +59,12 @@ pub trait Target: Send + Sync + 'static {
     /// no such grant or export.
     async fn revoke(&self, volume: VolumeId, initiator: &InitiatorName) -> Result<Outcome<()>, DriverError>;
 
-    /// Ends an export: no login any more, all sessions cut (T4, T5). `Unchanged` when not exported.
+    /// Ends an export: no login any more, all sessions cut (T4, T5), and the volume is removed (T9), also when it was
+    /// unavailable. `Unchanged` when not exported.
     async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError>;
+
+    /// Says what has become of a volume that is not exported (T9). Of one that is exported it says nothing.
+    fn set_absent(&self, volume: VolumeId, absence: Absence);
 
     /// Replaces the limits of an exported volume (T8); `Unchanged` when it has these.
     ///
@@ -156,6 +164,15 @@ fn is_dated_authority(rest: &str) -> bool {
     };
     let digits = |text: &str, len: usize| text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
     digits(year, 4) && digits(month, 2) && ("01"..="12").contains(&month) && !authority.is_empty()
+}
+
+/// What has become of a volume that initiators have known and that is not exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// It is detached or deleted for good: initiators are to give up.
+    Removed,
+    /// It should be exported and cannot be at present: initiators are to come again.
+    Unavailable,
 }
 
 /// What an initiator may do.

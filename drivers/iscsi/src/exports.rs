@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use quarry_contract::{
-    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal, SessionInfo,
-    VolumeId,
+    Absence, BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,
+    SessionInfo, VolumeId,
 };
 
 use crate::chap::Credentials;
@@ -32,8 +32,8 @@ use crate::sanitizer::Sanitizer;
 use crate::scsi::UnitIdentity;
 use crate::unit_state::UnitState;
 
-/// How many removed exports are remembered, to answer "target removed".
-const REMEMBERED: usize = 4096;
+/// How many removed exports are remembered of which sessions may not have ended.
+const ENDING: usize = 4096;
 
 /// The LUN of every volume.
 const LUN: u16 = 0;
@@ -333,8 +333,10 @@ pub struct ExportTable {
 #[derive(Default)]
 struct TableState {
     exports: HashMap<VolumeId, Arc<Export>>,
-    /// Each with its export as long as sessions of it have not ended.
-    removed: VecDeque<(VolumeId, Weak<Export>)>,
+    /// Removed, each with its export as long as sessions of it have not ended.
+    ending: VecDeque<(VolumeId, Weak<Export>)>,
+    /// What those are told that ask for a volume that is not in `exports` (T9).
+    absent: HashMap<VolumeId, Absence>,
 }
 
 /// The session handles in use.
@@ -412,26 +414,39 @@ impl ExportTable {
             keeps: AtomicBool::new(!spec.kept.is_empty()),
             kept: Mutex::new(spec.kept.clone()),
         });
-        state.removed.retain(|(removed, _)| *removed != volume);
+        state.ending.retain(|(removed, _)| *removed != volume);
+        state.absent.remove(&volume);
         state.exports.insert(volume, Arc::clone(&export));
         Ok((export, true))
     }
 
-    /// Takes an export out of the table and remembers that it was there.
+    /// Takes an export out of the table and remembers that it was there, or is no longer waited for (T9).
     pub fn remove(&self, volume: VolumeId) -> Option<Arc<Export>> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let export = state.exports.remove(&volume)?;
-        if state.removed.len() == REMEMBERED {
-            state.removed.pop_front();
+        if let Some(absence) = state.absent.get_mut(&volume) {
+            *absence = Absence::Removed;
         }
-        state.removed.push_back((volume, Arc::downgrade(&export)));
+        let export = state.exports.remove(&volume)?;
+        state.absent.insert(volume, Absence::Removed);
+        if state.ending.len() == ENDING {
+            state.ending.pop_front();
+        }
+        state.ending.push_back((volume, Arc::downgrade(&export)));
         Some(export)
+    }
+
+    /// Notes what those are told that ask for a volume, unless it is exported (T9).
+    pub fn set_absent(&self, volume: VolumeId, absence: Absence) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if !state.exports.contains_key(&volume) {
+            state.absent.insert(volume, absence);
+        }
     }
 
     /// Returns a removed export that still has sessions.
     pub fn removed(&self, volume: VolumeId) -> Option<Arc<Export>> {
         let state = self.read();
-        let known = state.removed.iter().rev().find(|(removed, _)| *removed == volume);
+        let known = state.ending.iter().rev().find(|(removed, _)| *removed == volume);
         known.and_then(|(_, export)| export.upgrade())
     }
 
@@ -573,9 +588,10 @@ impl Authority for ExportTable {
         };
         let state = self.read();
         let Some(export) = state.exports.get(&volume) else {
-            return match state.removed.iter().any(|(removed, _)| *removed == volume) {
-                true => Admission::Removed,
-                false => Admission::Unknown,
+            return match state.absent.get(&volume) {
+                Some(Absence::Removed) => Admission::Removed,
+                Some(Absence::Unavailable) => Admission::Unavailable,
+                None => Admission::Unknown,
             };
         };
         let grants = &export.lock().grants;

@@ -51,7 +51,7 @@ pub enum LoginStatus {
     SessionDoesNotExist = 0x020a,
     /// The request does not belong here.
     InvalidDuringLogin = 0x020b,
-    /// The target is stopping.
+    /// Not now, but later: the target is stopping, or has no access to the volume.
     ServiceUnavailable = 0x0301,
     /// No room for another session.
     OutOfResources = 0x0302,
@@ -78,6 +78,8 @@ pub enum Admission {
     NotGranted,
     /// Was here and is gone.
     Removed,
+    /// Belongs here and cannot be had now.
+    Unavailable,
     /// Never heard of.
     Unknown,
 }
@@ -451,6 +453,7 @@ fn identify(pairs: &[(&str, &str)], authority: &dyn Authority) -> Result<Identit
                 Admission::Granted(credentials, grant) => (credentials, grant),
                 Admission::NotGranted => return Err(LoginStatus::NotAuthorized),
                 Admission::Removed => return Err(LoginStatus::TargetRemoved),
+                Admission::Unavailable => return Err(LoginStatus::ServiceUnavailable),
                 Admission::Unknown => return Err(LoginStatus::NotFound),
             };
             Ok(Identity {

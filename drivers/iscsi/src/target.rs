@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use quarry_contract::{
-    DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Metric, Outcome, Portal,
+    Absence, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Metric, Outcome, Portal,
     SessionInfo, Target, VolumeId,
 };
 use socket2::{Domain, Socket, Type};
@@ -514,6 +514,10 @@ impl Target for IscsiTarget {
         self.stop_sanitizing(&export).await;
         self.keep(&export).await?;
         Ok(Outcome::Changed(()))
+    }
+
+    fn set_absent(&self, volume: VolumeId, absence: Absence) {
+        self.shared.exports.set_absent(volume, absence);
     }
 
     async fn set_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<Outcome<()>, DriverError> {

@@ -5,7 +5,7 @@ mod rig;
 
 use client::{Client, Login, Pdu, pairs};
 use quarry_contract::conformance::block_on;
-use quarry_contract::{Access, Grant, Target};
+use quarry_contract::{Absence, Access, Grant, Target};
 use rig::{INITIATOR, Rig, eventually, grant, initiator, volume};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -41,7 +41,20 @@ fn each_refusal_has_its_own_status() {
 
     assert_eq!(refused(good.clone()), None);
     block_on(rig.target.unexport(rig.volume)).unwrap();
+    assert_eq!(refused(good.clone()), Some(0x0204));
+    rig.target.set_absent(rig.volume, Absence::Unavailable);
+    assert_eq!(refused(good.clone()), Some(0x0301));
+    block_on(rig.target.unexport(rig.volume)).unwrap();
     assert_eq!(refused(good), Some(0x0204));
+}
+
+#[test]
+fn of_an_exported_volume_nothing_is_said_that_it_is_absent() {
+    let rig = Rig::new();
+    for absence in [Absence::Unavailable, Absence::Removed] {
+        rig.target.set_absent(rig.volume, absence);
+        assert!(Client::log_in(&rig, &Login::to(&rig)).is_ok());
+    }
 }
 
 #[test]

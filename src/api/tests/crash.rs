@@ -1,7 +1,9 @@
 //! The process dies in the middle of a call: before the driver's effect or after it, the intent open. The start
 //! finishes or undoes it, and the repeated call finds one of the two states.
 
-use quarry_contract::{DataSource, IoLimits, SnapshotId, SnapshotSpec, Target as _, VolumeId, VolumeSpec};
+use quarry_contract::{
+    Absence, DataSource, IoLimits, SnapshotId, SnapshotSpec, Target as _, VolumeId, VolumeSpec,
+};
 use quarry_proto::v1;
 use quarry_proto::v1::AccessMode::ReadWrite;
 use quarry_proto::v1::operations_server::Operations as _;
@@ -300,7 +302,12 @@ async fn attachment_whose_volume_is_gone_is_degraded_and_can_be_deleted() {
     assert_eq!(found.state(), v1::AttachmentState::Degraded);
     assert!(found.state_reason.contains(&uuid(1)), "{}", found.state_reason);
     kit.info(30).await.unwrap();
+    // Its host comes again, until it is detached; from then on it is to give up (T9), after another restart too.
+    assert_eq!(kit.target.inner.absence(volume(1)), Some(Absence::Unavailable));
     kit.detach(30).await.unwrap();
+    assert_eq!(kit.target.inner.absence(volume(1)), Some(Absence::Removed));
+    let kit = kit.restart().await;
+    assert_eq!(kit.target.inner.absence(volume(1)), Some(Absence::Removed));
 }
 
 #[tokio::test]

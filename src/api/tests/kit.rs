@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use quarry_contract::memory::{MemoryBackend, MemoryBackendOptions, MemoryTarget};
 use quarry_contract::{
-    DriverError, Durability, ExportInfo, ExportSpec, Grant, InitiatorName, IoBuffer, IoLimits, OpenMode,
-    Outcome, PoolName, Portal, SessionInfo, Tag, Target, Verb, VersionId, VolumeBackend, VolumeId,
+    Absence, DriverError, Durability, ExportInfo, ExportSpec, Grant, InitiatorName, IoBuffer, IoLimits,
+    OpenMode, Outcome, PoolName, Portal, SessionInfo, Tag, Target, Verb, VersionId, VolumeBackend, VolumeId,
 };
 use quarry_proto::v1;
 use quarry_proto::v1::attachments_server::Attachments as _;
@@ -109,6 +109,10 @@ impl Target for FaultyTarget {
     async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError> {
         self.call("unexport", volume)?;
         self.inner.unexport(volume).await
+    }
+
+    fn set_absent(&self, volume: VolumeId, absence: Absence) {
+        self.inner.set_absent(volume, absence);
     }
 
     async fn set_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<Outcome<()>, DriverError> {

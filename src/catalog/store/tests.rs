@@ -89,6 +89,7 @@ async fn a_volume_that_was_attached_is_remembered_for_ever() {
     let catalog = Catalog::open(&path).unwrap();
     assert!(catalog.was_attached(seen).unwrap());
     assert!(!catalog.was_attached(other).unwrap());
+    assert_eq!(catalog.ever_attached().unwrap(), [seen]);
 
     // A catalog of a version that did not note it: what is attached when it is opened has been.
     catalog.commit(vec![attach]).await.unwrap();

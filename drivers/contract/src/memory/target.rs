@@ -8,14 +8,15 @@ use async_trait::async_trait;
 
 use super::lock;
 use crate::{
-    BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Keeper, Outcome,
-    Portal, SessionInfo, Target, VolumeId,
+    Absence, BlockDevice, DriverError, ExportInfo, ExportSpec, Grant, InitiatorName, IoLimits, Keeper,
+    Outcome, Portal, SessionInfo, Target, VolumeId,
 };
 
 /// A target in memory. It has no sessions, so what the contract says of them holds because there are none.
 #[derive(Default)]
 pub struct MemoryTarget {
     exports: Mutex<BTreeMap<VolumeId, Export>>,
+    absent: Mutex<BTreeMap<VolumeId, Absence>>,
 }
 
 struct Export {
@@ -60,6 +61,11 @@ impl MemoryTarget {
 }
 
 impl MemoryTarget {
+    /// Returns what an initiator would be told of a volume that is not exported (T9).
+    pub fn absence(&self, volume: VolumeId) -> Option<Absence> {
+        lock(&self.absent).get(&volume).copied()
+    }
+
     /// Returns what the target remembers of an export; `None` when the volume is not exported.
     pub fn kept(&self, volume: VolumeId) -> Option<Vec<u8>> {
         lock(&self.exports).get(&volume).map(|export| export.kept.clone())
@@ -118,6 +124,7 @@ impl Target for MemoryTarget {
                 Outcome::Changed(info)
             });
         }
+        lock(&self.absent).remove(&spec.volume);
         let announced_bytes = spec.device.size_bytes();
         exports.insert(
             spec.volume,
@@ -157,8 +164,12 @@ impl Target for MemoryTarget {
 
     async fn unexport(&self, volume: VolumeId) -> Result<Outcome<()>, DriverError> {
         let removed = lock(&self.exports).remove(&volume);
+        if let Some(absence) = lock(&self.absent).get_mut(&volume) {
+            *absence = Absence::Removed;
+        }
         Ok(match removed {
             Some(export) => {
+                lock(&self.absent).insert(volume, Absence::Removed);
                 if !export.kept.is_empty() {
                     export.keeper.keep(volume, &[])?;
                 }
@@ -166,6 +177,12 @@ impl Target for MemoryTarget {
             }
             None => Outcome::Unchanged(()),
         })
+    }
+
+    fn set_absent(&self, volume: VolumeId, absence: Absence) {
+        if !lock(&self.exports).contains_key(&volume) {
+            lock(&self.absent).insert(volume, absence);
+        }
     }
 
     async fn set_limits(&self, volume: VolumeId, limits: IoLimits) -> Result<Outcome<()>, DriverError> {

@@ -27,6 +27,7 @@ impl Authority for OneExport {
             (TARGET, INITIATOR) => Admission::Granted(credentials(), GrantId(1)),
             (TARGET, _) => Admission::NotGranted,
             ("iqn.2026-11.io.quarry:volume-2", _) => Admission::Removed,
+            ("iqn.2026-11.io.quarry:volume-3", _) => Admission::Unavailable,
             _ => Admission::Unknown,
         }
     }
@@ -284,10 +285,11 @@ fn normal_session_without_chap_is_refused_in_every_way_of_asking() {
 }
 
 #[test]
-fn targets_that_are_unknown_removed_or_for_others_have_their_own_status() {
+fn targets_that_are_unknown_removed_unavailable_or_for_others_have_their_own_status() {
     let cases = [
         ("iqn.2026-11.io.quarry:none", LoginStatus::NotFound),
         ("iqn.2026-11.io.quarry:volume-2", LoginStatus::TargetRemoved),
+        ("iqn.2026-11.io.quarry:volume-3", LoginStatus::ServiceUnavailable),
     ];
     for (target, status) in cases {
         let mut machine = LoginMachine::new();
