@@ -272,8 +272,11 @@ impl VersionHandle {
             }
         };
         let mapped = located.entry.is_mapped().then(|| located.entry.chunk());
-        let begins_partial =
-            !self.is_whole_chunk(&within) && self.pool.may_begin_partial(&read(&self.pool.state));
+        let begins_partial = !self.is_whole_chunk(&within)
+            && self
+                .pool
+                .may_begin_partial_with_room()
+                .map_err(PoolError::into_io_error)?;
         match (mapped, &located.partial) {
             (None, _) if matches!(content, Content::Zeros) => return Ok(()),
             // A lender has to be whole (F2).

@@ -11,6 +11,16 @@ use uuid::Uuid;
 const CHUNK: u64 = 64 << 10;
 const CHUNKS: u64 = 64;
 
+/// Makes a pool that holds two volumes, so that the second gets the chunks of a deleted first.
+fn format(path: &Path) {
+    let device = FileDevice::create(path, 2 * CHUNKS * CHUNK, IoMode::Threads).unwrap();
+    let format = FormatOptions {
+        log_bytes: 1 << 20,
+        ..FormatOptions::default()
+    };
+    Pool::format(&device, &format).unwrap();
+}
+
 fn open(path: &Path, options: OpenOptions) -> Arc<Pool> {
     let device: Arc<dyn PoolDevice> = Arc::new(FileDevice::open(path, IoMode::Threads).unwrap());
     Pool::open(device, options).unwrap()
@@ -60,14 +70,8 @@ fn what_is_a_hole_is_filled_without_a_write_and_what_was_somebody_elses_is_not_t
     for directory in ["/tmp", "/dev/shm"] {
         let directory = tempfile::tempdir_in(directory).unwrap();
         let path = directory.path().join("pool");
-        // Holds both volumes, so that the second gets the chunks of the first, which nobody punched.
-        let device = FileDevice::create(&path, 2 * CHUNKS * CHUNK, IoMode::Threads).unwrap();
-        let format = FormatOptions {
-            log_bytes: 1 << 20,
-            ..FormatOptions::default()
-        };
-        Pool::format(&device, &format).unwrap();
-        drop(device);
+        format(&path);
+        // Nobody punches the chunks of the first volume.
         let options = OpenOptions {
             discard_freed: false,
             ..OpenOptions::default()
@@ -101,4 +105,66 @@ fn what_is_a_hole_is_filled_without_a_write_and_what_was_somebody_elses_is_not_t
         assert_blocks_among_zeros(&second);
         assert_eq!(pool.check().unwrap().problems, Vec::<String>::new());
     }
+}
+
+#[test]
+fn when_no_other_chunk_may_become_partial_a_first_write_makes_room_and_still_moves_only_its_block() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    format(&path);
+    let options = OpenOptions {
+        max_partial_chunks: 4,
+        ..OpenOptions::default()
+    };
+    let pool = open(&path, options);
+    let handle = volume(&pool, 1);
+    let before = allocated_bytes(&path);
+    for index in 0..CHUNKS {
+        handle
+            .write(index * CHUNK + 8192, &[7; 4096], Durability::Cached)
+            .unwrap();
+        assert!(pool.stat().partial_chunks <= 4);
+    }
+    handle.flush().unwrap();
+    let grown = allocated_bytes(&path) - before;
+    assert!(
+        grown < CHUNKS * CHUNK / 4,
+        "{CHUNKS} blocks of 4 KiB took {grown} bytes"
+    );
+    assert_blocks_among_zeros(&handle);
+    assert_eq!(pool.check().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn chunks_with_many_holes_are_filled_as_those_with_few() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    format(&path);
+    let pool = open(&path, OpenOptions::default());
+    let handle = volume(&pool, 1);
+    // Every other block of every third chunk; of the others, the second.
+    let is_written = |block: u64| match block / 16 % 3 {
+        0 => block.is_multiple_of(2),
+        _ => block % 16 == 1,
+    };
+    for block in (0..CHUNKS * 16).filter(|block| is_written(*block)) {
+        handle
+            .write(block * 4096, &[7; 4096], Durability::Cached)
+            .unwrap();
+    }
+    let before = allocated_bytes(&path);
+    while pool.maintain().unwrap().more {}
+    assert_eq!(pool.stat().partial_chunks, 0);
+    let grown = allocated_bytes(&path) - before;
+    assert!(
+        grown < CHUNKS * CHUNK / 4,
+        "filling wrote {grown} bytes into holes"
+    );
+    for block in 0..CHUNKS * 16 {
+        let mut bytes = [1; 4096];
+        handle.read(block * 4096, &mut bytes).unwrap();
+        let expected = [if is_written(block) { 7 } else { 0 }; 4096];
+        assert!(bytes == expected, "block {block}");
+    }
+    assert_eq!(pool.check().unwrap().problems, Vec::<String>::new());
 }

@@ -62,6 +62,18 @@ impl FillLatches {
         }
     }
 
+    /// Takes all blocks of a chunk unless that needs waiting.
+    pub fn try_whole(&self, chunk: u64) -> Option<WholeChunk<'_>> {
+        let table = self.table(chunk);
+        let mut chunks = lock(&table.chunks);
+        let holders = chunks.entry(chunk).or_default();
+        if holders.whole || holders.waiting > 0 || holders.blocks != BlockMask::default() {
+            return None;
+        }
+        holders.whole = true;
+        Some(WholeChunk { table, chunk })
+    }
+
     /// Takes blocks of a chunk unless that needs waiting. Give them back with [`release`](Self::release).
     pub fn try_blocks(&self, chunk: u64, blocks: Blocks) -> bool {
         let mut chunks = lock(&self.table(chunk).chunks);
@@ -141,7 +153,12 @@ mod tests {
             latches.release(7, blocks(2, 1));
         });
         assert!(taken.load(Ordering::SeqCst));
-        latches.release(7 + TABLES as u64, blocks(1, 1));
+        let other = 7 + TABLES as u64;
+        assert!(latches.try_whole(other).is_none(), "a block of it is held");
+        latches.release(other, blocks(1, 1));
+        let whole = latches.try_whole(7);
+        assert!(whole.is_some() && latches.try_whole(7).is_none() && !latches.try_blocks(7, blocks(0, 1)));
+        drop(whole);
         assert!(latches.0.iter().all(|table| lock(&table.chunks).is_empty()));
     }
 }

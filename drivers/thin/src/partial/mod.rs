@@ -29,7 +29,7 @@ use smallvec::SmallVec;
 use crate::sums::Checksums;
 
 pub(crate) use blocks::{BlockMask, Blocks, Home, MASK_BLOCKS, PartialView};
-pub(crate) use fill_latches::FillLatches;
+pub(crate) use fill_latches::{FillLatches, WholeChunk};
 
 /// Held by whoever uses a chunk in a way that no latch covers (F4).
 pub(crate) type Users = Arc<()>;
