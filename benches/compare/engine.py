@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def _jobs() -> list[EngineJob]:
         EngineJob("over-sync-x16", "the same, 16 writers", "write", depth=16, **synced),
         EngineJob("first-sync", "4 KiB first write, flush after each", **FIRST | synced | {"depth": 1}),
         EngineJob("first-sync-x16", "the same, 16 writers", **FIRST | synced | {"depth": 16}),
+        # A cluster of either image: they do not discard less.
+        EngineJob("discard", "128 KiB discard of what was written, depth 1", "discard", 131072, 131072, 1, requests=8192),
     ]
 
 
@@ -113,8 +116,9 @@ class Subject:
         return True
 
 
-def _run(command: list[str]) -> str:
-    ran = subprocess.run(command, capture_output=True, text=True, start_new_session=True, preexec_fn=machine.prefer)
+def _run(command: list[str], said_to_it: str = "") -> str:
+    how = {"capture_output": True, "text": True, "start_new_session": True, "preexec_fn": machine.prefer}
+    ran = subprocess.run(command, input=said_to_it, **how)
     if ran.returncode:
         raise Trouble(f"{' '.join(command[:3])}: {ran.stderr.strip()[-300:]}")
     return ran.stdout
@@ -163,6 +167,8 @@ class Qcow2(Subject):
             options = ["-s", str(job.block), "-S", str(job.step), "-d", str(job.depth)]
             options += ["-w"] if job.rw == "write" else []
             options += ["--flush-interval", str(job.fsync)] if job.fsync else []
+            if job.rw == "discard":
+                return self._discard(image, job, size)
             trial = min(1000, job.requests or 1000)
             rate = self._bench(image, options, trial)["iops"]
             count = max(int(rate * seconds), 1000)
@@ -174,10 +180,30 @@ class Qcow2(Subject):
         finally:
             image.unlink(missing_ok=True)
 
+    def _discard(self, image: Path, job: EngineJob, size: int) -> dict[str, float]:
+        """qemu-img bench does not discard; qemu-io does, one after the other. Its start and end are not counted."""
+        count = min(job.requests, size * MIB // job.step)
+        commands = "".join(f"discard -q {number * job.step} {job.block}\n" for number in range(count))
+        nothing, nothing_cpu = self._qemu_io(image, "")
+        elapsed, cpu = self._qemu_io(image, commands)
+        rate = count / max(elapsed - nothing, 1e-3)
+        said = {"iops": rate, "p50_us": NAN, "p99_us": NAN, "mb_per_s": rate * job.block / 1e6}
+        return said | {"target_cpu_us_per_io": (cpu - nothing_cpu) * 1e6 / count}
+
+    def _qemu_io(self, image: Path, commands: str) -> tuple[float, float]:
+        """Returns how many seconds that took, of the clock and of processors."""
+        command = ["qemu-io", "-f", "qcow2", "-d", "unmap", "-i", "io_uring", "-t", self._cache(), str(image)]
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        _run(command, commands)
+        after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        return ended - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def _cache(self) -> str:
+        return "none" if machine.is_disk(self.folder) else "writeback"
+
     def _bench(self, image: Path, options: list[str], count: int) -> dict[str, float]:
-        cache = "none" if machine.is_disk(self.folder) else "writeback"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = ["qemu-img", "bench", "-f", "qcow2", "-i", "io_uring", "-t", cache, "-c", str(count)]
+        command = ["qemu-img", "bench", "-f", "qcow2", "-i", "io_uring", "-t", self._cache(), "-c", str(count)]
         said = _run([*command, *options, str(image)])
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         elapsed = re.search(r"completed in ([0-9.]+) seconds", said)
@@ -202,10 +228,16 @@ class PlainFile(Subject):
         file = self.folder / "raw"
         size = self.size_of(job)
         writers = job.depth if job.fsync else 1
-        rw = f"{job.rw}:{job.step - job.block}" if job.step > job.block else job.rw
+        # What fio calls a trim is a hole punched into the file, with this engine.
+        discards = job.rw == "discard"
+        kind = "trim" if discards else job.rw
+        rw = f"{kind}:{job.step - job.block}" if job.step > job.block else kind
         options = [f"--rw={rw}", f"--bs={job.block}", f"--iodepth={job.depth // writers}", f"--numjobs={writers}"]
-        options += [f"--runtime={seconds}", "--time_based", f"--size={size}m", "--ioengine=io_uring", "--thread"]
-        options += ["--direct=1"] if machine.is_disk(self.folder) else []
+        # What can be done only once must not be done again.
+        options += [] if job.requests else ["--time_based"]
+        options += [f"--runtime={seconds}", f"--size={size}m", "--thread"]
+        options += [f"--ioengine={'falloc' if discards else 'io_uring'}"]
+        options += ["--direct=1"] if machine.is_disk(self.folder) and not discards else []
         options += [f"--fdatasync={job.fsync}"] if job.fsync else ["--end_fsync=1"]
         options += [f"--io_size={job.requests * job.block}"] if job.requests else []
         options += [f"--offset_increment={size // writers}m"] if writers > 1 else []
@@ -219,7 +251,7 @@ class PlainFile(Subject):
                     os.fsync(made.fileno())
             said = _run(["fio", "--name=raw", f"--filename={file}", "--group_reporting", "--output-format=json", *options])
             ran = json.loads(said[said.index("{") :])["jobs"][0]
-            side = ran[job.rw]
+            side = ran[kind]
             quantiles = side["clat_ns"].get("percentile", {})
             return {
                 "iops": side["iops"],
