@@ -193,7 +193,10 @@ impl Shared {
             .env(
                 "DBUS_SYSTEM_BUS_ADDRESS",
                 format!("unix:path={}", config.bus_socket().display()),
-            );
+            )
+            // Where libblkid keeps what it has seen on devices. A loop device has another file system a moment later, and in
+            // a cache of a thousand devices it looks up every one of them for each export.
+            .env("BLKID_FILE", "/dev/null");
         let failed = |problem: String| StartError::Process {
             program: "ganesha.nfsd",
             problem: format!("{problem}; see {}", self.log().display()),

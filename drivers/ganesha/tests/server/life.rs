@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use quarry_contract::AccessLevel::{ReadOnly, ReadWrite};
 use quarry_contract::{DriverError, LoadedAccess, ShareServer, Squash};
 use quarry_ganesha::{GaneshaServer, StartError};
-use quarry_sys::filesystem::unmount;
+use quarry_sys::filesystem::{unmount, xfs_geometry};
 
 use crate::nfs::{NFS4_OK, NFS4ERR_ACCESS, NFS4ERR_BADHANDLE, NFS4ERR_ROFS, NFS4ERR_STALE};
 use crate::world::{PROBE, World, export, isolated, table};
@@ -127,6 +127,45 @@ fn handles_outlive_the_server_the_agent_and_the_mount() {
         assert_eq!(world.client(CLIENTS[0]).read(&handle).unwrap(), b"share number 2");
         world.block_on(server.shutdown());
     });
+}
+
+/// N2. libblkid believes for two seconds what it has in its cache of a device.
+#[test]
+fn a_share_on_the_device_that_another_has_just_left_has_its_own_identity_in_its_handles() {
+    isolated(
+        "life::a_share_on_the_device_that_another_has_just_left_has_its_own_identity_in_its_handles",
+        || {
+            let world = World::new();
+            let server = world.start("server");
+            let (one, two) = (world.mount(), world.mount());
+            unmount(&two.path).unwrap();
+            let rules = [(CLIENTS[0], ReadWrite)];
+            world.block_on(server.export(&export(&one, &rules))).unwrap();
+            world.block_on(server.unexport(one.version)).unwrap();
+            unmount(&one.path).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(1);
+            // The kernel gives the lowest number that is free; others of the machine may have been faster.
+            let two = loop {
+                let two = world.remount(&two);
+                if two.device == one.device || Instant::now() > deadline {
+                    break two;
+                }
+                unmount(&two.path).unwrap();
+            };
+            let root = fs::File::open(&two.path).unwrap();
+            let identity = xfs_geometry(&root).unwrap().uuid;
+            drop(root);
+            world.block_on(server.export(&export(&two, &rules))).unwrap();
+            let handle = world
+                .client(CLIENTS[0])
+                .handle(&server.path_of(two.version), PROBE);
+            assert!(
+                handle.windows(identity.len()).any(|part| part == identity),
+                "a handle with another identity is stale after the next restart"
+            );
+            world.block_on(server.shutdown());
+        },
+    );
 }
 
 /// Tells whether all threads of a process are stopped (proc_pid_stat(5): the state follows the name).
