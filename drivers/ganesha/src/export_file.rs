@@ -136,7 +136,7 @@ impl ExportRecord {
             };
             let network = line.network;
             text.push_str(&format!(
-                "  CLIENT {{ Clients = {network}; Access_Type = {level}; }}\n"
+                "  CLIENT {{ Clients = {network}; Protocols = 4; Access_Type = {level}; }}\n"
             ));
         }
         text.push_str("}\n");
@@ -254,8 +254,8 @@ mod tests {
         let text = written.render().unwrap();
         assert_eq!(ExportRecord::parse(&text), Some(written));
         assert!(text.contains("  Access_Type = NONE;\n"));
-        assert!(text.contains("  CLIENT { Clients = 10.0.0.0/8; Access_Type = RO; }\n"));
-        assert!(text.contains("  CLIENT { Clients = fd00::1; Access_Type = RW; }\n"));
+        assert!(text.contains("  CLIENT { Clients = 10.0.0.0/8; Protocols = 4; Access_Type = RO; }\n"));
+        assert!(text.contains("  CLIENT { Clients = fd00::1; Protocols = 4; Access_Type = RW; }\n"));
         assert_eq!(ExportRecord::parse("EXPORT { }"), None);
     }
 }
