@@ -312,6 +312,7 @@ fn export_location(location: ExportLocation) -> v1::ExportLocation {
         path: location.path,
         ipv6: location.is_ipv6,
         preferred: location.is_preferred,
+        admin_only: location.is_admin_only,
         port: location.port.into(),
     }
 }

@@ -229,6 +229,7 @@ pub struct LocationRecord<'a> {
     port: u32,
     ipv6: bool,
     preferred: bool,
+    admin_only: bool,
 }
 
 impl<'a> From<&'a ExportLocation> for LocationRecord<'a> {
@@ -239,16 +240,26 @@ impl<'a> From<&'a ExportLocation> for LocationRecord<'a> {
             port: location.port,
             ipv6: location.ipv6,
             preferred: location.preferred,
+            admin_only: location.admin_only,
         }
     }
 }
 
-/// Shows a location with its port where a client has to be told.
+/// Shows a location with what has to be known of it: its port where a client has to be told, and whom it is for.
 pub fn show_location(location: &ExportLocation) -> String {
-    match location.port {
-        2049 => location.path.clone(),
-        port => format!("{} (port {port})", location.path),
+    let port = (location.port != 2049).then(|| format!("port {}", location.port));
+    let role = location.admin_only.then(|| "for administrators".to_owned());
+    let notes: Vec<String> = port.into_iter().chain(role).collect();
+    match notes.is_empty() {
+        true => location.path.clone(),
+        false => format!("{} ({})", location.path, notes.join(", ")),
     }
+}
+
+/// Returns the location that a list shows: one to take, and one for users.
+pub fn first_location(locations: &[ExportLocation]) -> Option<String> {
+    let rank = |location: &&ExportLocation| (location.admin_only, !location.preferred);
+    locations.iter().min_by_key(rank).map(show_location)
 }
 
 /// What a share was made from, as JSON: one key, the kind.
@@ -295,7 +306,7 @@ impl<'a> From<&'a Share> for Record<'a> {
 
 fn listed(shares: &[Share]) -> Answer {
     let row = |share: &Share| {
-        let location = share.export_locations.first().map(show_location);
+        let location = first_location(&share.export_locations);
         vec![
             share.id.clone(),
             share.pool.clone(),
@@ -424,13 +435,23 @@ mod tests {
             used_bytes: 5 << 20,
             allocated_bytes: 70 << 20,
             squash: Squash::Root.into(),
-            export_locations: vec![ExportLocation {
-                id: "00000000-0000-4000-8000-0000000000f1".into(),
-                path: format!("192.0.2.4:/share-{id}"),
-                ipv6: false,
-                preferred: true,
-                port: 2049,
-            }],
+            export_locations: vec![
+                ExportLocation {
+                    id: "00000000-0000-4000-8000-0000000000f2".into(),
+                    path: format!("10.9.0.4:/share-{id}"),
+                    port: 2050,
+                    admin_only: true,
+                    ..ExportLocation::default()
+                },
+                ExportLocation {
+                    id: "00000000-0000-4000-8000-0000000000f1".into(),
+                    path: format!("192.0.2.4:/share-{id}"),
+                    ipv6: false,
+                    preferred: true,
+                    port: 2049,
+                    admin_only: false,
+                },
+            ],
             labels: [("team".into(), "web".into())].into_iter().collect(),
             generation: 3,
             create_time: Some(Timestamp {

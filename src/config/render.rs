@@ -1,9 +1,10 @@
 //! The resolved configuration, written the way a configuration file is, for `--check-config`.
 
 use std::fmt::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 
+use quarry_contract::{PortalRole, ShareAddress};
 use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace};
 
 use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver, Share, ShareServerConfig};
@@ -166,18 +167,25 @@ fn write_share_server(
     out: &mut String,
     driver: &str,
     listen: SocketAddr,
-    addresses: &[IpAddr],
+    addresses: &[ShareAddress],
     minor_versions: &[u8],
 ) -> std::fmt::Result {
-    let addresses: Vec<String> = addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
+    let told = |is_told: fn(PortalRole) -> bool| {
+        let told = addresses.iter().filter(|address| is_told(address.role));
+        let told: Vec<String> = told.map(|address| format!("\"{}\"", address.ip)).collect();
+        told.join(", ")
+    };
     let versions: Vec<String> = minor_versions
         .iter()
         .map(|minor| format!("\"4.{minor}\""))
         .collect();
     writeln!(
         out,
-        "\n[share_server]\ndriver = \"{driver}\"\nlisten = \"{listen}\"\naddresses = [{}]\nversions = [{}]",
-        addresses.join(", "),
+        "\n[share_server]\ndriver = \"{driver}\"\nlisten = \"{listen}\"\naddresses = [{}]\npreferred = [{}]\n\
+         admin_addresses = [{}]\nversions = [{}]",
+        told(|role| role != PortalRole::AdminOnly),
+        told(|role| role == PortalRole::Preferred),
+        told(|role| role == PortalRole::AdminOnly),
         versions.join(", "),
     )
 }

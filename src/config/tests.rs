@@ -1,3 +1,5 @@
+use quarry_contract::ShareAddress;
+
 use super::*;
 
 const MINIMAL: &str = r#"
@@ -119,6 +121,11 @@ fn levels_and_waiting_are_read_and_what_is_neither_is_refused() {
     }
 }
 
+fn roles(addresses: &[ShareAddress]) -> Vec<String> {
+    let show = |address: &ShareAddress| format!("{} {:?}", address.ip, address.role);
+    addresses.iter().map(show).collect()
+}
+
 #[test]
 fn shares_are_resolved_and_what_cannot_work_is_refused() {
     let config = parse(&format!("{MINIMAL}{SHARES}")).unwrap();
@@ -148,7 +155,27 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
     assert_eq!(server.state_dir, Path::new("/var/lib/quarry/knfsd"));
     assert_eq!(server.root, Path::new("/srv/quarry"));
     assert_eq!(server.minor_versions, [1]);
-    assert_eq!(server.addresses.len(), 2);
+    assert_eq!(
+        roles(&server.addresses),
+        ["10.0.0.1 Preferred", "fd00::1 Preferred"]
+    );
+    let many = SHARES.replace(
+        "addresses = [\"10.0.0.1\", \"fd00::1\"]",
+        "addresses = [\"10.0.0.1\", \"10.0.0.2\", \"fd00::1\"]\npreferred = [\"10.0.0.2\"]\n\
+         admin_addresses = [\"10.9.0.1\"]",
+    );
+    let config = parse(&format!("{MINIMAL}{many}")).unwrap();
+    assert_eq!(parse(&config.render()).unwrap(), config);
+    let Some(ShareServerConfig::Ganesha(server)) = &config.share_server else {
+        panic!("a server")
+    };
+    let expected = [
+        "10.0.0.1 Ordinary",
+        "10.0.0.2 Preferred",
+        "fd00::1 Preferred",
+        "10.9.0.1 AdminOnly",
+    ];
+    assert_eq!(roles(&server.addresses), expected);
 
     let pool = "[share_pool.a]\npath = \"/s\"\n";
     for (text, at, remedy) in [
@@ -172,6 +199,21 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
             format!("{pool}[share_server]\nlisten = \"[::]:2049\"\n"),
             "9: share_server.listen",
             "share_server.addresses",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\npreferred = [\"10.0.0.2\"]\n"),
+            "10: share_server.preferred",
+            "not one of share_server.addresses",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nadmin_addresses = [\"10.0.0.1\"]\n"),
+            "10: share_server.admin_addresses",
+            "which everybody is told",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\naddresses = [\"::1\", \"0::1\"]\n"),
+            "10: share_server.addresses",
+            "is there twice",
         ),
         (
             format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nversions = [\"3\"]\n"),

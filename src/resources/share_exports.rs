@@ -11,12 +11,13 @@
 //!
 //! Failure: an export that cannot be made is remembered; its rules show as pending.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::{
-    AccessRule, AccessTable, DriverError, ErrorKind, ShareExport, ShareServer, ShareVersion, resolve_access,
+    AccessRule, AccessTable, DriverError, ErrorKind, PortalRole, ShareExport, ShareServer, ShareVersion,
+    resolve_access,
 };
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -73,7 +74,6 @@ impl Resources {
             return Vec::new();
         };
         let path = server.path_of(version);
-        let mut families = BTreeSet::new();
         let portals = server.portals().into_iter();
         portals
             .map(|portal| {
@@ -81,9 +81,10 @@ impl Resources {
                 ExportLocation {
                     id: Uuid::new_v5(&Uuid::NAMESPACE_URL, format!("nfs://{location}").as_bytes()),
                     path: location,
-                    is_ipv6: portal.0.is_ipv6(),
-                    is_preferred: families.insert(portal.0.is_ipv6()),
-                    port: portal.0.port(),
+                    is_ipv6: portal.address.is_ipv6(),
+                    is_preferred: portal.role == PortalRole::Preferred,
+                    is_admin_only: portal.role == PortalRole::AdminOnly,
+                    port: portal.address.port(),
                 }
             })
             .collect()
@@ -93,7 +94,11 @@ impl Resources {
     pub(super) fn share_portals(&self) -> Vec<SocketAddr> {
         let server = self.registry.share_server();
         server.map_or(Vec::new(), |server| {
-            server.portals().into_iter().map(|portal| portal.0).collect()
+            server
+                .portals()
+                .into_iter()
+                .map(|portal| portal.address)
+                .collect()
         })
     }
 

@@ -74,8 +74,11 @@ pub struct ExportLocation {
     pub path: String,
     /// Whether the address is of IPv6.
     pub is_ipv6: bool,
-    /// Whether it is the first of its family.
+    /// Whether it is one to take when there are several of the family.
     pub is_preferred: bool,
+    /// Whether it is for administrators. Answers remembered from before had none.
+    #[serde(default)]
+    pub is_admin_only: bool,
     /// The port.
     pub port: u16,
 }

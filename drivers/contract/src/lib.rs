@@ -50,9 +50,10 @@ pub use pool_space::{PoolGrowth, PoolSpace, SpaceLevel};
 pub use scrub::{PoolScrub, ScrubFinding, ScrubState, ScrubStatus};
 pub use share::{
     AccessEntry, AccessLevel, AccessRule, AccessTable, ClientKind, EnforceableAccess, LoadedAccess,
-    MountedShare, Network, RefusedRule, RuleState, RuleStatus, ShareBackend, ShareCapabilities,
-    ShareCapability, ShareExport, ShareInfo, SharePoolStatus, SharePortal, ShareServer, ShareSnapshotInfo,
-    ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion, Squash, resolve_access,
+    MountedShare, Network, PortalRole, RefusedRule, RuleState, RuleStatus, ShareAddress, ShareBackend,
+    ShareCapabilities, ShareCapability, ShareExport, ShareInfo, SharePoolStatus, SharePortal, ShareServer,
+    ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion, Squash,
+    resolve_access,
 };
 pub use target::{
     Absence, Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,

@@ -1,7 +1,9 @@
 //! What Ganesha and its bus are told at their start.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+use quarry_contract::ShareAddress;
 
 /// How the server is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +13,7 @@ pub struct GaneshaConfig {
     /// Where it listens; `[::]` is every address of both families.
     pub listen: SocketAddr,
     /// The addresses that clients are told. Needed when it listens on every address.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Vec<ShareAddress>,
     /// The minor versions of NFSv4 it speaks. With 0 among them a restart always takes the whole grace period.
     pub minor_versions: Vec<u8>,
     /// How long clients have to come back after a restart before others may take their locks, in seconds.

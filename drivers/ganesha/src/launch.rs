@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use quarry_contract::ShareVersion;
+use quarry_contract::{PortalRole, ShareAddress, ShareVersion};
 use quarry_daemon::files;
 use quarry_daemon::process::{Daemon, has_argument};
 use quarry_sys::file::LockError;
@@ -255,7 +255,10 @@ pub(crate) fn checked(mut config: GaneshaConfig) -> Result<GaneshaConfig, StartE
                 config.listen
             )));
         }
-        config.addresses.push(config.listen.ip());
+        config.addresses.push(ShareAddress {
+            ip: config.listen.ip(),
+            role: PortalRole::Preferred,
+        });
     }
     config.state_dir = std::path::absolute(&config.state_dir)
         .map_err(during(format!("looking for {}", config.state_dir.display())))?;

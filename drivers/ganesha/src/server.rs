@@ -13,7 +13,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -374,7 +373,7 @@ impl ShareServer for GaneshaServer {
 
     fn portals(&self) -> Vec<SharePortal> {
         let config = &self.shared.config;
-        let portal = |address: &IpAddr| SharePortal(SocketAddr::new(*address, config.listen.port()));
+        let portal = |address| SharePortal::at(address, config.listen.port());
         config.addresses.iter().map(portal).collect()
     }
 
@@ -389,8 +388,8 @@ impl ShareServer for GaneshaServer {
         let addresses = &self.shared.config.addresses;
         EnforceableAccess {
             kinds: vec![ClientKind::Ip],
-            ipv4: addresses.iter().any(IpAddr::is_ipv4),
-            ipv6: addresses.iter().any(IpAddr::is_ipv6),
+            ipv4: addresses.iter().any(|address| address.ip.is_ipv4()),
+            ipv6: addresses.iter().any(|address| address.ip.is_ipv6()),
             refused_ipv6_prefixes: Some(REFUSED_IPV6_PREFIXES),
         }
     }

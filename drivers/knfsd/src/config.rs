@@ -1,7 +1,9 @@
 //! How the server is run.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use quarry_contract::ShareAddress;
 
 /// How the server is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub struct KnfsdConfig {
     /// Where it listens; `[::]` is every address of both families.
     pub listen: SocketAddr,
     /// The addresses that clients are told. Needed when it listens on every address.
-    pub addresses: Vec<IpAddr>,
+    pub addresses: Vec<ShareAddress>,
     /// The minor versions of NFSv4 it speaks.
     pub minor_versions: Vec<u8>,
     /// How long clients have to come back after a restart before others may take their locks, in seconds; the kernel takes

@@ -2,10 +2,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use quarry_contract::{PortalRole, ShareAddress};
 use quarry_daemon::process::Daemon;
 use quarry_daemon::{files, folders};
 use quarry_sys::file::LockError;
@@ -96,7 +96,10 @@ pub(crate) fn checked(mut config: KnfsdConfig) -> Result<KnfsdConfig, StartError
                 config.listen
             )));
         }
-        config.addresses.push(config.listen.ip());
+        config.addresses.push(ShareAddress {
+            ip: config.listen.ip(),
+            role: PortalRole::Preferred,
+        });
     }
     for path in [&mut config.state_dir, &mut config.root, &mut config.table] {
         *path = std::path::absolute(&*path).map_err(during(format!("looking for {}", path.display())))?;
@@ -335,13 +338,4 @@ pub(crate) async fn end(config: &KnfsdConfig, processes: Option<Processes>) {
 
 fn make_folder(path: &Path, mode: u32) -> Result<(), StartError> {
     folders::make(path, mode).map_err(during(format!("making {}", path.display())))
-}
-
-/// Returns the addresses that clients mount from.
-pub(crate) fn portals(config: &KnfsdConfig) -> impl Iterator<Item = SocketAddr> {
-    let port = config.listen.port();
-    config
-        .addresses
-        .iter()
-        .map(move |address: &IpAddr| SocketAddr::new(*address, port))
 }

@@ -11,7 +11,6 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -268,7 +267,9 @@ impl ShareServer for KnfsdServer {
     }
 
     fn portals(&self) -> Vec<SharePortal> {
-        launch::portals(&self.shared.config).map(SharePortal).collect()
+        let config = &self.shared.config;
+        let portal = |address| SharePortal::at(address, config.listen.port());
+        config.addresses.iter().map(portal).collect()
     }
 
     fn path_of(&self, version: ShareVersion) -> String {
@@ -279,8 +280,8 @@ impl ShareServer for KnfsdServer {
         let addresses = &self.shared.config.addresses;
         EnforceableAccess {
             kinds: vec![ClientKind::Ip],
-            ipv4: addresses.iter().any(IpAddr::is_ipv4),
-            ipv6: addresses.iter().any(IpAddr::is_ipv6),
+            ipv4: addresses.iter().any(|address| address.ip.is_ipv4()),
+            ipv6: addresses.iter().any(|address| address.ip.is_ipv6()),
             refused_ipv6_prefixes: None,
         }
     }

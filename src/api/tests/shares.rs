@@ -6,8 +6,8 @@ use quarry_contract::memory::{
     MemoryBackend, MemoryBackendOptions, MemoryShareBackend, MemoryShareServer, MemoryTarget,
 };
 use quarry_contract::{
-    AccessLevel, AccessRule, AccessRuleId, ClientKind, PoolName, ShareBackend as _, ShareId, ShareSnapshotId,
-    ShareSnapshotSpec, ShareSource, ShareSpec, ShareVersion, Squash,
+    AccessLevel, AccessRule, AccessRuleId, ClientKind, PoolName, PortalRole, ShareBackend as _, ShareId,
+    SharePortal, ShareSnapshotId, ShareSnapshotSpec, ShareSource, ShareSpec, ShareVersion, Squash,
 };
 use quarry_proto::v1;
 use quarry_proto::v1::access_server::Access as _;
@@ -232,6 +232,46 @@ fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, rea
 }
 
 use v1::AccessLevel::{ReadOnly, ReadWrite};
+
+#[tokio::test]
+async fn every_address_is_a_location_that_says_whom_it_is_for_and_keeps_its_id() {
+    let portal = |address: &str, role| SharePortal {
+        address: address.parse().unwrap(),
+        role,
+    };
+    let portals = vec![
+        portal("192.0.2.4:2049", PortalRole::Ordinary),
+        portal("192.0.2.5:2049", PortalRole::Preferred),
+        portal("10.0.0.4:2049", PortalRole::AdminOnly),
+        portal("[2001:db8::4]:2049", PortalRole::Preferred),
+    ];
+    let pool = MemoryShareBackend::new(PoolName::parse("shares").unwrap(), 1 << 30);
+    let agent = Agent::over(
+        Arc::new(pool),
+        Arc::new(MemoryShareServer::at(portals)),
+        tempfile::tempdir().unwrap(),
+    )
+    .await;
+    let locations = agent.create(1).await.export_locations;
+    let flags = |one: &v1::ExportLocation| (one.path.clone(), one.ipv6, one.preferred, one.admin_only);
+    let path = |address: &str| format!("{address}:/share-{}", id(1));
+    assert_eq!(
+        locations.iter().map(flags).collect::<Vec<_>>(),
+        [
+            (path("192.0.2.4"), false, false, false),
+            (path("192.0.2.5"), false, true, false),
+            (path("10.0.0.4"), false, false, true),
+            (path("[2001:db8::4]"), true, true, false),
+        ]
+    );
+    let of_snapshot = agent.snapshot(7, 1).await.export_locations;
+    assert_eq!(of_snapshot.len(), 4);
+    let agent = agent.restart_in(Vec::new()).await;
+    assert_eq!(agent.get(1).await.unwrap().export_locations, locations);
+    let ids: std::collections::BTreeSet<_> =
+        locations.iter().chain(&of_snapshot).map(|one| &one.id).collect();
+    assert_eq!(ids.len(), 8, "each its own id");
+}
 
 #[tokio::test]
 async fn a_share_starts_with_no_access_and_is_found_again() {

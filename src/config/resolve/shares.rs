@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use quarry_contract::PoolName;
+use quarry_contract::{PoolName, PortalRole, ShareAddress};
 use quarry_ganesha::GaneshaConfig;
 use quarry_images::{IfAbsent, PoolPlace};
 use quarry_knfsd::KnfsdConfig;
@@ -133,7 +133,7 @@ fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerC
 fn knfsd(
     server: RawShareServer,
     defaults: KnfsdConfig,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<ShareAddress>,
     versions: Option<Vec<u8>>,
 ) -> Result<ShareServerConfig, Wrong> {
     let root = match &server.root {
@@ -157,7 +157,7 @@ fn knfsd(
 }
 
 /// Returns where a server listens, and what clients are told.
-fn addresses(server: &RawShareServer) -> Result<(SocketAddr, Vec<IpAddr>), Wrong> {
+fn addresses(server: &RawShareServer) -> Result<(SocketAddr, Vec<ShareAddress>), Wrong> {
     let Some(text) = &server.listen else {
         let problem = "is missing; name the address that clients mount from, or \"[::]:2049\" for all";
         return Err(missing("share_server.listen", problem));
@@ -171,23 +171,65 @@ fn addresses(server: &RawShareServer) -> Result<(SocketAddr, Vec<IpAddr>), Wrong
         let problem = format!("{:?} is not an IP address, with or without port", text.get_ref());
         return Err(wrong("share_server.listen", text, problem));
     };
-    let mut addresses = Vec::new();
-    for text in server.addresses.iter().flatten() {
-        let address: IpAddr = text.get_ref().parse().map_err(|_| {
-            let problem = format!("{:?} is not an IP address without port", text.get_ref());
-            wrong("share_server.addresses", text, problem)
-        })?;
-        addresses.push(address);
-    }
-    if addresses.is_empty() {
+    let mut users = ips("share_server.addresses", &server.addresses)?;
+    if users.is_empty() {
         if listen.ip().is_unspecified() {
             let problem =
                 "listens on every address; say in share_server.addresses which of them clients are told";
             return Err(wrong("share_server.listen", text, problem));
         }
-        addresses.push(listen.ip());
+        users.push((listen.ip(), text));
     }
-    Ok((listen, addresses))
+    let preferred = ips("share_server.preferred", &server.preferred)?;
+    if let Some((_, text)) = preferred.iter().find(|(ip, _)| !is_among(&users, *ip)) {
+        let problem = format!("{:?} is not one of share_server.addresses", text.get_ref());
+        return Err(wrong("share_server.preferred", text, problem));
+    }
+    let admins = ips("share_server.admin_addresses", &server.admin_addresses)?;
+    if let Some((_, text)) = admins.iter().find(|(ip, _)| is_among(&users, *ip)) {
+        let problem = format!(
+            "{:?} is one of share_server.addresses, which everybody is told",
+            text.get_ref()
+        );
+        return Err(wrong("share_server.admin_addresses", text, problem));
+    }
+    let role_of = |ip: IpAddr| {
+        let family = preferred.iter().filter(|(one, _)| one.is_ipv6() == ip.is_ipv6());
+        let first = users.iter().find(|(one, _)| one.is_ipv6() == ip.is_ipv6());
+        match (family.count(), first) {
+            (0, Some((first, _))) if *first == ip => PortalRole::Preferred,
+            _ if is_among(&preferred, ip) => PortalRole::Preferred,
+            _ => PortalRole::Ordinary,
+        }
+    };
+    let mut addresses = Vec::new();
+    addresses.extend(users.iter().map(|(ip, _)| (*ip, role_of(*ip))));
+    addresses.extend(admins.iter().map(|(ip, _)| (*ip, PortalRole::AdminOnly)));
+    let addresses = addresses.into_iter().map(|(ip, role)| ShareAddress { ip, role });
+    Ok((listen, addresses.collect()))
+}
+
+/// IP addresses with where they are written.
+type Ips<'a> = Vec<(IpAddr, &'a Spanned<String>)>;
+
+fn is_among(ips: &Ips<'_>, ip: IpAddr) -> bool {
+    ips.iter().any(|(one, _)| *one == ip)
+}
+
+/// Reads a list of different IP addresses.
+fn ips<'a>(key: &str, texts: &'a Option<Vec<Spanned<String>>>) -> Result<Ips<'a>, Wrong> {
+    let mut ips = Ips::new();
+    for text in texts.iter().flatten() {
+        let ip = text.get_ref().parse().map_err(|_| {
+            let problem = format!("{:?} is not an IP address without port", text.get_ref());
+            wrong(key, text, problem)
+        })?;
+        if is_among(&ips, ip) {
+            return Err(wrong(key, text, format!("{:?} is there twice", text.get_ref())));
+        }
+        ips.push((ip, text));
+    }
+    Ok(ips)
 }
 
 fn minor_versions(versions: &[Spanned<String>]) -> Result<Vec<u8>, Wrong> {

@@ -8,21 +8,39 @@ use async_trait::async_trait;
 
 use super::lock;
 use crate::{
-    AccessLevel, ClientKind, DriverError, EnforceableAccess, LoadedAccess, Outcome, ShareExport, SharePortal,
-    ShareServer, ShareVersion,
+    AccessLevel, ClientKind, DriverError, EnforceableAccess, LoadedAccess, Outcome, PortalRole, ShareExport,
+    SharePortal, ShareServer, ShareVersion,
 };
 
 /// A share server in memory.
-#[derive(Default)]
 pub struct MemoryShareServer {
+    portals: Vec<SharePortal>,
     exports: Mutex<BTreeMap<ShareVersion, ShareExport>>,
     is_failing: Mutex<bool>,
+}
+
+impl Default for MemoryShareServer {
+    fn default() -> Self {
+        Self::at(vec![SharePortal {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 2049)),
+            role: PortalRole::Preferred,
+        }])
+    }
 }
 
 impl MemoryShareServer {
     /// Makes a server without exports.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes one with these addresses.
+    pub fn at(portals: Vec<SharePortal>) -> Self {
+        Self {
+            portals,
+            exports: Mutex::default(),
+            is_failing: Mutex::default(),
+        }
     }
 
     /// Returns what a client may do now; `None` when it has no access.
@@ -64,7 +82,7 @@ impl ShareServer for MemoryShareServer {
     }
 
     fn portals(&self) -> Vec<SharePortal> {
-        vec![SharePortal(SocketAddr::from((Ipv4Addr::LOCALHOST, 2049)))]
+        self.portals.clone()
     }
 
     fn path_of(&self, version: ShareVersion) -> String {

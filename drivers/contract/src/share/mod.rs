@@ -21,4 +21,4 @@ pub use backend::{
     ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
 };
 pub use network::Network;
-pub use server::{LoadedAccess, ShareExport, SharePortal, ShareServer, Squash};
+pub use server::{LoadedAccess, PortalRole, ShareAddress, ShareExport, SharePortal, ShareServer, Squash};

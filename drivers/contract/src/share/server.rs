@@ -126,14 +126,47 @@ impl fmt::Display for Squash {
     }
 }
 
+/// An address of a server, and what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ShareAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// What it is for.
+    pub role: PortalRole,
+}
+
+/// What an address is for. The server serves all of them alike; it is for who tells clients what to mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PortalRole {
+    /// The one to take when there are several of the family.
+    Preferred,
+    /// Another one.
+    Ordinary,
+    /// One for administrators, as in a network that users do not reach.
+    AdminOnly,
+}
+
 /// An address that clients mount from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SharePortal(pub SocketAddr);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SharePortal {
+    /// The address and the port.
+    pub address: SocketAddr,
+    /// What it is for.
+    pub role: PortalRole,
+}
 
 impl SharePortal {
+    /// Returns the portal at a server's address.
+    pub fn at(address: &ShareAddress, port: u16) -> Self {
+        Self {
+            address: SocketAddr::new(address.ip, port),
+            role: address.role,
+        }
+    }
+
     /// Returns what a client mounts: `192.0.2.4:/path`, an IPv6 address in brackets.
     pub fn location(&self, path: &str) -> String {
-        match self.0 {
+        match self.address {
             SocketAddr::V4(address) => format!("{}:{path}", address.ip()),
             SocketAddr::V6(address) => format!("[{}]:{path}", address.ip()),
         }
@@ -142,6 +175,6 @@ impl SharePortal {
 
 impl fmt::Display for SharePortal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        self.address.fmt(f)
     }
 }

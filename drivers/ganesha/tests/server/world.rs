@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quarry_contract::conformance::share_server::{IPV4_CLIENTS, IPV6_CLIENTS};
 use quarry_contract::{
-    AccessLevel, AccessRule, AccessRuleId, AccessTable, ClientKind, MountedShare, ShareExport, ShareId,
-    ShareServer, ShareVersion, Squash, resolve_access,
+    AccessLevel, AccessRule, AccessRuleId, AccessTable, ClientKind, MountedShare, PortalRole, ShareAddress,
+    ShareExport, ShareId, ShareServer, ShareVersion, Squash, resolve_access,
 };
 use quarry_ganesha::{GaneshaConfig, GaneshaServer, Programs};
 use quarry_sys::filesystem::{MountMode, mount_device, mount_tmpfs};
@@ -88,6 +88,13 @@ fn name_space(client: usize) -> String {
     format!("client{client}")
 }
 
+fn address(ip: &str) -> ShareAddress {
+    ShareAddress {
+        ip: ip.parse().unwrap(),
+        role: PortalRole::Preferred,
+    }
+}
+
 impl World {
     pub fn new() -> Self {
         // Names of network name spaces live there; the machine's own are not to be seen.
@@ -137,7 +144,7 @@ impl World {
         GaneshaConfig {
             state_dir: self.state_dir(name),
             listen: SocketAddr::new("::".parse().unwrap(), PORT),
-            addresses: vec![SERVER_IPV4.parse().unwrap(), SERVER_IPV6.parse().unwrap()],
+            addresses: [SERVER_IPV4, SERVER_IPV6].map(address).into(),
             // The client here speaks the simplest one.
             minor_versions: vec![0, 1, 2],
             grace_seconds: 5,

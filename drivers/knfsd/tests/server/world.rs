@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quarry_contract::conformance::share_server::{IPV4_CLIENTS, IPV6_CLIENTS};
 use quarry_contract::{
-    AccessLevel, AccessRule, AccessRuleId, ClientKind, EnforceableAccess, MountedShare, ShareExport, ShareId,
-    ShareServer, ShareVersion, Squash, resolve_access,
+    AccessLevel, AccessRule, AccessRuleId, ClientKind, EnforceableAccess, MountedShare, PortalRole,
+    ShareAddress, ShareExport, ShareId, ShareServer, ShareVersion, Squash, resolve_access,
 };
 use quarry_knfsd::{KnfsdConfig, KnfsdServer};
 use quarry_sys::filesystem::{MountMode, mount_device};
@@ -93,6 +93,13 @@ fn make_network() {
     run(&format!("mount /dev/ubda {DISK}"));
 }
 
+fn address(ip: &str) -> ShareAddress {
+    ShareAddress {
+        ip: ip.parse().unwrap(),
+        role: PortalRole::Preferred,
+    }
+}
+
 impl World {
     /// `None` elsewhere than in a lab guest.
     pub fn new() -> Option<Self> {
@@ -125,7 +132,7 @@ impl World {
     pub fn config(&self, name: &str) -> KnfsdConfig {
         let listen = SocketAddr::new("::".parse().unwrap(), PORT);
         KnfsdConfig {
-            addresses: vec![SERVER.parse().unwrap(), SERVER_IPV6.parse().unwrap()],
+            addresses: [SERVER, SERVER_IPV6].map(address).into(),
             // The client of these tests speaks the simplest one.
             minor_versions: vec![0, 1, 2],
             threads: 4,
