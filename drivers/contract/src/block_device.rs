@@ -30,6 +30,10 @@ pub struct DeviceLimits {
     pub useful_in_flight_bytes: u32,
 }
 
+/// Tells apart what serves devices: a disk, a file system. Devices of one medium get in each other's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct MediumId(pub u64);
+
 /// One volume or snapshot, open for I/O.
 ///
 /// Contract
@@ -57,6 +61,10 @@ pub trait BlockDevice: Send + Sync + 'static {
 
     /// Returns the limits; they do not change while the device is open.
     fn limits(&self) -> DeviceLimits;
+
+    /// Returns what serves it, as far as that is known: the same for two devices that share a disk only behind what they are
+    /// on may differ.
+    fn medium(&self) -> MediumId;
 
     /// Tells whether writes are refused (a snapshot, or opened so).
     fn is_read_only(&self) -> bool;

@@ -34,8 +34,8 @@ mod target;
 mod volume_backend;
 
 pub use block_device::{
-    BlockDevice, Completion, DeviceLimits, Durability, Extent, IoError, IoQueue, QueueFull, Request, Tag,
-    Verb, ZeroMode,
+    BlockDevice, Completion, DeviceLimits, Durability, Extent, IoError, IoQueue, MediumId, QueueFull,
+    Request, Tag, Verb, ZeroMode,
 };
 pub use blocking_queue::{BlockingQueue, wait_for_completions};
 pub use encryption::{Encryption, VolumeEncryption, VolumeKey};

@@ -16,7 +16,7 @@ use quarry_contract::conformance::block_on;
 use quarry_contract::memory::MemoryKeeper;
 use quarry_contract::{
     Access, BlockDevice, ChapCredentials, Completion, DeviceLimits, ExportSpec, Extent, Grant, InitiatorName,
-    IoBuffer, IoError, IoLimits, IoQueue, QueueFull, Request, Target, Verb, VolumeId,
+    IoBuffer, IoError, IoLimits, IoQueue, MediumId, QueueFull, Request, Target, Verb, VolumeId,
 };
 use quarry_iscsi::{IscsiTarget, TargetConfig};
 
@@ -47,6 +47,10 @@ impl BlockDevice for FileDevice {
             atomic_write_bytes: 0,
             useful_in_flight_bytes: 1 << 20,
         }
+    }
+
+    fn medium(&self) -> MediumId {
+        MediumId::default()
     }
 
     fn is_read_only(&self) -> bool {

@@ -22,7 +22,7 @@ use quarry_contract::{
 };
 
 use crate::chap::Credentials;
-use crate::fair_share::Census;
+use crate::fair_share::{Census, FairShare, Media};
 use crate::limiter::Limiter;
 use crate::login::{Admission, Authority, GrantId, LoginStatus};
 use crate::nexus::{AccessCell, Attention, Nexus};
@@ -103,6 +103,8 @@ pub struct Export {
     pub limiter: Limiter,
     /// The reactors' queues of its device that are used.
     pub queues: Arc<Census>,
+    /// The volumes that are used of its medium.
+    pub fair: Arc<FairShare>,
     state: Mutex<ExportState>,
     sanitizer: Mutex<Option<Sanitizer>>,
     keeper: Arc<dyn Keeper>,
@@ -328,6 +330,7 @@ pub struct ExportTable {
     max_sessions: usize,
     state: RwLock<TableState>,
     handles: Mutex<Handles>,
+    media: Media,
 }
 
 #[derive(Default)]
@@ -355,6 +358,7 @@ impl ExportTable {
             max_sessions: max_sessions.min(usize::from(u16::MAX) - 1),
             state: RwLock::default(),
             handles: Mutex::default(),
+            media: Media::default(),
         }
     }
 
@@ -404,6 +408,7 @@ impl ExportTable {
             locks: RangeLocks::default(),
             limiter: Limiter::new(spec.limits, Instant::now()),
             queues: Arc::default(),
+            fair: self.media.of(spec.device.medium()),
             state: Mutex::new(ExportState {
                 device: Some(Arc::clone(&spec.device)),
                 grants: Vec::new(),

@@ -6,17 +6,21 @@
 //! of a queue are equal parts of what the disk moves, and nobody waits for more than the parts of the others.
 //!
 //! The bound is looked up, not handed out: each queue says now and then that it is used ([`Census`]), so nothing has to be
-//! given back, and no reactor waits for another. It holds for all volumes of the target together, whatever pools they are
+//! given back, and no reactor waits for another. It holds for all volumes of a medium together, whatever pools they are
 //! of: with so much at it, a disk moves as much as with more.
 //!
 //! Invariants
 //! - H1: a queue may always have one request at its device.
 //! - H2: a volume's part does not depend on how many reactors serve it, but for H1.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// What all volumes together may have at the devices when several are used, in bytes: a few milliseconds of a fast disk's
+use quarry_contract::MediumId;
+
+/// What all volumes of a medium together may have at it when several are used, in bytes: a few milliseconds of a fast disk's
 /// time.
 const SHARED_BYTES: u64 = 4 << 20;
 
@@ -36,12 +40,34 @@ pub struct Epoch(u32);
 #[derive(Debug, Default)]
 pub struct Census(AtomicU64);
 
-/// See the module.
+/// Tells the time, roughly.
 #[derive(Debug)]
-pub struct FairShare {
+pub struct EpochClock {
     begun: Instant,
-    /// The volumes that are used.
+}
+
+/// The volumes of one medium that are used.
+#[derive(Debug, Default)]
+pub struct FairShare {
     volumes: Census,
+}
+
+/// What serves volumes, while it does.
+#[derive(Debug, Default)]
+pub struct Media(Mutex<HashMap<MediumId, Weak<FairShare>>>);
+
+impl Media {
+    /// Returns what the volumes of a medium share.
+    pub fn of(&self, medium: MediumId) -> Arc<FairShare> {
+        let mut media = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = media.get(&medium).and_then(Weak::upgrade) {
+            return known;
+        }
+        media.retain(|_, shared| shared.strong_count() > 0);
+        let shared = Arc::default();
+        media.insert(medium, Arc::downgrade(&shared));
+        shared
+    }
 }
 
 impl Census {
@@ -79,13 +105,10 @@ impl Census {
     }
 }
 
-impl FairShare {
-    /// Begins without anybody.
+impl EpochClock {
+    /// Begins.
     pub fn new(now: Instant) -> Self {
-        Self {
-            begun: now,
-            volumes: Census::default(),
-        }
+        Self { begun: now }
     }
 
     /// Returns the epoch of a moment.
@@ -94,7 +117,9 @@ impl FairShare {
         // A new census is of epoch 0, so the first one is 2. In 68 years they begin again.
         Epoch((since.as_millis() / EPOCH.as_millis()) as u32 + 2)
     }
+}
 
+impl FairShare {
     /// Says, once an epoch, that one queue of a volume is used.
     pub fn note_use(&self, queues: &Census, epoch: Epoch) {
         if queues.note(epoch) {
@@ -129,10 +154,10 @@ mod tests {
     #[test]
     fn volumes_in_use_have_equal_parts_whatever_their_queues() {
         let begun = Instant::now();
-        let fair = FairShare::new(begun);
+        let (fair, clock) = (FairShare::default(), EpochClock::new(begun));
         let [noisy, quiet] = [Census::default(), Census::default()];
         let shares = |epoch| [&noisy, &quiet].map(|queues| fair.share_of(queues, USEFUL_BYTES, epoch));
-        let first = fair.epoch(begun);
+        let first = clock.epoch(begun);
         assert_eq!(shares(first), [16 * MIB; 2], "nobody has asked for anything");
         fair.note_use(&noisy, first);
         fair.note_use(&noisy, first);
@@ -141,11 +166,11 @@ mod tests {
         assert_eq!(shares(first), [MIB, 2 * MIB], "H2");
 
         // The quiet one is remembered for an epoch, and then forgotten.
-        let second = fair.epoch(begun + EPOCH);
+        let second = clock.epoch(begun + EPOCH);
         assert_ne!(second, first);
         fair.note_use(&noisy, second);
         assert_eq!(shares(second), [MIB, 2 * MIB]);
-        let third = fair.epoch(begun + 2 * EPOCH);
+        let third = clock.epoch(begun + 2 * EPOCH);
         fair.note_use(&noisy, third);
         fair.note_use(&noisy, third);
         assert_eq!(shares(third), [16 * MIB; 2]);
@@ -155,9 +180,8 @@ mod tests {
 
     #[test]
     fn nobody_has_more_than_is_useful_to_its_device() {
-        let now = Instant::now();
-        let fair = FairShare::new(now);
-        let epoch = fair.epoch(now);
+        let fair = FairShare::default();
+        let epoch = Epoch(2);
         let volumes = [Census::default(), Census::default()];
         for queues in &volumes {
             fair.note_use(queues, epoch);
@@ -165,6 +189,22 @@ mod tests {
         assert_eq!(fair.share_of(&volumes[0], 1 << 20, epoch), MIB);
         assert_eq!(least_cost(1 << 20, 128), 8 << 10);
         assert_eq!(least_cost(USEFUL_BYTES, 128), LEAST_COST_BYTES);
+    }
+
+    #[test]
+    fn volumes_of_another_medium_take_nothing_away() {
+        let media = Media::default();
+        let [here, too, there] = [1, 1, 2].map(|medium| media.of(MediumId(medium)));
+        let volumes: [Census; 3] = Default::default();
+        for (fair, queues) in [&here, &too, &there].into_iter().zip(&volumes) {
+            fair.note_use(queues, Epoch(2));
+        }
+        assert_eq!(here.share_of(&volumes[0], USEFUL_BYTES, Epoch(2)), 2 * MIB);
+        assert_eq!(there.share_of(&volumes[2], USEFUL_BYTES, Epoch(2)), 16 * MIB);
+        // What nobody uses is forgotten when another comes.
+        drop((here, too));
+        let _elsewhere = media.of(MediumId(3));
+        assert_eq!(media.0.lock().unwrap().len(), 2);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::background::{Background, Jobs};
 use crate::config::TargetConfig;
 use crate::error::StartError;
 use crate::exports::{ConnectionAddress, Export, ExportTable};
-use crate::fair_share::FairShare;
+use crate::fair_share::EpochClock;
 use crate::limiter::Turn;
 use crate::metrics::{self, Counters};
 use crate::nexus::Attention;
@@ -50,8 +50,8 @@ pub struct Shared {
     pub exports: ExportTable,
     /// The way to work that waits for the disk.
     pub background: Background,
-    /// What each volume may have at its device.
-    pub fair_share: FairShare,
+    /// What time it is, roughly.
+    pub clock: EpochClock,
     /// Fills bytes with random ones, for challenges.
     pub random: Random,
     counters: Vec<Counters>,
@@ -82,7 +82,7 @@ impl Shared {
         let (background, jobs) = Background::new();
         let shared = Arc::new(Self {
             background,
-            fair_share: FairShare::new(Instant::now()),
+            clock: EpochClock::new(Instant::now()),
             exports: ExportTable::new(config.name_prefix.to_lowercase(), config.max_sessions),
             config,
             random,

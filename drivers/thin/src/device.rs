@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io;
 
+use quarry_contract::MediumId;
+
 /// The medium of a pool: a file or a block device, or a simulation of one.
 ///
 /// Contract
@@ -54,6 +56,11 @@ pub trait PoolDevice: Send + Sync + 'static {
     fn is_hole(&self, offset: u64, length: u64) -> bool {
         let _ = (offset, length);
         false
+    }
+
+    /// Returns what the medium is on, so that pools that share it can be told from those that do not.
+    fn medium(&self) -> MediumId {
+        MediumId::default()
     }
 
     /// Makes completed writes durable (D1).

@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::{Arc, RwLock};
 
+use quarry_contract::MediumId;
 use smallvec::SmallVec;
 
 use crate::format::{MAX_ADDED_DEVICES, split_address};
@@ -105,6 +106,11 @@ impl PoolDevice for DeviceSet {
     fn is_hole(&self, address: u64, length: u64) -> bool {
         self.on(address, |device, offset| Ok(device.is_hole(offset, length)))
             .unwrap_or(false)
+    }
+
+    /// That of the first: what was added later may be on others.
+    fn medium(&self) -> MediumId {
+        self.first.medium()
     }
 
     /// Flushes all devices.

@@ -17,11 +17,12 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use quarry_contract::{DriverError, IoBuffer};
+use quarry_contract::{DriverError, IoBuffer, MediumId};
 use quarry_sys::file::{self, IoPath, LockError, Medium};
 use quarry_sys::ring;
 
@@ -154,6 +155,8 @@ pub struct FileDevice {
     submission: Option<Submission>,
     /// Whether it tells at once where its holes are.
     tells_holes: bool,
+    /// What it is on.
+    on: MediumId,
 }
 
 impl FileDevice {
@@ -233,10 +236,17 @@ impl FileDevice {
                 Some(Submission::Ring)
             }
         };
+        let metadata = file.metadata();
+        let metadata = metadata.map_err(|source| failed("asking for the device of", path, source))?;
+        let on = MediumId(match medium {
+            Medium::BlockDevice => metadata.rdev(),
+            Medium::Regular => metadata.dev(),
+        });
         let tells_holes = medium == Medium::Regular && file::tells_holes_at_once(&file).unwrap_or(false);
         Ok(Self {
             path: path.into(),
             tells_holes,
+            on,
             file,
             medium,
             io_path,
@@ -368,6 +378,11 @@ impl PoolDevice for FileDevice {
 
     fn is_hole(&self, offset: u64, length: u64) -> bool {
         self.tells_holes && file::is_hole(&self.file, offset, length).unwrap_or(false)
+    }
+
+    /// The block device itself, or that of the file system; a file system without one has a number of its own.
+    fn medium(&self) -> MediumId {
+        self.on
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -19,6 +19,17 @@ fn each_device(test: impl Fn(&FileDevice)) {
 }
 
 #[test]
+fn files_of_one_file_system_are_on_one_medium() {
+    let [disk, too, memory] = ["/var/tmp", "/var/tmp", "/dev/shm"].map(|directory| {
+        let directory = tempfile::tempdir_in(directory).unwrap();
+        let device = FileDevice::create(&directory.path().join("pool"), MIB, IoMode::Threads).unwrap();
+        device.medium()
+    });
+    assert_eq!(disk, too);
+    assert_ne!(disk, memory);
+}
+
+#[test]
 fn page_cache_is_used_where_it_was_asked_for_and_only_there() {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let path = directory.path().join("pool");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use super::contents::{CHUNK_BYTES, Contents, Space};
 use super::lock;
 use super::queue::{MemoryQueue, QueueState};
-use crate::{BlockDevice, DeviceLimits, Extent, IoBuffer, IoError, IoQueue, Verb};
+use crate::{BlockDevice, DeviceLimits, Extent, IoBuffer, IoError, IoQueue, MediumId, Verb};
 
 /// How a stand-alone [`MemoryDevice`] is made.
 #[derive(Debug, Clone)]
@@ -260,6 +260,11 @@ impl BlockDevice for MemoryDevice {
 
     fn limits(&self) -> DeviceLimits {
         self.limits
+    }
+
+    /// Memory.
+    fn medium(&self) -> MediumId {
+        MediumId::default()
     }
 
     fn is_read_only(&self) -> bool {

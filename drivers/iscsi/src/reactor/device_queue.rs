@@ -34,6 +34,8 @@ pub struct DeviceQueue {
     useful_bytes: u32,
     /// All reactors' queues of the volume.
     queues: Arc<Census>,
+    /// The volumes of its medium.
+    fair: Arc<FairShare>,
     /// When it was last said that this one is used.
     noted: Option<Epoch>,
     needs_kick: bool,
@@ -51,7 +53,11 @@ fn bytes_of(verb: &Verb) -> usize {
 }
 
 impl DeviceQueue {
-    fn new(volume: VolumeId, queues: Arc<Census>, device: Arc<dyn BlockDevice>) -> Self {
+    fn new(
+        volume: VolumeId,
+        (queues, fair): (Arc<Census>, Arc<FairShare>),
+        device: Arc<dyn BlockDevice>,
+    ) -> Self {
         let useful_bytes = device.limits().useful_in_flight_bytes;
         Self {
             volume,
@@ -64,6 +70,7 @@ impl DeviceQueue {
             least_cost: least_cost(useful_bytes, DEPTH),
             useful_bytes,
             queues,
+            fair,
             noted: None,
             needs_kick: false,
             sessions: 0,
@@ -71,23 +78,23 @@ impl DeviceQueue {
     }
 
     /// Hands a request in; it starts with the next [`DeviceQueue::service`].
-    fn submit(&mut self, request: Request, fair: &FairShare, epoch: Epoch) {
+    fn submit(&mut self, request: Request, epoch: Epoch) {
         if self.noted != Some(epoch) {
-            fair.note_use(&self.queues, epoch);
+            self.fair.note_use(&self.queues, epoch);
             self.noted = Some(epoch);
         }
         self.backlog.push_back(request);
         if self.backlog.len() == 1 {
-            self.fill(fair, epoch);
+            self.fill(epoch);
         }
     }
 
     /// Hands to the device what the volume's share allows (Q3).
-    fn fill(&mut self, fair: &FairShare, epoch: Epoch) {
+    fn fill(&mut self, epoch: Epoch) {
         let Some(queue) = self.queue.as_mut().filter(|_| !self.backlog.is_empty()) else {
             return;
         };
-        let share = fair.share_of(&self.queues, self.useful_bytes, epoch);
+        let share = self.fair.share_of(&self.queues, self.useful_bytes, epoch);
         while let Some(request) = self.backlog.pop_front() {
             let cost = bytes_of(&request.verb).max(self.least_cost) as u64;
             if self.in_flight > 0 && self.in_flight_cost + cost > share {
@@ -138,14 +145,14 @@ impl DeviceQueue {
 
     /// Starts what was handed in and appends what has completed, once: what completes meanwhile makes the queue's
     /// descriptor readable, and others come first.
-    fn service(&mut self, completions: &mut Vec<Completion>, fair: &FairShare, epoch: Epoch) {
+    fn service(&mut self, completions: &mut Vec<Completion>, epoch: Epoch) {
         completions.append(&mut self.failed);
-        self.fill(fair, epoch);
+        self.fill(epoch);
         // What a device that is memory has done already is taken before the kick, which then has nothing to announce: that
         // would be two system calls. What others complete within the kick is taken after it.
         for _ in 0..2 {
             self.reap(completions);
-            self.fill(fair, epoch);
+            self.fill(epoch);
             let Some(queue) = self.queue.as_mut().filter(|_| self.needs_kick) else {
                 return;
             };
@@ -187,7 +194,7 @@ impl DeviceQueues {
     /// Makes an empty set, whose queues share with those of all reactors.
     pub fn new(shared: Arc<Shared>, now: Instant) -> Self {
         Self {
-            epoch: shared.fair_share.epoch(now),
+            epoch: shared.clock.epoch(now),
             shared,
             slots: Vec::new(),
             dirty: Vec::new(),
@@ -196,7 +203,7 @@ impl DeviceQueues {
 
     /// Says what time it is.
     pub fn tell_time(&mut self, now: Instant) {
-        self.epoch = self.shared.fair_share.epoch(now);
+        self.epoch = self.shared.clock.epoch(now);
     }
 
     /// Adds a session to the queue of its export, making the queue's slot if it is the first.
@@ -204,7 +211,11 @@ impl DeviceQueues {
         let same = |queue: &DeviceQueue| queue.volume == export.volume && Arc::ptr_eq(&queue.device, device);
         let known = self.slots.iter().position(|slot| slot.as_ref().is_some_and(same));
         let index = known.unwrap_or_else(|| {
-            let queue = DeviceQueue::new(export.volume, Arc::clone(&export.queues), Arc::clone(device));
+            let queue = DeviceQueue::new(
+                export.volume,
+                (Arc::clone(&export.queues), Arc::clone(&export.fair)),
+                Arc::clone(device),
+            );
             match self.slots.iter().position(Option::is_none) {
                 Some(free) => {
                     self.slots[free] = Some(queue);
@@ -242,7 +253,7 @@ impl DeviceQueues {
     /// Hands a request to a queue and marks it.
     pub fn submit(&mut self, index: usize, request: Request) {
         if let Some(queue) = self.slots.get_mut(index).and_then(Option::as_mut) {
-            queue.submit(request, &self.shared.fair_share, self.epoch);
+            queue.submit(request, self.epoch);
             self.mark(index);
         }
     }
@@ -250,7 +261,7 @@ impl DeviceQueues {
     /// Starts what was handed in to a queue and appends what has completed.
     pub fn service(&mut self, index: usize, completions: &mut Vec<Completion>) {
         if let Some(queue) = self.slots.get_mut(index).and_then(Option::as_mut) {
-            queue.service(completions, &self.shared.fair_share, self.epoch);
+            queue.service(completions, self.epoch);
         }
     }
 
@@ -281,10 +292,11 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use quarry_contract::memory::{MemoryDevice, MemoryDeviceOptions};
-    use quarry_contract::{DeviceLimits, Extent, IoBuffer, Tag};
+    use quarry_contract::{DeviceLimits, Extent, IoBuffer, MediumId, Tag};
     use uuid::Uuid;
 
     use super::*;
+    use crate::fair_share::EpochClock;
 
     /// A device that has done a request when it is handed over, and announces at a kick what was not taken before.
     struct Prompt {
@@ -305,6 +317,10 @@ mod tests {
 
         fn limits(&self) -> DeviceLimits {
             self.memory.limits()
+        }
+
+        fn medium(&self) -> MediumId {
+            self.memory.medium()
         }
 
         fn is_read_only(&self) -> bool {
@@ -365,13 +381,11 @@ mod tests {
             memory: MemoryDevice::new(&options),
             announced: AtomicUsize::new(0),
         });
-        let now = Instant::now();
-        let fair = FairShare::new(now);
-        let epoch = fair.epoch(now);
+        let epoch = EpochClock::new(Instant::now()).epoch(Instant::now());
         let volume = VolumeId(Uuid::from_u128(1));
         let mut queue = DeviceQueue::new(
             volume,
-            Arc::default(),
+            Default::default(),
             Arc::clone(&device) as Arc<dyn BlockDevice>,
         );
         let read = |tag: u64, bytes: usize| Request {
@@ -381,24 +395,24 @@ mod tests {
                 buffer: IoBuffer::zeroed(bytes),
             },
         };
-        queue.submit(read(0, 4096), &fair, epoch);
+        queue.submit(read(0, 4096), epoch);
         assert!(queue.open());
         let mut completions = Vec::new();
         for tag in 1..4 {
-            queue.service(&mut completions, &fair, epoch);
+            queue.service(&mut completions, epoch);
             assert_eq!((completions.len() as u64, queue.in_flight), (tag, 0));
-            queue.submit(read(tag, 4096), &fair, epoch);
+            queue.submit(read(tag, 4096), epoch);
         }
         assert_eq!(device.announced.load(Ordering::Relaxed), 0);
 
         // Twice what may be there: at once what is, the next after it, and one is announced (Q3).
         completions.clear();
-        (4..12).for_each(|tag| queue.submit(read(tag, MIB / 2), &fair, epoch));
-        queue.service(&mut completions, &fair, epoch);
+        (4..12).for_each(|tag| queue.submit(read(tag, MIB / 2), epoch));
+        queue.service(&mut completions, epoch);
         assert!(completions.len() < 8 && queue.in_flight_cost <= MIB as u64);
         assert!(device.announced.load(Ordering::Relaxed) > 0);
         while completions.len() < 9 {
-            queue.service(&mut completions, &fair, epoch);
+            queue.service(&mut completions, epoch);
         }
         let tags: Vec<u64> = completions.iter().map(|completion| completion.tag.0).collect();
         assert_eq!(tags, (3..12).collect::<Vec<u64>>());

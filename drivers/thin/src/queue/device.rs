@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use quarry_contract::{BlockDevice, DeviceLimits, Extent, IoError, IoQueue};
+use quarry_contract::{BlockDevice, DeviceLimits, Extent, IoError, IoQueue, MediumId};
 
 use super::{VolumeQueue, Workers};
 use crate::atomic_write::ATOMIC_WRITE_BYTES;
@@ -73,6 +73,10 @@ impl BlockDevice for VolumeDevice {
 
     fn limits(&self) -> DeviceLimits {
         self.limits
+    }
+
+    fn medium(&self) -> MediumId {
+        self.handle.pool().device().medium()
     }
 
     fn is_read_only(&self) -> bool {
