@@ -4,7 +4,7 @@ use quarry_proto::v1;
 use tonic::{Request, Response, Status};
 
 use super::{Api, answer, request};
-use crate::resources::ResourceError;
+use crate::resources::{ResourceError, RuleSource};
 
 #[tonic::async_trait]
 impl v1::access_server::Access for Api {
@@ -15,6 +15,7 @@ impl v1::access_server::Access for Api {
         let v1::SetAccessRequest {
             target,
             rules,
+            inherit,
             mutation,
         } = request.into_inner();
         let target = request::access_target(target)?;
@@ -23,8 +24,16 @@ impl v1::access_server::Access for Api {
             .enumerate()
             .map(|(at, rule)| request::access_rule(&format!("rules[{at}]"), rule))
             .collect::<Result<Vec<_>, ResourceError>>()?;
+        let source = match inherit {
+            false => RuleSource::Own(rules),
+            true if rules.is_empty() => RuleSource::Share,
+            true => {
+                let problem = "there are some beside inherit, which means the share's; leave one of both out";
+                return Err(request::wrong("rules", problem).into());
+            }
+        };
         let mutation = request::mutation(mutation)?;
-        let status = self.model.set_access(target, rules, mutation).await?;
+        let status = self.model.set_access(target, source, mutation).await?;
         Ok(Response::new(answer::access_status(status)))
     }
 

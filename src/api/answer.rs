@@ -3,7 +3,8 @@
 use prost_types::Timestamp;
 use quarry_contract::{
     AccessLevel, ChapCredentials, ClientKind, IoLimits, PoolSpace, PoolState, Rate, RateLimits, ScrubFinding,
-    ScrubState, ScrubStatus, SessionInfo, SharePoolStatus, ShareSource, SpaceLevel, Squash, VersionId,
+    ScrubState, ScrubStatus, SessionInfo, ShareId, SharePoolStatus, ShareSource, SpaceLevel, Squash,
+    VersionId,
 };
 use quarry_proto::v1;
 use quarry_proto::v1::{share_source, volume_source};
@@ -433,7 +434,12 @@ pub(super) fn access_status(status: AccessStatus) -> v1::AccessStatus {
         generation: status.generation,
         in_sync,
         rules: status.rules.into_iter().map(rule).collect(),
+        inherited_from_share_id: optional_share(status.inherited_from),
     }
+}
+
+fn optional_share(id: Option<ShareId>) -> String {
+    id.map(|id| id.to_string()).unwrap_or_default()
 }
 
 pub(super) fn access_decision(decision: AccessDecision) -> v1::AccessDecision {
@@ -442,11 +448,17 @@ pub(super) fn access_decision(decision: AccessDecision) -> v1::AccessDecision {
         AccessLevel::ReadWrite => "may read and write",
     };
     let client = decision.client;
+    let of = match decision.inherited_from {
+        None => String::new(),
+        Some(share) => format!(" of share {share}"),
+    };
     let by_rules = match &decision.by_rules {
-        None => format!("{client} has no access: no rule names it"),
+        None => format!("{client} has no access: no rule{of} names it"),
         Some((level, network, rule)) => {
             let verb = verb(*level);
-            format!("{client} {verb}: of the rules that name it, {rule} has the smallest network, {network}")
+            format!(
+                "{client} {verb}: of the rules{of} that name it, {rule} has the smallest network, {network}"
+            )
         }
     };
     let level = decision.by_rules.as_ref().map(|(level, _, _)| *level);
@@ -470,6 +482,7 @@ pub(super) fn access_decision(decision: AccessDecision) -> v1::AccessDecision {
         loaded_level: number(loaded),
         loaded_network: decision.loaded.map(|(_, network)| network).unwrap_or_default(),
         explanation,
+        inherited_from_share_id: optional_share(decision.inherited_from),
     }
 }
 

@@ -116,6 +116,9 @@ pub struct ShareRecord {
     pub squash: Squash,
     /// Who may use it, in the order in which it was said.
     pub rules: Vec<AccessRule>,
+    /// Of a snapshot: whether those who may use its share may use it, instead of rules of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
 }
 
 impl ShareRecord {
@@ -129,6 +132,7 @@ impl ShareRecord {
             updated: now,
             squash,
             rules: Vec::new(),
+            inherits: false,
         }
     }
 
@@ -463,6 +467,9 @@ pub enum Request {
         target: ShareVersion,
         /// All rules it shall have.
         rules: Vec<AccessRule>,
+        /// Whether a snapshot shall have its share's instead.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        inherits: bool,
     },
 }
 

@@ -276,14 +276,14 @@ impl Catalog {
         self.get(table, id, || version.to_string())
     }
 
-    /// Returns the shares and snapshots of shares that have rules.
+    /// Returns the shares and snapshots of shares that have rules or take their share's.
     ///
     /// # Errors
     /// When a read fails or a record is damaged.
-    pub fn shares_with_rules(&self) -> Result<Vec<(ShareVersion, ShareRecord)>, CatalogError> {
-        let has_rules = |_, record: &ShareRecord| !record.rules.is_empty();
-        let shares = self.page(SHARES, None, usize::MAX, "share", has_rules)?;
-        let snapshots = self.page(SHARE_SNAPSHOTS, None, usize::MAX, "share snapshot", has_rules)?;
+    pub fn shares_with_access(&self) -> Result<Vec<(ShareVersion, ShareRecord)>, CatalogError> {
+        let has_access = |_, record: &ShareRecord| record.inherits || !record.rules.is_empty();
+        let shares = self.page(SHARES, None, usize::MAX, "share", has_access)?;
+        let snapshots = self.page(SHARE_SNAPSHOTS, None, usize::MAX, "share snapshot", has_access)?;
         let share = |(id, record)| (ShareVersion::Share(ShareId(id)), record);
         let snapshot = |(id, record)| (ShareVersion::Snapshot(ShareSnapshotId(id)), record);
         Ok(shares

@@ -25,6 +25,7 @@ Examples:
   quarry access set share:SHARE_ID --rule rw:10.0.0.7 --rule ro:10.0.0.0/24
   quarry access set share:SHARE_ID --rule rw:fd00::/64
   quarry access set snapshot:SNAPSHOT_ID --rule ro:10.0.0.0/8
+  quarry access set snapshot:SNAPSHOT_ID --inherit
   quarry access set share:SHARE_ID
 
 The longest prefix decides, whatever the order: here 10.0.0.7 may write, its neighbours may read. The rules hold when the
@@ -36,6 +37,9 @@ command has ended, also for files that are open.")]
         /// A rule, rw:CLIENT or ro:CLIENT, with an address or a network; may be given several times
         #[arg(long = "rule", value_parser = parse_rule, value_name = "LEVEL:CLIENT")]
         rules: Vec<Rule>,
+        /// Of a snapshot: its share's rules, now and after every change of them
+        #[arg(long, conflicts_with = "rules")]
+        inherit: bool,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -106,11 +110,13 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
         Command::Set {
             target,
             rules,
+            inherit,
             mutation,
         } => {
             let request = SetAccessRequest {
                 target: target_of(target),
                 rules: rules.into_iter().map(rule_of).collect(),
+                inherit,
                 mutation: mutation.into(),
             };
             Ok(listed(&client.set_access(request).await?.into_inner()))
@@ -146,6 +152,7 @@ struct RuleRecord<'a> {
     canonical: &'a str,
     effective: String,
     shadowed_by: &'a [String],
+    inherited_from_share_id: &'a str,
 }
 
 fn level(level: AccessLevel) -> String {
@@ -171,6 +178,10 @@ fn listed(status: &AccessStatus) -> Answer {
         .iter()
         .filter_map(|one| {
             let (rule, effective, state) = record(one)?;
+            let of = match status.inherited_from_share_id.is_empty() {
+                true => "own",
+                false => "of its share",
+            };
             let problem = match &one.shadowed_by[..] {
                 [] => one.problem.clone(),
                 rules => format!("shadowed by {}", rules.join(", ")),
@@ -180,6 +191,7 @@ fn listed(status: &AccessStatus) -> Answer {
                 rule.client.clone(),
                 level(rule.level()),
                 level(effective),
+                of.to_owned(),
                 state,
                 show_text(&problem),
             ])
@@ -200,10 +212,19 @@ fn listed(status: &AccessStatus) -> Answer {
                 canonical: &one.canonical,
                 effective: level(one.effective()),
                 shadowed_by: &one.shadowed_by,
+                inherited_from_share_id: &status.inherited_from_share_id,
             })
         })
         .collect();
-    let columns = ["RULE", "CLIENT", "LEVEL", "EFFECTIVE", "STATE", "PROBLEM"];
+    let columns = [
+        "RULE",
+        "CLIENT",
+        "LEVEL",
+        "EFFECTIVE",
+        "WHOSE",
+        "STATE",
+        "PROBLEM",
+    ];
     Answer::list(&columns, rows, &records)
 }
 
@@ -215,6 +236,7 @@ struct DecisionRecord<'a> {
     network: &'a str,
     loaded_level: String,
     loaded_network: &'a str,
+    inherited_from_share_id: &'a str,
     explanation: &'a str,
 }
 
@@ -225,6 +247,7 @@ fn explained(decision: &AccessDecision) -> Answer {
         network: &decision.network,
         loaded_level: level(decision.loaded_level()),
         loaded_network: &decision.loaded_network,
+        inherited_from_share_id: &decision.inherited_from_share_id,
         explanation: &decision.explanation,
     };
     let properties = vec![
@@ -273,6 +296,7 @@ mod tests {
         let status = AccessStatus {
             generation: 2,
             in_sync: true,
+            inherited_from_share_id: String::new(),
             rules: vec![
                 active,
                 rule("rw:host", RuleState::Refused, "names are not looked up"),
@@ -286,6 +310,7 @@ mod tests {
             loaded_level: AccessLevel::ReadWrite.into(),
             loaded_network: "10.0.0.7".into(),
             explanation: "10.0.0.7 may read and write.".into(),
+            inherited_from_share_id: "00000000-0000-4000-8000-0000000000d1".into(),
         };
         assert_golden("access-explain", &explained(&decision));
     }

@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use quarry_contract::{AccessLevel, AccessRule, AccessRuleId, RuleState, ShareVersion, resolve_access};
+use quarry_contract::{
+    AccessLevel, AccessRule, AccessRuleId, RuleState, ShareId, ShareVersion, resolve_access,
+};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Object, ResourceError};
 use super::operations::{Done, Intent};
-use super::share_exports::table_of;
+use super::share_exports::{AccessInForce, table_of};
 use super::volumes::check_generation;
 use super::{Mutation, Resources};
 use crate::catalog::Change;
@@ -21,6 +23,15 @@ const MAX_RULES: usize = 1000;
 /// The longest client, in bytes.
 const MAX_CLIENT_BYTES: usize = 255;
 
+/// Whose rules say who may use something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuleSource {
+    /// Its own: all that it shall have.
+    Own(Vec<AccessRule>),
+    /// Its share's, now and later. Of a snapshot only.
+    Share,
+}
+
 /// All rules of a share or snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessStatus {
@@ -30,6 +41,9 @@ pub struct AccessStatus {
     pub rules: Vec<RuleView>,
     /// Why the server does not enforce them; `None` when it does.
     pub problem: Option<String>,
+    /// The share whose rules they are, when they are not its own. Answers remembered from before had none.
+    #[serde(default)]
+    pub inherited_from: Option<ShareId>,
 }
 
 /// A rule, and what has become of it.
@@ -61,27 +75,40 @@ pub struct AccessDecision {
     pub by_rules: Option<(AccessLevel, String, AccessRuleId)>,
     /// What it may do by what the server has loaded.
     pub loaded: Option<(AccessLevel, String)>,
+    /// The share whose rules decide, when they are not its own.
+    pub inherited_from: Option<ShareId>,
 }
 
 impl Resources {
-    /// Replaces the rules of a share or snapshot. They hold when this returns.
+    /// Replaces the rules of a share or snapshot. They hold when this returns, those of a share for the snapshots, too, that
+    /// take its rules.
     ///
     /// # Errors
     /// `NotFound`, `InvalidField`, `StaleGeneration`, and the server's; then the rules are what they were.
     pub async fn set_access(
         self: &Arc<Self>,
         version: ShareVersion,
-        rules: Vec<AccessRule>,
+        source: RuleSource,
         mutation: Mutation,
     ) -> Result<AccessStatus, ResourceError> {
+        let (rules, inherits) = match source {
+            RuleSource::Own(rules) => (rules, false),
+            RuleSource::Share => (Vec::new(), true),
+        };
         check_rules(&rules)?;
+        if inherits && matches!(version, ShareVersion::Share(_)) {
+            let problem = "is for snapshots of shares only; a share has rules of its own";
+            return Err(ResourceError::field("inherit", problem.to_owned()));
+        }
         let if_generation = mutation.if_generation;
         let request = Request::SetAccess {
             target: version,
             rules: rules.clone(),
+            inherits,
         };
-        self.mutate(vec![version.into()], request, mutation, move |model, intent| {
-            Box::pin(model.replace_rules(version, rules, if_generation, intent))
+        let locks = self.access_locks(version).await?;
+        self.mutate(locks, request, mutation, move |model, intent| {
+            Box::pin(model.replace_rules(version, rules, inherits, if_generation, intent))
         })
         .await
     }
@@ -90,25 +117,65 @@ impl Resources {
         &self,
         version: ShareVersion,
         rules: Vec<AccessRule>,
+        inherits: bool,
         if_generation: Option<u64>,
         intent: &mut Intent,
     ) -> Result<Done<AccessStatus>, ResourceError> {
         self.existing_share_version(version).await?;
         let record = self.share_record(version)?;
         check_generation(Object::share(version), record.generation, if_generation)?;
-        if record.rules == rules {
+        if record.rules == rules && record.inherits == inherits {
             // A call that failed may have left others at the server.
-            self.sync_share(version, &record).await?;
-            return Ok(Done::unchanged(self.access_status(version, &record)?));
+            let in_force = self.access_in_force(version, &record).await?;
+            for (version, in_force) in self.concerned(version, in_force).await? {
+                self.sync_share(version, &in_force).await?;
+            }
+            return Ok(Done::unchanged(self.access_status(version, &record).await?));
         }
         intent.open().await?;
-        let record = ShareRecord { rules, ..record }.changed_now();
-        if let Err(error) = self.sync_share(version, &record).await {
-            self.export_again(version, "a change of rules has failed").await;
+        let record = ShareRecord {
+            rules,
+            inherits,
+            ..record
+        }
+        .changed_now();
+        let in_force = self.access_in_force(version, &record).await?;
+        let concerned = self.concerned(version, in_force).await?;
+        let synced = async {
+            for (version, in_force) in &concerned {
+                self.sync_share(*version, in_force).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = synced.await {
+            for (version, _) in &concerned {
+                self.export_again(*version, "a change of rules has failed").await;
+            }
             return Err(error);
         }
-        let status = self.access_status(version, &record)?;
+        let status = self.access_status(version, &record).await?;
         Ok(Done::changed(status, vec![Change::PutShare(version, record)]))
+    }
+
+    /// Returns what a change of rules concerns: what they are of, and the snapshots that take them (X4).
+    async fn concerned(
+        &self,
+        version: ShareVersion,
+        in_force: AccessInForce,
+    ) -> Result<Vec<(ShareVersion, AccessInForce)>, ResourceError> {
+        let mut concerned = Vec::new();
+        if let ShareVersion::Share(id) = version {
+            for snapshot in self.inheriting(id).await? {
+                let inherited = AccessInForce {
+                    rules: in_force.rules.clone(),
+                    squash: in_force.squash,
+                    inherited_from: Some(id),
+                };
+                concerned.push((snapshot, inherited));
+            }
+        }
+        concerned.insert(0, (version, in_force));
+        Ok(concerned)
     }
 
     /// Returns the rules of a share or snapshot.
@@ -117,15 +184,16 @@ impl Resources {
     /// `NotFound`.
     pub async fn access(&self, version: ShareVersion) -> Result<AccessStatus, ResourceError> {
         self.existing_share_version(version).await?;
-        self.access_status(version, &self.share_record(version)?)
+        self.access_status(version, &self.share_record(version)?).await
     }
 
-    fn access_status(
+    async fn access_status(
         &self,
         version: ShareVersion,
         record: &ShareRecord,
     ) -> Result<AccessStatus, ResourceError> {
-        let (_, statuses) = resolve_access(&record.rules, &self.share_server()?.enforceable());
+        let in_force = self.access_in_force(version, record).await?;
+        let (_, statuses) = resolve_access(&in_force.rules, &self.share_server()?.enforceable());
         let view = |(rule, status): (&AccessRule, quarry_contract::RuleStatus)| RuleView {
             rule: rule.clone(),
             enforced: match status.state {
@@ -146,8 +214,9 @@ impl Resources {
         };
         Ok(AccessStatus {
             generation: record.generation,
-            rules: record.rules.iter().zip(statuses).map(view).collect(),
+            rules: in_force.rules.iter().zip(statuses).map(view).collect(),
             problem: self.share_export_failure(version),
+            inherited_from: in_force.inherited_from,
         })
     }
 
@@ -163,7 +232,8 @@ impl Resources {
         self.existing_share_version(version).await?;
         let record = self.share_record(version)?;
         let server = self.share_server()?;
-        let by_rules = table_of(version, &record.rules, &**server)
+        let in_force = self.access_in_force(version, &record).await?;
+        let by_rules = table_of(version, &in_force.rules, &**server)
             .decide(client)
             .map(|entry| (entry.level, entry.network.to_string(), entry.rule));
         let loaded = server
@@ -174,6 +244,7 @@ impl Resources {
             client,
             by_rules,
             loaded: loaded.map(|(network, level)| (level, network.to_string())),
+            inherited_from: in_force.inherited_from,
         })
     }
 }

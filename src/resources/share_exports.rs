@@ -8,16 +8,18 @@
 //! - X1: nothing is exported that is not mounted, and nothing is unmounted that is exported.
 //! - X2: what should be exported and is not, is known with its reason, and tried again.
 //! - X3: what has stopped, or is exported and was unmounted by somebody else, is mounted and exported anew, by itself.
+//! - X4: a snapshot that takes its share's rules is exported by the same as the share, at the end of every call that changes
+//!   them. What changes or reads who may use a snapshot has its share's lock, too.
 //!
 //! Failure: an export that cannot be made is remembered; its rules show as pending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::{
-    AccessRule, AccessTable, DriverError, ErrorKind, PortalRole, ShareExport, ShareServer, ShareVersion,
-    resolve_access,
+    AccessRule, AccessTable, DriverError, ErrorKind, PortalRole, ShareExport, ShareId, ShareServer,
+    ShareSnapshotId, ShareVersion, Squash, resolve_access,
 };
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -25,6 +27,7 @@ use uuid::Uuid;
 
 use super::Resources;
 use super::error::ResourceError;
+use super::locks::LockKey;
 use super::shares::{ExportLocation, SharePool};
 use crate::catalog::record::ShareRecord;
 
@@ -40,6 +43,34 @@ pub(super) struct ShareExports {
 impl ShareExports {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ShareVersion, String>> {
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who may use something, and whose rules say so.
+pub(super) struct AccessInForce {
+    pub(super) rules: Vec<AccessRule>,
+    pub(super) squash: Squash,
+    /// The share whose rules they are, when they are not its own.
+    pub(super) inherited_from: Option<ShareId>,
+}
+
+impl AccessInForce {
+    /// The rules of a record itself.
+    pub(super) fn own(record: &ShareRecord) -> Self {
+        Self {
+            rules: record.rules.clone(),
+            squash: record.squash,
+            inherited_from: None,
+        }
+    }
+
+    /// The rules of a share, for a snapshot of it. The record is `None` when there is no share any more, and nobody has access.
+    pub(super) fn inherited(share: ShareId, record: Option<&ShareRecord>) -> Self {
+        Self {
+            rules: record.map_or_else(Vec::new, |record| record.rules.clone()),
+            squash: record.map_or_else(Squash::default, |record| record.squash),
+            inherited_from: Some(share),
+        }
     }
 }
 
@@ -102,14 +133,65 @@ impl Resources {
         })
     }
 
-    /// Makes the server equal to a record. The lock is held.
-    pub(super) async fn sync_share(
+    /// Returns the locks of who may use something (X4).
+    pub(super) async fn access_locks(&self, version: ShareVersion) -> Result<Vec<LockKey>, ResourceError> {
+        let share = match version {
+            ShareVersion::Share(_) => None,
+            ShareVersion::Snapshot(id) => self.share_of(id).await?,
+        };
+        let share = share.map(|id| ShareVersion::Share(id).into());
+        Ok(share.into_iter().chain([version.into()]).collect())
+    }
+
+    /// Returns the share that a snapshot is of; `None` when there is no such snapshot.
+    async fn share_of(&self, id: ShareSnapshotId) -> Result<Option<ShareId>, ResourceError> {
+        let Some((pool, _)) = self.find_share_version(ShareVersion::Snapshot(id)).await? else {
+            return Ok(None);
+        };
+        Ok(Some(pool.backend.snapshot(id).await?.share))
+    }
+
+    /// Returns who may use something by its record. The locks are held.
+    pub(super) async fn access_in_force(
         &self,
         version: ShareVersion,
         record: &ShareRecord,
+    ) -> Result<AccessInForce, ResourceError> {
+        let share = match version {
+            ShareVersion::Snapshot(id) if record.inherits => self.share_of(id).await?,
+            _ => None,
+        };
+        Ok(match share {
+            Some(share) => {
+                let of_share = self.catalog.share(ShareVersion::Share(share))?;
+                AccessInForce::inherited(share, of_share.as_ref())
+            }
+            None => AccessInForce::own(record),
+        })
+    }
+
+    /// Returns the snapshots of a share that take its rules. Its lock is held.
+    pub(super) async fn inheriting(&self, share: ShareId) -> Result<Vec<ShareVersion>, ResourceError> {
+        let mut found = Vec::new();
+        for pool in self.share_pools() {
+            for snapshot in pool.backend.snapshots().await? {
+                let version = ShareVersion::Snapshot(snapshot.id);
+                if snapshot.share == share && self.share_record(version)?.inherits {
+                    found.push(version);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes the server equal to this. The lock is held.
+    pub(super) async fn sync_share(
+        &self,
+        version: ShareVersion,
+        in_force: &AccessInForce,
     ) -> Result<(), ResourceError> {
         let server = self.share_server()?;
-        let access = table_of(version, &record.rules, &**server);
+        let access = table_of(version, &in_force.rules, &**server);
         let (pool, _) = self.existing_share_version(version).await?;
         if access.is_empty() {
             match self.withdraw_share(&pool, version).await {
@@ -129,7 +211,7 @@ impl Resources {
             let export = ShareExport {
                 mounted: mounted.into_inner(),
                 access,
-                squash: record.squash,
+                squash: in_force.squash,
             };
             server.export(&export).await?;
         }
@@ -152,7 +234,8 @@ impl Resources {
     pub(super) async fn export_again(&self, version: ShareVersion, why: &str) {
         let synced = async {
             let record = self.share_record(version)?;
-            self.sync_share(version, &record).await
+            let in_force = self.access_in_force(version, &record).await?;
+            self.sync_share(version, &in_force).await
         };
         if let Err(error) = synced.await {
             warn!(%version, %error, "{why}, and the server is not as it was; this is tried again");
@@ -165,14 +248,18 @@ impl Resources {
     /// # Errors
     /// The driver's; it is remembered then, and tried again.
     pub(super) async fn restore_share(&self, version: ShareVersion) -> Result<(), ResourceError> {
-        let _held = self.locks.take([version.into()]).await?;
+        let _held = self.locks.take(self.access_locks(version).await?).await?;
         let record = self.share_record(version)?;
         let is_gone = self.find_share_version(version).await?.is_none();
         if is_gone {
             self.share_exports.lock().remove(&version);
             return Ok(());
         }
-        let result = self.sync_share(version, &record).await;
+        let restored = async {
+            let in_force = self.access_in_force(version, &record).await?;
+            self.sync_share(version, &in_force).await
+        };
+        let result = restored.await;
         if let Err(error) = &result {
             self.share_exports.lock().insert(version, error.to_string());
         }
@@ -240,7 +327,7 @@ impl Resources {
 
     async fn revive_share(&self, pool: &SharePool, version: ShareVersion) -> Result<(), ResourceError> {
         {
-            let _held = self.locks.take([version.into()]).await?;
+            let _held = self.locks.take(self.access_locks(version).await?).await?;
             // Whoever had the lock may have done it.
             if pool.backend.stopped().await?.contains(&version) {
                 self.withdraw_share(pool, version).await?;
@@ -258,8 +345,16 @@ impl Resources {
         let Some(server) = self.registry.share_server() else {
             return Ok((0, 0));
         };
-        let wanted = self.catalog.shares_with_rules()?;
-        let is_wanted = |version: ShareVersion| wanted.iter().any(|(one, _)| *one == version);
+        let mut wanted = BTreeSet::new();
+        for (version, record) in self.catalog.shares_with_access()? {
+            let in_force = self.access_in_force(version, &record).await;
+            // What is not known now is found out when it is restored.
+            if in_force.is_ok_and(|in_force| in_force.rules.is_empty()) {
+                continue;
+            }
+            wanted.insert(version);
+        }
+        let is_wanted = |version: ShareVersion| wanted.contains(&version);
         for version in server.exports().await? {
             if !is_wanted(version) {
                 server.unexport(version).await?;
@@ -276,7 +371,7 @@ impl Resources {
             }
         }
         let (mut restored, mut failed) = (0, 0);
-        let mut waiting = wanted.into_iter().map(|(version, _)| version);
+        let mut waiting = wanted.into_iter();
         let mut running = JoinSet::new();
         loop {
             for version in waiting.by_ref().take(RESTORED_AT_A_TIME - running.len()) {

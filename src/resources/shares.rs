@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::error::{Differences, Object, ObjectKind, ResourceError};
 use super::locks::LockKey;
 use super::operations::{Done, Intent};
+use super::share_exports::AccessInForce;
 use super::volumes::{check_generation, refuse_generation};
 use super::{Mutation, Page, Resources};
 use crate::catalog::Change;
@@ -422,7 +423,8 @@ impl Resources {
             ShareVersion::Share(id) => Request::DeleteShare { id },
             ShareVersion::Snapshot(id) => Request::DeleteShareSnapshot { id },
         };
-        self.mutate(vec![version.into()], request, mutation, move |model, intent| {
+        let locks = self.access_locks(version).await?;
+        self.mutate(locks, request, mutation, move |model, intent| {
             Box::pin(model.remove_share_version(version, if_generation, intent))
         })
         .await
@@ -441,8 +443,19 @@ impl Resources {
         };
         let generation = self.share_record(version)?.generation;
         check_generation(Object::share(version), generation, if_generation)?;
+        // Its rules go with it.
+        let inheriting = match version {
+            ShareVersion::Share(id) => self.inheriting(id).await?,
+            ShareVersion::Snapshot(_) => Vec::new(),
+        };
         intent.open().await?;
         let removed = async {
+            if let ShareVersion::Share(id) = version {
+                let nobody = AccessInForce::inherited(id, None);
+                for snapshot in &inheriting {
+                    self.sync_share(*snapshot, &nobody).await?;
+                }
+            }
             self.withdraw_share(&pool, version).await?;
             match version {
                 ShareVersion::Share(id) => pool.backend.delete_share(id).await?,
@@ -453,7 +466,9 @@ impl Resources {
         let result = removed.await;
         if result.is_err() {
             // It is there, and so are its rules.
-            self.export_again(version, "a delete has failed").await;
+            for version in [version].into_iter().chain(inheriting) {
+                self.export_again(version, "a delete has failed").await;
+            }
         }
         result
     }

@@ -5,6 +5,7 @@ mod crash;
 mod encryption;
 mod extents;
 mod faults;
+mod inherited_access;
 mod kit;
 mod power_cut;
 mod semantics;

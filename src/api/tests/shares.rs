@@ -26,12 +26,12 @@ use crate::registry::{NamedTarget, Registry};
 use crate::resources::Resources;
 
 const MIB: u64 = 1 << 20;
-const SIZE: u64 = 8 * MIB;
+pub(super) const SIZE: u64 = 8 * MIB;
 
-struct Agent {
-    api: Api,
+pub(super) struct Agent {
+    pub(super) api: Api,
     pool: Arc<MemoryShareBackend>,
-    server: Arc<MemoryShareServer>,
+    pub(super) server: Arc<MemoryShareServer>,
     folder: TempDir,
 }
 
@@ -40,7 +40,7 @@ fn catalog_in(folder: &TempDir) -> Catalog {
 }
 
 impl Agent {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let pool = MemoryShareBackend::new(PoolName::parse("shares").unwrap(), 1 << 30);
         Self::over(
             Arc::new(pool),
@@ -76,7 +76,7 @@ impl Agent {
     }
 
     /// Kills the agent with these intents open and starts it again; pool and share server live on.
-    async fn restart_in(self, calls: Vec<Call>) -> Self {
+    pub(super) async fn restart_in(self, calls: Vec<Call>) -> Self {
         let Self {
             api,
             pool,
@@ -131,7 +131,7 @@ impl Agent {
             .map(|answer| answer.into_inner())
     }
 
-    async fn snapshot(&self, n: u128, of: u128) -> v1::ShareSnapshot {
+    pub(super) async fn snapshot(&self, n: u128, of: u128) -> v1::ShareSnapshot {
         let request = v1::CreateShareSnapshotsRequest {
             members: vec![v1::ShareSnapshotMember {
                 snapshot_id: id(n),
@@ -147,7 +147,7 @@ impl Agent {
         answer.into_inner().snapshots.remove(0)
     }
 
-    async fn set(
+    pub(super) async fn set(
         &self,
         target: v1::access_target::Target,
         rules: &[(&str, v1::AccessLevel)],
@@ -170,6 +170,7 @@ impl Agent {
         let request = v1::SetAccessRequest {
             target: Some(v1::AccessTarget { target: Some(target) }),
             rules: rules.iter().enumerate().map(rule).collect(),
+            inherit: false,
             mutation: Some(v1::Mutation {
                 if_generation,
                 ..Default::default()
@@ -181,21 +182,21 @@ impl Agent {
             .map(|answer| answer.into_inner())
     }
 
-    fn attempt(&self, version: ShareVersion, client: &str) -> Option<AccessLevel> {
+    pub(super) fn attempt(&self, version: ShareVersion, client: &str) -> Option<AccessLevel> {
         self.server.attempt(version, client.parse().unwrap())
     }
 
-    async fn is_mounted(&self, version: ShareVersion) -> bool {
+    pub(super) async fn is_mounted(&self, version: ShareVersion) -> bool {
         let mounted = self.pool.mounted().await.unwrap();
         mounted.iter().any(|one| one.version == version)
     }
 }
 
-fn id(n: u128) -> String {
+pub(super) fn id(n: u128) -> String {
     Uuid::from_u128(n).to_string()
 }
 
-fn share_id(n: u128) -> ShareId {
+pub(super) fn share_id(n: u128) -> ShareId {
     ShareId(Uuid::from_u128(n))
 }
 
@@ -203,24 +204,24 @@ fn snapshot_id(n: u128) -> ShareSnapshotId {
     ShareSnapshotId(Uuid::from_u128(n))
 }
 
-fn share(n: u128) -> ShareVersion {
+pub(super) fn share(n: u128) -> ShareVersion {
     ShareVersion::Share(share_id(n))
 }
 
-fn snapshot(n: u128) -> ShareVersion {
+pub(super) fn snapshot(n: u128) -> ShareVersion {
     ShareVersion::Snapshot(snapshot_id(n))
 }
 
-fn of_share(n: u128) -> v1::access_target::Target {
+pub(super) fn of_share(n: u128) -> v1::access_target::Target {
     v1::access_target::Target::ShareId(id(n))
 }
 
-fn of_snapshot(n: u128) -> v1::access_target::Target {
+pub(super) fn of_snapshot(n: u128) -> v1::access_target::Target {
     v1::access_target::Target::SnapshotId(id(n))
 }
 
 #[track_caller]
-fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str) {
+pub(super) fn assert_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, reason: &str) {
     let status = result.expect_err(reason);
     let found = status.get_error_details().error_info().unwrap().reason.clone();
     assert_eq!(
@@ -425,6 +426,7 @@ async fn rules_are_set_as_a_whole_and_each_says_what_has_become_of_it() {
             target: Some(of_share(1)),
         }),
         rules: vec![twice.clone(), twice],
+        inherit: false,
         mutation: None,
     };
     let refused = agent.api.set_access(Request::new(request)).await;
@@ -716,6 +718,7 @@ async fn a_start_makes_the_server_equal_to_the_records_also_after_half_a_call() 
         Call::SetAccess {
             target: share(1),
             rules: vec![rule],
+            inherits: false,
         },
         Call::DeleteShare { id: share_id(2) },
         create(4),
