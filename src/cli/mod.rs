@@ -34,9 +34,10 @@ mod snapshot;
 mod volume;
 mod word;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use answer::{Answer, Format};
 use endpoint::ConnectionArgs;
@@ -180,9 +181,30 @@ Examples:
     Agent(agent::AgentArgs),
 }
 
+/// What the options of commands that ask an agent are called, which every command inherits.
+const ASKING: [&str; 6] = ["output", "endpoint", "ca", "cert", "key", "timeout"];
+
+impl Cli {
+    /// Reads a command line. The help of `quarry agent`, which asks nobody, is without the options for that.
+    fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = Cli::command();
+        // Only then do commands have what they inherit.
+        command.build();
+        let matches = command
+            .mut_subcommand("agent", |agent| {
+                agent.mut_args(|arg| {
+                    let asks = ASKING.contains(&arg.get_id().as_str());
+                    arg.hide(asks)
+                })
+            })
+            .try_get_matches_from(line)?;
+        Cli::from_arg_matches(&matches)
+    }
+}
+
 /// Runs the command line of this process and returns what to exit with.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come as "errors" with code 0; a reader that has gone away is no failure.
@@ -239,8 +261,6 @@ async fn call(noun: Noun, connection: &ConnectionArgs) -> Result<Answer, Failure
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -258,7 +278,7 @@ mod tests {
             &["quarry", "agent"],
         ] {
             let line = path.iter().copied().chain(["--help"]);
-            let help = Cli::try_parse_from(line).unwrap_err().to_string();
+            let help = Cli::read(line).unwrap_err().to_string();
             golden::assert_golden_text(&format!("help-{}.txt", path.join("-")), help.trim_end());
         }
     }
@@ -322,7 +342,7 @@ mod tests {
             ),
         ];
         for (line, right) in wrong {
-            let error = Cli::try_parse_from(["quarry"].iter().chain(line)).unwrap_err();
+            let error = Cli::read(["quarry"].iter().chain(line)).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line:?}");
             assert!(error.to_string().contains(right), "{line:?}: {error}");
         }
