@@ -20,10 +20,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use quarry_contract::{ShareId, ShareSnapshotId, ShareSource, ShareVersion};
+use quarry_contract::{ShareSnapshotId, ShareVersion};
+use quarry_xfs::mounts::make_folder;
+use quarry_xfs::objects::{ObjectRecord, member_name, parse_member};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -37,21 +38,6 @@ pub(crate) struct PoolRecord {
     pub format: u32,
     /// The pool's identity.
     pub uuid: Uuid,
-}
-
-/// `record.json`: what an object was made of. Never changes; the size is the image's length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum ObjectRecord {
-    /// A share.
-    Share {
-        /// What it was created from.
-        source: ShareSource,
-    },
-    /// A snapshot.
-    Snapshot {
-        /// The share it is of.
-        share: ShareId,
-    },
 }
 
 /// The paths of a pool.
@@ -216,32 +202,6 @@ impl Layout {
 pub(crate) fn finish_object(folder: &Path, record: &ObjectRecord) -> io::Result<()> {
     write_durably(&folder.join("record.json"), &serde_json::to_vec(record)?)?;
     sync_folder(folder)
-}
-
-/// The name of an object's folder where shares and snapshots lie side by side.
-pub(crate) fn member_name(version: ShareVersion) -> String {
-    match version {
-        ShareVersion::Share(id) => format!("share-{id}"),
-        ShareVersion::Snapshot(id) => format!("snapshot-{id}"),
-    }
-}
-
-/// The opposite of [`member_name`].
-pub(crate) fn parse_member(name: &str) -> Option<ShareVersion> {
-    let (kind, id) = name.split_once('-')?;
-    match kind {
-        "share" => id.parse().ok().map(ShareVersion::Share),
-        "snapshot" => id.parse().ok().map(ShareVersion::Snapshot),
-        _ => None,
-    }
-}
-
-/// Makes a folder that only its owner may look into; one that is there is fine.
-pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        result => result,
-    }
 }
 
 /// Returns the names in a folder, ordered.

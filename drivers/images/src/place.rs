@@ -10,9 +10,8 @@ use quarry_sys::file::{LockError, create_sparse, lock_exclusive};
 use quarry_sys::filesystem::{MountMode, mounts_below, unmount};
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 
-use crate::error::{During, StoreError};
-use crate::layout::make_folder;
-use crate::mounts::mount_xfs;
+use quarry_xfs::error::{During, StoreError};
+use quarry_xfs::mounts::{make_folder, mount_xfs};
 
 /// Where a pool is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +57,18 @@ pub(crate) struct Taken {
 }
 
 impl PoolPlace {
-    pub(crate) fn path(&self) -> &Path {
+    /// Returns the same place for a pool that is there, and is not made anew when it is not.
+    #[must_use]
+    pub fn existing(self) -> Self {
+        let if_absent = IfAbsent::Fail;
+        match self {
+            PoolPlace::Folder { path, .. } => PoolPlace::Folder { path, if_absent },
+            PoolPlace::File { path, .. } => PoolPlace::File { path, if_absent },
+        }
+    }
+
+    /// Returns the folder, file or device.
+    pub fn path(&self) -> &Path {
         match self {
             PoolPlace::Folder { path, .. } | PoolPlace::File { path, .. } => path,
         }

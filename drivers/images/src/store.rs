@@ -27,22 +27,23 @@ use quarry_contract::{
     ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource,
     ShareSpec, ShareUsage, ShareVersion,
 };
+use quarry_sys::loop_device::{LoopDevice, LoopMode};
+use quarry_xfs::backend::ShareStore;
+use quarry_xfs::brake::{Brake, Medium, kept_back_bytes, reserve_bytes};
+use quarry_xfs::error::{During, StoreError, corrupt};
+use quarry_xfs::filesystem::{
+    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, device_bytes, identity_of,
+    size_bytes,
+};
+use quarry_xfs::locks::{Held, Locks, lock};
+use quarry_xfs::mounts::{Mounts, make_folder};
+use quarry_xfs::objects::{ObjectRecord, Objects, member_name, same_or_differs};
+use quarry_xfs::superblock::Superblock;
 use uuid::Uuid;
 
-use crate::brake::{Brake, kept_back_bytes, reserve_bytes, space_of};
-use crate::error::{During, StoreError, corrupt};
-use crate::image::{
-    BLANK_BYTES, Copy, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, copy, copy_frozen,
-    image_bytes, make, set_identity, size_bytes,
-};
-use crate::layout::{
-    FORMAT, Layout, ObjectRecord, PoolRecord, finish_object, make_folder, member_name, sync_folder,
-};
-use crate::locks::{Held, Locks, lock};
-use crate::mounts::Mounts;
-use crate::objects::{Objects, same_or_differs};
+use crate::image::{Copy, copy, copy_frozen, make, set_identity};
+use crate::layout::{FORMAT, Layout, PoolRecord, finish_object, sync_folder};
 use crate::place::{PoolPlace, Taken};
-use crate::superblock::Superblock;
 use crate::trash::Trash;
 
 /// What a copy of an image takes of the pool at once, about: its map, and what its log and superblocks diverge by.
@@ -69,7 +70,7 @@ pub struct StoreOptions {
 }
 
 /// A store of shares.
-pub(crate) struct ImageStore {
+pub struct ImageStore {
     name: PoolName,
     uuid: Uuid,
     layout: Layout,
@@ -83,18 +84,10 @@ pub(crate) struct ImageStore {
     place: Taken,
 }
 
-/// Returns the identity of an object's file system (S9).
-fn identity_of(version: ShareVersion) -> Uuid {
-    match version {
-        ShareVersion::Share(id) => id.0,
-        // Not the id itself: a caller may have a share of the same id.
-        ShareVersion::Snapshot(id) => Uuid::new_v5(&id.0, b"share snapshot"),
-    }
-}
+impl ShareStore for ImageStore {
+    type Options = StoreOptions;
 
-impl ImageStore {
-    /// Opens a pool, and settles what the process before has left.
-    pub(crate) fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+    fn open(options: &StoreOptions) -> Result<Self, StoreError> {
         let pool = options.name.as_str();
         let place = options.place.take(pool, &options.mounts)?;
         let layout = Layout::at(place.root.clone());
@@ -102,9 +95,12 @@ impl ImageStore {
         let what = || format!("settling what is in {}", layout.root().display());
         layout.make_folders().during(what)?;
         let mounts = Arc::new(Mounts::at(&options.mounts)?);
-        mounts.take_up(|version| match version {
-            ShareVersion::Share(_) => layout.image(version),
-            ShareVersion::Snapshot(id) => layout.view(id).join("image"),
+        mounts.take_up(|version, device| {
+            let image = match version {
+                ShareVersion::Share(_) => layout.image(version),
+                ShareVersion::Snapshot(id) => layout.view(id).join("image"),
+            };
+            LoopDevice::open(device)?.shows(&File::open(image)?)
         })?;
         layout.settle_commits().during(what)?;
         clear(&layout.new_folder(""), |_| false).during(what)?;
@@ -126,7 +122,7 @@ impl ImageStore {
         let locks = Arc::new(Locks::default());
         let brake = Brake::start(
             pool.to_owned(),
-            layout.clone(),
+            Box::new(Images(layout.clone())),
             Arc::clone(&locks),
             Arc::clone(&mounts),
         )
@@ -148,12 +144,332 @@ impl ImageStore {
             // A growth may have been cut short.
             if let ShareVersion::Share(id) = mounted.version {
                 let size = lock(&store.objects).share(id)?.size_bytes;
-                store.mounts.fit(&mounted, image_bytes(size))?;
+                store.fit(&mounted, size)?;
             }
         }
         Ok(store)
     }
 
+    fn pool_name(options: &StoreOptions) -> &PoolName {
+        &options.name
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    fn close(self) -> Result<(), StoreError> {
+        for mounted in self.mounts.all() {
+            self.unmount(mounted.version)?;
+        }
+        drop(self.brake);
+        self.mounts.close();
+        drop(self.trash);
+        self.place
+            .close()
+            .during(|| format!("closing pool {}", self.name))
+    }
+
+    fn capabilities(&self) -> ShareCapabilities {
+        ShareCapabilities {
+            driver: "images",
+            features: vec![
+                ShareCapability::ThinProvisioning,
+                ShareCapability::Snapshots,
+                ShareCapability::Clones,
+                ShareCapability::RevertToAny,
+                ShareCapability::Grow,
+                ShareCapability::GroupSnapshots,
+                ShareCapability::MountSnapshots,
+            ],
+            min_share_bytes: MIN_SHARE_BYTES,
+            max_share_bytes: MAX_SHARE_BYTES,
+            size_granularity_bytes: SIZE_GRANULARITY_BYTES,
+        }
+    }
+
+    fn pool_status(&self) -> Result<SharePoolStatus, StoreError> {
+        let (total_bytes, free_bytes) = self.space()?;
+        let (shares, snapshots) = {
+            let objects = lock(&self.objects);
+            (objects.shares(), objects.snapshots())
+        };
+        Ok(SharePoolStatus {
+            name: self.name.clone(),
+            uuid: self.uuid,
+            state: PoolState::Up,
+            total_bytes,
+            free_bytes,
+            reclaimable_bytes: self.trash.bytes(),
+            provisioned_bytes: shares.iter().map(|share| share.size_bytes).sum(),
+            share_count: shares.len() as u64,
+            snapshot_count: snapshots.len() as u64,
+        })
+    }
+
+    fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(spec.id);
+        let source = match spec.source {
+            ShareSource::Blank => None,
+            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
+            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
+        };
+        let _held = self.locks.take([version].into_iter().chain(source));
+        if let Ok(existing) = self.share(spec.id) {
+            return same_or_differs(existing, spec);
+        }
+        self.capabilities().check_size(spec.size_bytes)?;
+        if let Some(source) = source {
+            let least = lock(&self.objects).size_bytes(source)?;
+            if spec.size_bytes < least {
+                return Err(DriverError::InvalidArgument {
+                    field: "size_bytes".into(),
+                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
+                }
+                .into());
+            }
+        }
+        self.check_space(if source.is_some() { COPY_BYTES } else { BLANK_BYTES })?;
+        let record = ObjectRecord::Share { source: spec.source };
+        self.make_objects(&[version], |folders| {
+            let image = folders[0].join("image");
+            match source {
+                None => make(&image, spec.size_bytes, identity_of(version))?,
+                Some(source) => {
+                    let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.step(name))?;
+                    self.note_shared_log(source);
+                    set_identity(version, &image, &self.mounts.scratch(version))?;
+                    self.step("identified");
+                    for copied in copies {
+                        copied
+                            .set_len(device_bytes(spec.size_bytes))
+                            .and_then(|()| copied.sync_all())
+                            .during(|| format!("flushing {}", image.display()))?;
+                    }
+                }
+            }
+            Ok(vec![(record, spec.size_bytes)])
+        })?;
+        Ok(Outcome::Changed(self.share(spec.id)?))
+    }
+
+    fn share(&self, id: ShareId) -> Result<ShareInfo, StoreError> {
+        Ok(lock(&self.objects).share(id)?)
+    }
+
+    fn shares(&self) -> Result<Vec<ShareInfo>, StoreError> {
+        Ok(lock(&self.objects).shares())
+    }
+
+    fn resize_share(&self, id: ShareId, size_bytes: u64) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _held = self.locks.take([version]);
+        let info = self.share(id)?;
+        let mounted = self.mounts.find(version);
+        if size_bytes == info.size_bytes {
+            if let Some(mounted) = &mounted {
+                self.fit(mounted, size_bytes)?;
+            }
+            return Ok(Outcome::Unchanged(info));
+        }
+        self.capabilities().check_size(size_bytes)?;
+        if size_bytes < info.size_bytes {
+            return Err(DriverError::Unsupported {
+                object: format!("pool {}", self.name),
+                capability: ShareCapability::Shrink.as_str().into(),
+            }
+            .into());
+        }
+        self.check_space(COPY_BYTES)?;
+        self.step("begun");
+        self.set_image_length(version, device_bytes(size_bytes))?;
+        self.step("longer");
+        if let Some(mounted) = mounted
+            && let Err(error) = self.fit(&mounted, size_bytes)
+        {
+            // The file system is as it was: growing it is one transaction.
+            self.set_image_length(version, device_bytes(info.size_bytes))?;
+            return Err(error);
+        }
+        lock(&self.objects).resize(id, size_bytes);
+        Ok(Outcome::Changed(self.share(id)?))
+    }
+
+    fn revert_share(&self, id: ShareId, snapshot: ShareSnapshotId) -> Result<Outcome<ShareInfo>, StoreError> {
+        let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
+        let _held = self.locks.take([version, origin]);
+        let info = self.share(id)?;
+        let of = self.snapshot(snapshot)?.share;
+        if of != id {
+            return Err(DriverError::InvalidArgument {
+                field: "snapshot".into(),
+                problem: format!("{snapshot} is a snapshot of share {of}"),
+            }
+            .into());
+        }
+        self.check_unmounted(version)?;
+        self.check_space(COPY_BYTES)?;
+        let new = self.layout.new_folder(&Uuid::now_v7().to_string());
+        let what = || format!("reverting {version}");
+        make_folder(&new).during(what)?;
+        self.step("begun");
+        let image = new.join("image");
+        let copied = copy(&self.layout.image(origin), &image).and_then(|copied| {
+            copied.set_len(device_bytes(info.size_bytes)).during(what)?;
+            copied.sync_all().during(what)
+        });
+        if let Err(error) = copied {
+            drop(fs::remove_dir_all(&new));
+            return Err(error);
+        }
+        self.step("copied");
+        fs::rename(&image, self.layout.image(version)).during(what)?;
+        sync_folder(&self.layout.object(version)).during(what)?;
+        self.step("replaced");
+        fs::remove_dir(&new).during(what)?;
+        Ok(Outcome::Changed(info))
+    }
+
+    fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
+        let _held = self.locks.take([version]);
+        if lock(&self.objects).size_bytes(version).is_err() {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.check_unmounted(version)?;
+        self.step("begun");
+        self.layout
+            .discard(version)
+            .during(|| format!("deleting {version}"))?;
+        self.step("discarded");
+        lock(&self.objects).remove(version);
+        self.trash.wake();
+        Ok(Outcome::Changed(()))
+    }
+
+    fn create_snapshots(
+        &self,
+        group: &[ShareSnapshotSpec],
+    ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError> {
+        ShareSnapshotSpec::check_group(group)?;
+        let _held = self.lock_group(group);
+        let existing: Vec<ShareSnapshotInfo> = group
+            .iter()
+            .filter_map(|spec| self.snapshot(spec.id).ok())
+            .collect();
+        if ShareSnapshotSpec::group_exists(group, &existing)? {
+            return Ok(Outcome::Unchanged(existing));
+        }
+        let sizes = group
+            .iter()
+            .map(|spec| Ok(self.share(spec.share)?.size_bytes))
+            .collect::<Result<Vec<u64>, StoreError>>()?;
+        self.check_space(COPY_BYTES * group.len() as u64)?;
+        let versions: Vec<ShareVersion> = group.iter().map(|spec| ShareVersion::Snapshot(spec.id)).collect();
+        self.make_objects(&versions, |folders| {
+            let copies: Vec<Copy> = group
+                .iter()
+                .zip(folders)
+                .map(|(spec, folder)| self.copy_of(ShareVersion::Share(spec.share), &folder.join("image")))
+                .collect();
+            let copied = copy_frozen(&copies, &|name| self.step(name))?;
+            for spec in group {
+                self.note_shared_log(ShareVersion::Share(spec.share));
+            }
+            for copied in copied {
+                copied.sync_all().during(|| "flushing a snapshot".to_owned())?;
+            }
+            let record = |spec: &ShareSnapshotSpec| ObjectRecord::Snapshot { share: spec.share };
+            Ok(group.iter().map(record).zip(sizes).collect())
+        })?;
+        let infos = group.iter().map(|spec| self.snapshot(spec.id));
+        Ok(Outcome::Changed(infos.collect::<Result<_, _>>()?))
+    }
+
+    fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, StoreError> {
+        Ok(lock(&self.objects).snapshot(id)?)
+    }
+
+    fn snapshots(&self) -> Result<Vec<ShareSnapshotInfo>, StoreError> {
+        Ok(lock(&self.objects).snapshots())
+    }
+
+    fn usage(&self, of: ShareVersion) -> Result<ShareUsage, StoreError> {
+        lock(&self.objects).size_bytes(of)?;
+        let image = self.layout.image(of);
+        let what = || format!("asking for the usage of {of}");
+        let file = File::open(&image).during(what)?;
+        let allocated_bytes = file.metadata().during(what)?.blocks() * 512;
+        let used_bytes = match self.mounts.find(of) {
+            Some(mounted) => {
+                let told = statvfs(&mounted.path)
+                    .map_err(std::io::Error::from)
+                    .during(what)?;
+                let kept_back = File::open(&mounted.path)
+                    .and_then(|root| kept_back_bytes(&root))
+                    .during(what)?;
+                ((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back)
+            }
+            None => Superblock::read(&file)
+                .during(what)?
+                .ok_or_else(|| corrupt(of, "there is no XFS in its image"))?
+                .used_bytes(),
+        };
+        Ok(ShareUsage {
+            used_bytes,
+            allocated_bytes,
+        })
+    }
+
+    fn mount(&self, of: ShareVersion) -> Result<Outcome<MountedShare>, StoreError> {
+        let _held = self.locks.take([of]);
+        lock(&self.objects).size_bytes(of)?;
+        if let Some(mounted) = self.mounts.find(of) {
+            return Ok(Outcome::Unchanged(mounted));
+        }
+        let image = match of {
+            ShareVersion::Share(_) => self.layout.image(of),
+            ShareVersion::Snapshot(id) => self.make_view(id)?,
+        };
+        self.step("prepared");
+        let mode = match of {
+            ShareVersion::Share(_) => LoopMode::ReadWrite,
+            ShareVersion::Snapshot(_) => LoopMode::ReadOnly,
+        };
+        let device = LoopDevice::attach(&image, mode).during(|| format!("attaching {}", image.display()))?;
+        let mounted = self.mounts.mount(of, device.path(), identity_of(of))?;
+        self.note_shared_log(of);
+        self.step("mounted");
+        if matches!(of, ShareVersion::Share(_)) {
+            // A growth or a revert while it was not mounted is made up for now.
+            let size_bytes = lock(&self.objects).size_bytes(of)?;
+            self.fit(&mounted, size_bytes)?;
+        }
+        Ok(Outcome::Changed(mounted))
+    }
+
+    fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
+        let _held = self.locks.take([of]);
+        self.step("begun");
+        if !self.mounts.unmount(of)? {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.step("unmounted");
+        if let ShareVersion::Snapshot(id) = of {
+            self.remove_view(id)?;
+        }
+        Ok(Outcome::Changed(()))
+    }
+
+    fn mounted(&self) -> Vec<MountedShare> {
+        self.mounts.all()
+    }
+
+    fn stopped(&self) -> Vec<ShareVersion> {
+        self.mounts.stopped()
+    }
+}
+
+impl ImageStore {
     /// Fails now rather than at the first snapshot where files cannot share blocks.
     fn check_shares_blocks(&self) -> Result<(), StoreError> {
         let folder = self.layout.new_folder("probe");
@@ -181,32 +497,6 @@ impl ImageStore {
     fn step(&self, name: &'static str) {
         if let Some(hook) = &self.on_step {
             hook(name);
-        }
-    }
-
-    pub(crate) fn name(&self) -> &PoolName {
-        &self.name
-    }
-
-    pub(crate) fn uuid(&self) -> Uuid {
-        self.uuid
-    }
-
-    pub(crate) fn capabilities() -> ShareCapabilities {
-        ShareCapabilities {
-            driver: "images",
-            features: vec![
-                ShareCapability::ThinProvisioning,
-                ShareCapability::Snapshots,
-                ShareCapability::Clones,
-                ShareCapability::RevertToAny,
-                ShareCapability::Grow,
-                ShareCapability::GroupSnapshots,
-                ShareCapability::MountSnapshots,
-            ],
-            min_share_bytes: MIN_SHARE_BYTES,
-            max_share_bytes: MAX_SHARE_BYTES,
-            size_granularity_bytes: SIZE_GRANULARITY_BYTES,
         }
     }
 
@@ -238,99 +528,6 @@ impl ImageStore {
         Ok(())
     }
 
-    pub(crate) fn pool_status(&self) -> Result<SharePoolStatus, StoreError> {
-        let (total_bytes, free_bytes) = self.space()?;
-        let objects = lock(&self.objects);
-        Ok(SharePoolStatus {
-            name: self.name.clone(),
-            uuid: self.uuid,
-            state: PoolState::Up,
-            total_bytes,
-            free_bytes,
-            reclaimable_bytes: self.trash.bytes(),
-            provisioned_bytes: objects.shares.values().map(|share| share.size_bytes).sum(),
-            share_count: objects.shares.len() as u64,
-            snapshot_count: objects.snapshots.len() as u64,
-        })
-    }
-
-    pub(crate) fn share(&self, id: ShareId) -> Result<ShareInfo, StoreError> {
-        Ok(lock(&self.objects).share(id)?)
-    }
-
-    pub(crate) fn shares(&self) -> Result<Vec<ShareInfo>, StoreError> {
-        let objects = lock(&self.objects);
-        Ok(objects
-            .shares
-            .keys()
-            .filter_map(|id| objects.share(*id).ok())
-            .collect())
-    }
-
-    pub(crate) fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, StoreError> {
-        Ok(lock(&self.objects).snapshot(id)?)
-    }
-
-    pub(crate) fn snapshots(&self) -> Result<Vec<ShareSnapshotInfo>, StoreError> {
-        let objects = lock(&self.objects);
-        Ok(objects
-            .snapshots
-            .keys()
-            .filter_map(|id| objects.snapshot(*id).ok())
-            .collect())
-    }
-
-    pub(crate) fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
-        let version = ShareVersion::Share(spec.id);
-        let source = match spec.source {
-            ShareSource::Blank => None,
-            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
-            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
-        };
-        let _held = self.locks.take([version].into_iter().chain(source));
-        if let Ok(existing) = self.share(spec.id) {
-            return same_or_differs(existing, spec);
-        }
-        Self::capabilities().check_size(spec.size_bytes)?;
-        if let Some(source) = source {
-            let least = self.size_of(source)?;
-            if spec.size_bytes < least {
-                return Err(DriverError::InvalidArgument {
-                    field: "size_bytes".into(),
-                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
-                }
-                .into());
-            }
-        }
-        self.check_space(if source.is_some() { COPY_BYTES } else { BLANK_BYTES })?;
-        let record = ObjectRecord::Share { source: spec.source };
-        self.make_objects(&[version], |folders| {
-            let image = folders[0].join("image");
-            match source {
-                None => make(&image, spec.size_bytes, identity_of(version))?,
-                Some(source) => {
-                    let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.step(name))?;
-                    self.note_shared_log(source);
-                    set_identity(
-                        version,
-                        &image,
-                        identity_of(version),
-                        &self.mounts.scratch(version),
-                    )?;
-                    self.step("identified");
-                    for copied in copies {
-                        copied
-                            .set_len(image_bytes(spec.size_bytes))
-                            .and_then(|()| copied.sync_all())
-                            .during(|| format!("flushing {}", image.display()))?;
-                    }
-                }
-            }
-            Ok(vec![(record, spec.size_bytes)])
-        })?;
-        Ok(Outcome::Changed(self.share(spec.id)?))
-    }
-
     /// Describes the copy to make of a version, which may be mounted.
     fn copy_of(&self, version: ShareVersion, to: &Path) -> Copy {
         Copy {
@@ -349,13 +546,6 @@ impl ImageStore {
         if let ShareVersion::Share(id) = version {
             self.brake.shares_its_log(id);
         }
-    }
-
-    fn size_of(&self, version: ShareVersion) -> Result<u64, StoreError> {
-        Ok(match version {
-            ShareVersion::Share(id) => self.share(id)?.size_bytes,
-            ShareVersion::Snapshot(id) => self.snapshot(id)?.size_bytes,
-        })
     }
 
     /// Makes objects, all or none: `fill` puts an image into each folder and says what the records are.
@@ -412,44 +602,11 @@ impl ImageStore {
         Ok(records)
     }
 
-    pub(crate) fn resize_share(
-        &self,
-        id: ShareId,
-        size_bytes: u64,
-    ) -> Result<Outcome<ShareInfo>, StoreError> {
-        let version = ShareVersion::Share(id);
-        let _held = self.locks.take([version]);
-        let info = self.share(id)?;
-        let mounted = self.mounts.find(version);
-        if size_bytes == info.size_bytes {
-            if let Some(mounted) = &mounted {
-                self.mounts.fit(mounted, image_bytes(size_bytes))?;
-            }
-            return Ok(Outcome::Unchanged(info));
-        }
-        Self::capabilities().check_size(size_bytes)?;
-        if size_bytes < info.size_bytes {
-            return Err(DriverError::Unsupported {
-                object: format!("pool {}", self.name),
-                capability: ShareCapability::Shrink.as_str().into(),
-            }
-            .into());
-        }
-        self.check_space(COPY_BYTES)?;
-        self.step("begun");
-        self.set_image_length(version, image_bytes(size_bytes))?;
-        self.step("longer");
-        if let Some(mounted) = mounted
-            && let Err(error) = self.mounts.fit(&mounted, image_bytes(size_bytes))
-        {
-            // The file system is as it was: growing it is one transaction.
-            self.set_image_length(version, image_bytes(info.size_bytes))?;
-            return Err(error);
-        }
-        if let Some(share) = lock(&self.objects).shares.get_mut(&id) {
-            share.size_bytes = size_bytes;
-        }
-        Ok(Outcome::Changed(self.share(id)?))
+    /// Makes the file system of a mounted share as large as its image.
+    fn fit(&self, mounted: &MountedShare, size_bytes: u64) -> Result<(), StoreError> {
+        self.mounts.fit(mounted, device_bytes(size_bytes), |device| {
+            LoopDevice::open(device)?.update_capacity()
+        })
     }
 
     fn set_image_length(&self, version: ShareVersion, length: u64) -> Result<(), StoreError> {
@@ -475,158 +632,11 @@ impl ImageStore {
         }
     }
 
-    pub(crate) fn revert_share(
-        &self,
-        id: ShareId,
-        snapshot: ShareSnapshotId,
-    ) -> Result<Outcome<ShareInfo>, StoreError> {
-        let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
-        let _held = self.locks.take([version, origin]);
-        let info = self.share(id)?;
-        let of = self.snapshot(snapshot)?.share;
-        if of != id {
-            return Err(DriverError::InvalidArgument {
-                field: "snapshot".into(),
-                problem: format!("{snapshot} is a snapshot of share {of}"),
-            }
-            .into());
-        }
-        self.check_unmounted(version)?;
-        self.check_space(COPY_BYTES)?;
-        let new = self.layout.new_folder(&Uuid::now_v7().to_string());
-        let what = || format!("reverting {version}");
-        make_folder(&new).during(what)?;
-        self.step("begun");
-        let image = new.join("image");
-        let copied = copy(&self.layout.image(origin), &image).and_then(|copied| {
-            copied.set_len(image_bytes(info.size_bytes)).during(what)?;
-            copied.sync_all().during(what)
-        });
-        if let Err(error) = copied {
-            drop(fs::remove_dir_all(&new));
-            return Err(error);
-        }
-        self.step("copied");
-        fs::rename(&image, self.layout.image(version)).during(what)?;
-        sync_folder(&self.layout.object(version)).during(what)?;
-        self.step("replaced");
-        fs::remove_dir(&new).during(what)?;
-        Ok(Outcome::Changed(info))
-    }
-
-    pub(crate) fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
-        let _held = self.locks.take([version]);
-        if lock(&self.objects).check(version).is_err() {
-            return Ok(Outcome::Unchanged(()));
-        }
-        self.check_unmounted(version)?;
-        self.step("begun");
-        self.layout
-            .discard(version)
-            .during(|| format!("deleting {version}"))?;
-        self.step("discarded");
-        let mut objects = lock(&self.objects);
-        match version {
-            ShareVersion::Share(id) => drop(objects.shares.remove(&id)),
-            ShareVersion::Snapshot(id) => drop(objects.snapshots.remove(&id)),
-        }
-        drop(objects);
-        self.trash.wake();
-        Ok(Outcome::Changed(()))
-    }
-
-    pub(crate) fn create_snapshots(
-        &self,
-        group: &[ShareSnapshotSpec],
-    ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError> {
-        ShareSnapshotSpec::check_group(group)?;
-        let _held = self.lock_group(group);
-        let existing: Vec<ShareSnapshotInfo> = group
-            .iter()
-            .filter_map(|spec| self.snapshot(spec.id).ok())
-            .collect();
-        if ShareSnapshotSpec::group_exists(group, &existing)? {
-            return Ok(Outcome::Unchanged(existing));
-        }
-        let sizes = group
-            .iter()
-            .map(|spec| Ok(self.share(spec.share)?.size_bytes))
-            .collect::<Result<Vec<u64>, StoreError>>()?;
-        self.check_space(COPY_BYTES * group.len() as u64)?;
-        let versions: Vec<ShareVersion> = group.iter().map(|spec| ShareVersion::Snapshot(spec.id)).collect();
-        self.make_objects(&versions, |folders| {
-            let copies: Vec<Copy> = group
-                .iter()
-                .zip(folders)
-                .map(|(spec, folder)| self.copy_of(ShareVersion::Share(spec.share), &folder.join("image")))
-                .collect();
-            let copied = copy_frozen(&copies, &|name| self.step(name))?;
-            for spec in group {
-                self.note_shared_log(ShareVersion::Share(spec.share));
-            }
-            for copied in copied {
-                copied.sync_all().during(|| "flushing a snapshot".to_owned())?;
-            }
-            let record = |spec: &ShareSnapshotSpec| ObjectRecord::Snapshot { share: spec.share };
-            Ok(group.iter().map(record).zip(sizes).collect())
-        })?;
-        let infos = group.iter().map(|spec| self.snapshot(spec.id));
-        Ok(Outcome::Changed(infos.collect::<Result<_, _>>()?))
-    }
-
     fn lock_group(&self, group: &[ShareSnapshotSpec]) -> Held<'_> {
         let members = group
             .iter()
             .flat_map(|spec| [ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id)]);
         self.locks.take(members)
-    }
-
-    pub(crate) fn usage(&self, of: ShareVersion) -> Result<ShareUsage, StoreError> {
-        lock(&self.objects).check(of)?;
-        let image = self.layout.image(of);
-        let what = || format!("asking for the usage of {of}");
-        let file = File::open(&image).during(what)?;
-        let allocated_bytes = file.metadata().during(what)?.blocks() * 512;
-        let used_bytes = match self.mounts.find(of) {
-            Some(mounted) => {
-                let told = statvfs(&mounted.path)
-                    .map_err(std::io::Error::from)
-                    .during(what)?;
-                let kept_back = File::open(&mounted.path)
-                    .and_then(|root| kept_back_bytes(&root))
-                    .during(what)?;
-                ((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back)
-            }
-            None => Superblock::read(&file)
-                .during(what)?
-                .ok_or_else(|| corrupt(of, "there is no XFS in its image"))?
-                .used_bytes(),
-        };
-        Ok(ShareUsage {
-            used_bytes,
-            allocated_bytes,
-        })
-    }
-
-    pub(crate) fn mount(&self, of: ShareVersion) -> Result<Outcome<MountedShare>, StoreError> {
-        let _held = self.locks.take([of]);
-        lock(&self.objects).check(of)?;
-        if let Some(mounted) = self.mounts.find(of) {
-            return Ok(Outcome::Unchanged(mounted));
-        }
-        let image = match of {
-            ShareVersion::Share(_) => self.layout.image(of),
-            ShareVersion::Snapshot(id) => self.make_view(id)?,
-        };
-        self.step("prepared");
-        let mounted = self.mounts.mount(of, &image, identity_of(of))?;
-        self.note_shared_log(of);
-        self.step("mounted");
-        if matches!(of, ShareVersion::Share(_)) {
-            // A growth or a revert while it was not mounted is made up for now.
-            self.mounts.fit(&mounted, image_bytes(self.size_of(of)?))?;
-        }
-        Ok(Outcome::Changed(mounted))
     }
 
     /// Makes what is mounted for a snapshot: a copy with its own identity and an empty log.
@@ -639,12 +649,7 @@ impl ImageStore {
         let image = folder.join("image");
         copy(&self.layout.image(version), &image)?;
         self.step("viewed");
-        set_identity(
-            version,
-            &image,
-            identity_of(version),
-            &self.mounts.scratch(version),
-        )?;
+        set_identity(version, &image, &self.mounts.scratch(version))?;
         Ok(image)
     }
 
@@ -657,40 +662,26 @@ impl ImageStore {
             _ => Ok(()),
         }
     }
+}
 
-    pub(crate) fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
-        let _held = self.locks.take([of]);
-        self.step("begun");
-        if !self.mounts.unmount(of)? {
-            return Ok(Outcome::Unchanged(()));
-        }
-        self.step("unmounted");
-        if let ShareVersion::Snapshot(id) = of {
-            self.remove_view(id)?;
-        }
-        Ok(Outcome::Changed(()))
+/// The images of a pool, below their file systems.
+struct Images(Layout);
+
+impl Medium for Images {
+    fn space(&self) -> std::io::Result<(u64, u64)> {
+        space_of(self.0.root())
     }
 
-    pub(crate) fn mounted(&self) -> Vec<MountedShare> {
-        self.mounts.all()
+    fn open(&self, share: ShareVersion) -> std::io::Result<File> {
+        File::options().read(true).write(true).open(self.0.image(share))
     }
+}
 
-    pub(crate) fn stopped(&self) -> Vec<ShareVersion> {
-        self.mounts.stopped()
-    }
-
-    /// Unmounts everything and gives the pool up.
-    pub(crate) fn close(self) -> Result<(), StoreError> {
-        for mounted in self.mounts.all() {
-            self.unmount(mounted.version)?;
-        }
-        drop(self.brake);
-        self.mounts.close();
-        drop(self.trash);
-        self.place
-            .close()
-            .during(|| format!("closing pool {}", self.name))
-    }
+/// Returns the size and the free space of a pool, in bytes.
+fn space_of(root: &Path) -> std::io::Result<(u64, u64)> {
+    let told = statvfs(root)?;
+    let unit = told.fragment_size();
+    Ok((told.blocks() * unit, told.blocks_available() * unit))
 }
 
 /// Reads what pool is in a place, or makes an empty one where that is wanted and nothing else is there.

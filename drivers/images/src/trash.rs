@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use quarry_xfs::locks::lock;
 use tracing::warn;
 
 use crate::layout::folder_names;
-use crate::locks::lock;
 
 /// The thread that empties a folder.
 pub(crate) struct Trash {

@@ -1,4 +1,4 @@
-//! What goes wrong in the store, in the words of the contract.
+//! What goes wrong in a store, in the words of the contract.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use quarry_contract::{DriverError, ShareVersion};
 
 /// Something the operating system has refused, and at what.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
+pub enum StoreError {
     /// A call on a file, a device or a mount.
     #[error("{what}")]
     System {
@@ -22,7 +22,11 @@ pub(crate) enum StoreError {
 }
 
 /// Says what was being done when the operating system refused.
-pub(crate) trait During<T> {
+pub trait During<T> {
+    /// Turns what it said into an error of the store.
+    ///
+    /// # Errors
+    /// What the operating system said.
     fn during(self, what: impl FnOnce() -> String) -> Result<T, StoreError>;
 }
 
@@ -34,7 +38,7 @@ impl<T> During<T> for io::Result<T> {
 
 impl StoreError {
     /// Turns it into the contract's error about a pool. A pool without room is told as one.
-    pub(crate) fn at_pool(self, pool: &str, needed_bytes: u64, free_bytes: u64) -> DriverError {
+    pub fn at_pool(self, pool: &str, needed_bytes: u64, free_bytes: u64) -> DriverError {
         match self {
             StoreError::Driver(error) => error,
             StoreError::System { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
@@ -53,13 +57,15 @@ impl StoreError {
     }
 }
 
-pub(crate) fn not_found(version: ShareVersion) -> DriverError {
+/// Says that an object is not there.
+pub fn not_found(version: ShareVersion) -> DriverError {
     DriverError::NotFound {
         object: version.to_string(),
     }
 }
 
-pub(crate) fn corrupt(version: ShareVersion, detail: impl Into<String>) -> DriverError {
+/// Says that an object is damaged.
+pub fn corrupt(version: ShareVersion, detail: impl Into<String>) -> DriverError {
     DriverError::Corrupt {
         object: version.to_string(),
         detail: detail.into(),

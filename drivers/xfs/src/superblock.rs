@@ -1,4 +1,4 @@
-//! The primary superblock of an XFS, read from its image (xfs/libxfs/xfs_format.h, `struct xfs_dsb`; big-endian).
+//! The primary superblock of an XFS, read from its device (xfs/libxfs/xfs_format.h, `struct xfs_dsb`; big-endian).
 
 use std::fs::File;
 use std::io;
@@ -26,20 +26,22 @@ pub struct Superblock {
 }
 
 impl Superblock {
-    /// Reads the superblock of an image; `None` when there is no XFS in it.
+    /// Reads the superblock of a device; `None` when there is no XFS on it.
     ///
     /// # Errors
     /// What the operating system says.
-    pub fn read(image: &File) -> io::Result<Option<Self>> {
+    pub fn read(device: &File) -> io::Result<Option<Self>> {
         let mut bytes = [0; 256];
-        match image.read_exact_at(&mut bytes, 0) {
+        match device.read_exact_at(&mut bytes, 0) {
             Ok(()) => Ok(Self::parse(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn parse(bytes: &[u8; 256]) -> Option<Self> {
+    /// Reads the superblock out of the first bytes of a device.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.first_chunk::<256>()?;
         if &bytes[..4] != MAGIC {
             return None;
         }

@@ -8,26 +8,26 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use quarry_contract::ShareVersion;
 
 /// Locks a mutex, also after another thread has panicked: every critical section leaves its data whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The locks of all objects.
 #[derive(Default)]
-pub(crate) struct Locks {
+pub struct Locks {
     held: Mutex<BTreeSet<ShareVersion>>,
     released: Condvar,
 }
 
 /// Held locks; dropping releases them.
-pub(crate) struct Held<'a> {
+pub struct Held<'a> {
     locks: &'a Locks,
     versions: Vec<ShareVersion>,
 }
 
 impl Locks {
     /// Takes all of these, waiting for who has them (K1).
-    pub(crate) fn take(&self, versions: impl IntoIterator<Item = ShareVersion>) -> Held<'_> {
+    pub fn take(&self, versions: impl IntoIterator<Item = ShareVersion>) -> Held<'_> {
         let mut versions: Vec<ShareVersion> = versions.into_iter().collect();
         versions.sort_unstable();
         versions.dedup();
@@ -44,7 +44,7 @@ impl Locks {
     }
 
     /// Takes one when nobody has it.
-    pub(crate) fn try_take(&self, version: ShareVersion) -> Option<Held<'_>> {
+    pub fn try_take(&self, version: ShareVersion) -> Option<Held<'_>> {
         lock(&self.held).insert(version).then(|| Held {
             locks: self,
             versions: vec![version],

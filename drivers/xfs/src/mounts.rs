@@ -1,40 +1,42 @@
-//! What of a pool is mounted, and where: each share and exported snapshot on a loop device of its own, on folders of
+//! What of a pool is mounted, and where: each share and exported snapshot from a device of its own, on folders of
 //! a tmpfs that belongs to the pool.
 //!
-//! - M1: a mount is known by its folder's name, and believed only when its device shows the right image: a path that
-//!   leads elsewhere is never handed out (S8).
+//! - M1: a mount is known by its folder's name, and believed only when its device is the right one: a path that leads
+//!   elsewhere is never handed out (S8).
 //! - M2: what a process before has left mounted is taken up, and thawed.
 //! - M3: a file system that has stopped, as XFS does when its device fails it, is still mounted, and told apart.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use quarry_contract::{DriverError, MountedShare, ShareVersion};
 use quarry_sys::filesystem::{
-    Mount, MountMode, grow_xfs, mount_device, mount_tmpfs, mounts_below, thaw, unmount, xfs_geometry,
+    Mount, MountMode, grow_xfs, is_root_of, mount_device, mount_tmpfs, mounts_below, thaw, unmount,
+    xfs_geometry,
 };
-use quarry_sys::loop_device::{LoopDevice, LoopMode};
 use tracing::warn;
 use uuid::Uuid;
 
 use crate::error::{During, StoreError, corrupt};
-use crate::image::{BLOCK_BYTES, MOUNT_OPTIONS, check_superblock};
-use crate::layout::{make_folder, member_name, parse_member};
+use crate::filesystem::{BLOCK_BYTES, check_superblock};
 use crate::locks::lock;
+use crate::objects::{member_name, parse_member};
 
 /// The tmpfs holds folders only.
 const FOLDERS_BYTES: u64 = 16 << 20;
 /// A server may need a moment to close what it has open.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// The options that shares are mounted with: what is deleted in them is given back to the pool.
+const MOUNT_OPTIONS: &str = "discard";
 
 /// The mounts of one pool.
-pub(crate) struct Mounts {
+pub struct Mounts {
     /// The folder of the tmpfs.
     folder: PathBuf,
     mounted: Mutex<BTreeMap<ShareVersion, MountedShare>>,
@@ -42,7 +44,10 @@ pub(crate) struct Mounts {
 
 impl Mounts {
     /// Takes a folder for mounts, with what is mounted there already.
-    pub(crate) fn at(folder: &Path) -> Result<Self, StoreError> {
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn at(folder: &Path) -> Result<Self, StoreError> {
         let what = || format!("preparing {} for mounts", folder.display());
         let folder = {
             fs::create_dir_all(folder).during(what)?;
@@ -63,9 +68,12 @@ impl Mounts {
         })
     }
 
-    /// Takes up what a process before has left (M2). `image_of` names the image that shall be there; what shows another,
-    /// or nothing that is known, is unmounted.
-    pub(crate) fn take_up(&self, image_of: impl Fn(ShareVersion) -> PathBuf) -> Result<(), StoreError> {
+    /// Takes up what a process before has left (M2). `is_of` tells whether a device is that of a version; what is mounted
+    /// from another, or for nothing that is known, is unmounted.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn take_up(&self, is_of: impl Fn(ShareVersion, &Path) -> io::Result<bool>) -> Result<(), StoreError> {
         let what = || format!("looking for mounts in {}", self.folder.display());
         for mount in mounts_below(&self.folder).during(what)? {
             if mount.at == self.folder {
@@ -83,7 +91,7 @@ impl Mounts {
                 .to_string_lossy()
                 .into_owned();
             let version = parse_member(&name).filter(|_| mount.at.parent() == Some(&self.folder));
-            let taken = version.and_then(|version| self.recognise(version, &mount, &image_of(version)).ok());
+            let taken = version.and_then(|version| self.recognise(version, &mount, &is_of).ok());
             match taken {
                 Some(mounted) => {
                     lock(&self.mounted).insert(mounted.version, mounted);
@@ -99,20 +107,18 @@ impl Mounts {
         Ok(())
     }
 
-    /// Checks that a mount shows an image (M1).
+    /// Checks that a mount is of the version's own device (M1).
     fn recognise(
         &self,
         version: ShareVersion,
         mount: &Mount,
-        image: &Path,
+        is_of: impl Fn(ShareVersion, &Path) -> io::Result<bool>,
     ) -> Result<MountedShare, StoreError> {
         let what = || format!("looking at {}", mount.at.display());
-        let image = File::open(image).during(what)?;
-        let device = LoopDevice::open(&mount.source).during(what)?;
-        if !device.shows(&image).during(what)? {
-            return Err(corrupt(version, format!("{} shows another image", mount.at.display())).into());
+        if !is_of(version, &mount.source).during(what)? {
+            return Err(corrupt(version, format!("{} shows another device", mount.at.display())).into());
         }
-        self.describe(version, device.device_number().during(what)?)
+        self.describe(version, device_number(&mount.source).during(what)?)
     }
 
     /// Describes what is mounted for a version, which shall be on this device.
@@ -140,20 +146,20 @@ impl Mounts {
         self.folder.join(member_name(version))
     }
 
-    /// Returns where an image may be mounted for a moment.
-    pub(crate) fn scratch(&self, version: ShareVersion) -> PathBuf {
+    /// Returns where a copy may be mounted for a moment.
+    pub fn scratch(&self, version: ShareVersion) -> PathBuf {
         self.folder.join(format!("replay-{}", member_name(version)))
     }
 
     /// Returns what is mounted for a version, as long as it is what it was (M1). Changes nothing, so that who looks
     /// without the version's lock does not come between who has it.
-    pub(crate) fn find(&self, version: ShareVersion) -> Option<MountedShare> {
+    pub fn find(&self, version: ShareVersion) -> Option<MountedShare> {
         let known = lock(&self.mounted).get(&version).cloned()?;
         (presence(&known.path, known.device) != Presence::Gone).then_some(known)
     }
 
     /// Returns what is mounted and has stopped, ordered (M3).
-    pub(crate) fn stopped(&self) -> Vec<ShareVersion> {
+    pub fn stopped(&self) -> Vec<ShareVersion> {
         let all = self.all().into_iter();
         all.filter(|one| presence(&one.path, one.device) == Presence::Stopped)
             .map(|one| one.version)
@@ -161,7 +167,7 @@ impl Mounts {
     }
 
     /// Returns all that is mounted, ordered.
-    pub(crate) fn all(&self) -> Vec<MountedShare> {
+    pub fn all(&self) -> Vec<MountedShare> {
         let known: Vec<ShareVersion> = lock(&self.mounted).keys().copied().collect();
         known
             .into_iter()
@@ -169,25 +175,27 @@ impl Mounts {
             .collect()
     }
 
-    /// Mounts an image whose file system has this identity.
-    pub(crate) fn mount(
+    /// Mounts a device whose file system has this identity: a share to be written, a snapshot not.
+    ///
+    /// # Errors
+    /// `Corrupt` when it has another or does not mount; what the operating system says.
+    pub fn mount(
         &self,
         version: ShareVersion,
-        image: &Path,
+        device: &Path,
         identity: Uuid,
     ) -> Result<MountedShare, StoreError> {
         let path = self.path(version);
         let what = || format!("mounting {version} at {}", path.display());
-        let (loop_mode, mount_mode) = match version {
-            ShareVersion::Share(_) => (LoopMode::ReadWrite, MountMode::ReadWrite),
-            ShareVersion::Snapshot(_) => (LoopMode::ReadOnly, MountMode::ReadOnly),
+        let mode = match version {
+            ShareVersion::Share(_) => MountMode::ReadWrite,
+            ShareVersion::Snapshot(_) => MountMode::ReadOnly,
         };
-        if check_superblock(version, image)?.uuid != identity {
+        if check_superblock(version, device)?.uuid != identity {
             return Err(corrupt(version, "its file system has another identity").into());
         }
         make_folder(&path).during(what)?;
-        let device = LoopDevice::attach(image, loop_mode).during(what)?;
-        if let Err(error) = mount_xfs(device.path(), &path, mount_mode, MOUNT_OPTIONS) {
+        if let Err(error) = mount_xfs(device, &path, mode, MOUNT_OPTIONS) {
             drop(fs::remove_dir(&path));
             return match error.raw_os_error().map(nix::errno::Errno::from_raw) {
                 Some(nix::errno::Errno::EUCLEAN) => {
@@ -196,8 +204,7 @@ impl Mounts {
                 _ => Err(error).during(what),
             };
         }
-        let described = device
-            .device_number()
+        let described = device_number(device)
             .during(what)
             .and_then(|number| self.describe(version, number));
         match described {
@@ -216,7 +223,10 @@ impl Mounts {
     }
 
     /// Unmounts a version. False when it is not mounted.
-    pub(crate) fn unmount(&self, version: ShareVersion) -> Result<bool, StoreError> {
+    ///
+    /// # Errors
+    /// `Busy` naming who has something open on it; what the operating system says.
+    pub fn unmount(&self, version: ShareVersion) -> Result<bool, StoreError> {
         let Some(mounted) = self.find(version) else {
             return Ok(false);
         };
@@ -242,25 +252,32 @@ impl Mounts {
         Ok(true)
     }
 
-    /// Makes the file system of a mounted share as large as its image (grown files first, then this).
-    pub(crate) fn fit(&self, mounted: &MountedShare, image_bytes: u64) -> Result<(), StoreError> {
+    /// Makes the file system of a mounted share as large as its device shall be; `update` has the device take that up, where
+    /// it does not by itself.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn fit(
+        &self,
+        mounted: &MountedShare,
+        device_bytes: u64,
+        update: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         let what = || format!("growing {}", mounted.version);
         let root = File::open(&mounted.path).during(what)?;
-        let wanted = image_bytes / BLOCK_BYTES;
+        let wanted = device_bytes / BLOCK_BYTES;
         if xfs_geometry(&root).during(what)?.data_blocks >= wanted {
             return Ok(());
         }
         let table = mounts_below(&mounted.path).during(what)?;
         let mount = table.iter().rfind(|mount| mount.at == mounted.path);
         let mount = mount.ok_or_else(|| corrupt(mounted.version, "it is not in the table of mounts"))?;
-        LoopDevice::open(&mount.source)
-            .and_then(|device| device.update_capacity())
-            .during(what)?;
+        update(&mount.source).during(what)?;
         grow_xfs(&root, wanted).during(what)
     }
 
     /// Gives the folder up when nothing is mounted in it any more.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         if self.all().is_empty()
             && let Err(error) = unmount(&self.folder)
         {
@@ -269,8 +286,27 @@ impl Mounts {
     }
 }
 
+/// Makes a folder that only its owner may look into; one that is there is fine.
+///
+/// # Errors
+/// What the operating system says.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        result => result,
+    }
+}
+
+/// Returns the number of a device, as `st_dev` of what is mounted from it.
+fn device_number(device: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(device)?.rdev())
+}
+
 /// Mounts an XFS, and says what the kernel means that refuses it.
-pub(crate) fn mount_xfs(device: &Path, at: &Path, mode: MountMode, options: &str) -> io::Result<()> {
+///
+/// # Errors
+/// What the operating system says.
+pub fn mount_xfs(device: &Path, at: &Path, mode: MountMode, options: &str) -> io::Result<()> {
     mount_device(device, at, "xfs", mode, options).map_err(|error| {
         if error.kind() != io::ErrorKind::InvalidInput {
             return error;
@@ -281,11 +317,6 @@ pub(crate) fn mount_xfs(device: &Path, at: &Path, mode: MountMode, options: &str
         );
         io::Error::new(error.kind(), problem)
     })
-}
-
-/// Tells whether a path is a folder itself, not a link to one, on a device (M1).
-fn is_root_of(path: &Path, device: u64) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|root| root.is_dir() && root.dev() == device)
 }
 
 /// What there is of a mount.
@@ -309,13 +340,13 @@ fn presence(path: &Path, device: u64) -> Presence {
     }
 }
 
-/// Returns the loop device that is mounted at a path.
+/// Returns the number of the device that is mounted at a path.
 fn mounted_device(path: &Path) -> io::Result<Option<u64>> {
     let table = mounts_below(path)?;
     let Some(mount) = table.iter().rfind(|mount| mount.at == path) else {
         return Ok(None);
     };
-    LoopDevice::open(&mount.source)?.device_number().map(Some)
+    device_number(&mount.source).map(Some)
 }
 
 /// Returns who has something open on a device, for people: `process 12 (smbd)`.

@@ -1,38 +1,79 @@
-//! The store as a driver of the control plane.
+//! A store as a driver of the control plane.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    DriverError, MountedShare, Outcome, ShareBackend, ShareCapabilities, ShareId, ShareInfo, SharePoolStatus,
-    ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSpec, ShareUsage, ShareVersion,
+    DriverError, MountedShare, Outcome, PoolName, ShareBackend, ShareCapabilities, ShareId, ShareInfo,
+    SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSpec, ShareUsage,
+    ShareVersion,
 };
 use uuid::Uuid;
 
 use crate::error::StoreError;
-use crate::image::BLANK_BYTES;
-use crate::store::{ImageStore, StoreOptions};
+use crate::filesystem::BLANK_BYTES;
 
-/// A pool of shares, each an image of its own. Its calls run on threads of tokio's for what blocks.
-pub struct ImageBackend {
-    /// `None` once it is closed.
-    store: Mutex<Option<Arc<ImageStore>>>,
-    uuid: Uuid,
-    name: String,
+/// What a store does, with calls that block. Each keeps the contract of the call of [`ShareBackend`] of its name.
+#[allow(missing_docs, reason = "the contract is there")]
+pub trait ShareStore: Sized + Send + Sync + 'static {
+    /// How a store is opened.
+    type Options;
+
+    /// Opens a pool, and settles what the process before has left.
+    fn open(options: &Self::Options) -> Result<Self, StoreError>;
+
+    /// Returns the pool's name.
+    fn pool_name(options: &Self::Options) -> &PoolName;
+
+    /// Returns the identity of the pool on disk.
+    fn uuid(&self) -> Uuid;
+
+    /// Unmounts everything and gives the pool up.
+    fn close(self) -> Result<(), StoreError>;
+
+    fn capabilities(&self) -> ShareCapabilities;
+    fn pool_status(&self) -> Result<SharePoolStatus, StoreError>;
+    fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError>;
+    fn share(&self, id: ShareId) -> Result<ShareInfo, StoreError>;
+    fn shares(&self) -> Result<Vec<ShareInfo>, StoreError>;
+    fn resize_share(&self, id: ShareId, size_bytes: u64) -> Result<Outcome<ShareInfo>, StoreError>;
+    fn revert_share(&self, id: ShareId, snapshot: ShareSnapshotId) -> Result<Outcome<ShareInfo>, StoreError>;
+    fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError>;
+    fn create_snapshots(
+        &self,
+        group: &[ShareSnapshotSpec],
+    ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError>;
+    fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, StoreError>;
+    fn snapshots(&self) -> Result<Vec<ShareSnapshotInfo>, StoreError>;
+    fn usage(&self, of: ShareVersion) -> Result<ShareUsage, StoreError>;
+    fn mount(&self, of: ShareVersion) -> Result<Outcome<MountedShare>, StoreError>;
+    fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError>;
+    fn mounted(&self) -> Vec<MountedShare>;
+    fn stopped(&self) -> Vec<ShareVersion>;
 }
 
-impl ImageBackend {
+/// A pool of shares in a store. Its calls run on threads of tokio's for what blocks.
+pub struct StoreBackend<S> {
+    /// `None` once it is closed.
+    store: Mutex<Option<Arc<S>>>,
+    capabilities: ShareCapabilities,
+    uuid: Uuid,
+    name: PoolName,
+}
+
+impl<S: ShareStore> StoreBackend<S> {
     /// Opens a pool and settles what the process before has left. Blocks.
     ///
     /// # Errors
-    /// `Unavailable` when it is not there, in use, or not on a file system that shares blocks; `Corrupt`.
-    pub fn open(options: &StoreOptions) -> Result<Self, DriverError> {
-        let store = ImageStore::open(options)
-            .map_err(|error| error.at_pool(options.name.as_str(), BLANK_BYTES, 0))?;
+    /// `Unavailable` when it is not there, in use, or nothing that the store can work with; `Corrupt`.
+    pub fn open(options: &S::Options) -> Result<Self, DriverError> {
+        let name = S::pool_name(options).clone();
+        let store = S::open(options).map_err(|error| error.at_pool(name.as_str(), BLANK_BYTES, 0))?;
         Ok(Self {
+            capabilities: store.capabilities(),
             uuid: store.uuid(),
-            name: store.name().to_string(),
             store: Mutex::new(Some(Arc::new(store))),
+            name,
         })
     }
 
@@ -59,16 +100,18 @@ impl ImageBackend {
                 }
             }
         };
-        store.close().map_err(|error| error.at_pool(&self.name, 0, 0))
+        store
+            .close()
+            .map_err(|error| error.at_pool(self.name.as_str(), 0, 0))
     }
 
-    fn slot(&self) -> MutexGuard<'_, Option<Arc<ImageStore>>> {
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<S>>> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run<T: Send + 'static>(
         &self,
-        call: impl FnOnce(&ImageStore) -> Result<T, StoreError> + Send + 'static,
+        call: impl FnOnce(&S) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, DriverError> {
         let store = self.slot().clone();
         let Some(store) = store else {
@@ -81,8 +124,8 @@ impl ImageBackend {
         let name = self.name.clone();
         let ran = tokio::task::spawn_blocking(move || {
             call(&store).map_err(|error| {
-                let free_bytes = store.space().map_or(0, |(_, free_bytes)| free_bytes);
-                error.at_pool(&name, BLANK_BYTES, free_bytes)
+                let free_bytes = store.pool_status().map_or(0, |status| status.free_bytes);
+                error.at_pool(name.as_str(), BLANK_BYTES, free_bytes)
             })
         });
         ran.await.unwrap_or_else(|panic| {
@@ -94,9 +137,9 @@ impl ImageBackend {
 }
 
 #[async_trait]
-impl ShareBackend for ImageBackend {
+impl<S: ShareStore> ShareBackend for StoreBackend<S> {
     fn capabilities(&self) -> ShareCapabilities {
-        ImageStore::capabilities()
+        self.capabilities.clone()
     }
 
     async fn pool_status(&self) -> Result<SharePoolStatus, DriverError> {

@@ -1,7 +1,6 @@
 //! Keeps shares from meeting the end of their pool.
 //!
-//! An image is thin: what a share's file system takes for free may not be there. A write to the image that finds no block
-//! fails, and what then becomes of the share depends on what was written. Files: the flush fails with `ENOSPC`, and whoever
+//! A device is thin: what a share's file system takes for free may not be there. A write to it that finds no block fails, and what then becomes of the share depends on what was written. Files: the flush fails with `ENOSPC`, and whoever
 //! wrote is told. What the file system keeps beside them: it tries again until there is space. Its log: it stops, and answers
 //! nothing but errors until it is mounted anew. So:
 //!
@@ -30,8 +29,7 @@ use quarry_contract::{ShareId, ShareVersion};
 use quarry_sys::filesystem::{freeze, set_xfs_reserve, xfs_geometry, xfs_reserve};
 use tracing::{info, warn};
 
-use crate::image::{BLOCK_BYTES, LOG_BYTES};
-use crate::layout::Layout;
+use crate::filesystem::{BLOCK_BYTES, LOG_BYTES};
 use crate::locks::{Locks, lock};
 use crate::mounts::Mounts;
 use crate::superblock::Superblock;
@@ -48,20 +46,17 @@ const LEAST_CHANGE_BLOCKS: u64 = 64;
 /// How much of a log is copied at a time, in bytes.
 const LOG_STEP_BYTES: u64 = 4 << 20;
 
-/// Returns what is kept back of a pool, in bytes (D1).
-pub(crate) fn reserve_bytes(total_bytes: u64) -> u64 {
+/// Returns the reserve of a pool, in bytes (D1): nothing is made without that much left, so that what is there can go on
+/// and be deleted.
+pub fn reserve_bytes(total_bytes: u64) -> u64 {
     (total_bytes / 20).min(RESERVE_MAX_BYTES)
 }
 
-/// Returns the size and the free space of a pool, in bytes.
-pub(crate) fn space_of(root: &Path) -> io::Result<(u64, u64)> {
-    let told = statvfs(root)?;
-    let unit = told.fragment_size();
-    Ok((told.blocks() * unit, told.blocks_available() * unit))
-}
-
 /// Returns how much of what is not free in a mounted share is kept back beyond what XFS keeps back of itself, in bytes.
-pub(crate) fn kept_back_bytes(root: &File) -> io::Result<u64> {
+///
+/// # Errors
+/// What the operating system says.
+pub fn kept_back_bytes(root: &File) -> io::Result<u64> {
     let held = xfs_reserve(root)?.held_blocks;
     Ok(held.saturating_sub(default_reserve_blocks(root)?) * BLOCK_BYTES)
 }
@@ -70,15 +65,31 @@ fn default_reserve_blocks(root: &File) -> io::Result<u64> {
     Ok((xfs_geometry(root)?.data_blocks / 20).min(DEFAULT_RESERVE_MAX_BLOCKS))
 }
 
+/// What lies below the file systems of a pool.
+pub trait Medium: Send + Sync + 'static {
+    /// Returns the size and the free space of the pool, in bytes.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn space(&self) -> io::Result<(u64, u64)>;
+
+    /// Opens what a share lies on, to read and to write it beside its mounted file system, past what the file system's
+    /// own device holds in memory. Offsets, lengths and memory are multiples of [`BLOCK_BYTES`].
+    ///
+    /// # Errors
+    /// What the operating system says.
+    fn open(&self, share: ShareVersion) -> io::Result<File>;
+}
+
 /// The thread that looks at a pool.
-pub(crate) struct Brake {
+pub struct Brake {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 struct Shared {
     pool: String,
-    layout: Layout,
+    medium: Box<dyn Medium>,
     locks: Arc<Locks>,
     mounts: Arc<Mounts>,
     state: Mutex<State>,
@@ -110,15 +121,18 @@ struct Appetite {
 
 impl Brake {
     /// Starts the thread.
-    pub(crate) fn start(
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn start(
         pool: String,
-        layout: Layout,
+        medium: Box<dyn Medium>,
         locks: Arc<Locks>,
         mounts: Arc<Mounts>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             pool,
-            layout,
+            medium,
             locks,
             mounts,
             state: Mutex::default(),
@@ -137,7 +151,7 @@ impl Brake {
     }
 
     /// Says that the log of a share may have no blocks of its own: it was mounted, or a snapshot was taken.
-    pub(crate) fn shares_its_log(&self, share: ShareId) {
+    pub fn shares_its_log(&self, share: ShareId) {
         lock(&self.shared.state).own_logs.remove(&share);
     }
 }
@@ -180,7 +194,7 @@ impl Shared {
 
     /// Looks once. Returns when to look again.
     fn look(&self, last: &mut Looked) -> io::Result<Duration> {
-        let (total_bytes, free_bytes) = space_of(self.layout.root())?;
+        let (total_bytes, free_bytes) = self.medium.space()?;
         let left_bytes = free_bytes.saturating_sub(reserve_bytes(total_bytes));
         let waiting_bytes = waiting_bytes()?;
         let quarter = total_bytes / 4;
@@ -267,12 +281,53 @@ impl Shared {
         if spendable_bytes < LOG_BYTES || self.mounts.find(version).is_none_or(|one| one.path != share.root) {
             return;
         }
-        match rewrite_log(&self.layout.image(version), &share.root) {
+        match self.rewrite_log(version, &share.root) {
             Ok(()) => drop(lock(&self.state).own_logs.insert(*id)),
             Err(error) => {
                 warn!(share = %id, %error, "its log has no blocks of its own; it stops if the pool fills")
             }
         }
+    }
+
+    /// Writes a log over itself, which gives it blocks of its own. Its file system is frozen meanwhile: it writes nothing
+    /// to it.
+    fn rewrite_log(&self, share: ShareVersion, root: &Path) -> io::Result<()> {
+        let file = self.medium.open(share)?;
+        let mut bytes = Aligned::zeroed(LOG_STEP_BYTES);
+        // Where the log is never changes.
+        let first = bytes.first(BLOCK_BYTES);
+        file.read_exact_at(first, 0)?;
+        let superblock = Superblock::parse(first).ok_or_else(|| io::Error::other("there is no XFS in it"))?;
+        let _frozen = freeze(File::open(root)?)?;
+        let log_bytes = u64::from(superblock.log_blocks) * u64::from(superblock.block_bytes);
+        let mut done = 0;
+        while done < log_bytes {
+            let step = bytes.first(LOG_STEP_BYTES.min(log_bytes - done));
+            let at = superblock.log_offset_bytes + done;
+            file.read_exact_at(step, at)?;
+            file.write_all_at(step, at)?;
+            done += step.len() as u64;
+        }
+        // Before the file system writes there again, past the memory.
+        file.sync_data()
+    }
+}
+
+/// Memory that begins at a multiple of [`BLOCK_BYTES`], as direct I/O wants it.
+struct Aligned {
+    memory: Vec<u8>,
+    begin: usize,
+}
+
+impl Aligned {
+    fn zeroed(bytes: u64) -> Self {
+        let memory = vec![0; (bytes + BLOCK_BYTES) as usize];
+        let begin = memory.as_ptr().align_offset(BLOCK_BYTES as usize);
+        Self { memory, begin }
+    }
+
+    fn first(&mut self, bytes: u64) -> &mut [u8] {
+        &mut self.memory[self.begin..self.begin + bytes as usize]
     }
 }
 
@@ -358,26 +413,6 @@ fn parse_waiting(text: &str) -> u64 {
         .filter_map(field)
         .sum::<u64>()
         * 1024
-}
-
-/// Writes a log over itself, which gives it blocks of its own. Its file system is frozen meanwhile: it writes nothing to it.
-fn rewrite_log(image: &Path, root: &Path) -> io::Result<()> {
-    let file = File::options().read(true).write(true).open(image)?;
-    let superblock =
-        Superblock::read(&file)?.ok_or_else(|| io::Error::other("there is no XFS in its image"))?;
-    let _frozen = freeze(File::open(root)?)?;
-    let log_bytes = u64::from(superblock.log_blocks) * u64::from(superblock.block_bytes);
-    let mut bytes = vec![0; LOG_STEP_BYTES as usize];
-    let mut done = 0;
-    while done < log_bytes {
-        let step = &mut bytes[..LOG_STEP_BYTES.min(log_bytes - done) as usize];
-        let at = superblock.log_offset_bytes + done;
-        file.read_exact_at(step, at)?;
-        file.write_all_at(step, at)?;
-        done += step.len() as u64;
-    }
-    // Before the file system writes there again, past the memory.
-    file.sync_data()
 }
 
 #[cfg(test)]
