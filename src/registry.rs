@@ -16,6 +16,7 @@ use quarry_ganesha::GaneshaServer;
 use quarry_images::ImageBackend;
 use quarry_iscsi::{IscsiTarget, StartError, TargetConfig as IscsiConfig};
 use quarry_knfsd::KnfsdServer;
+use quarry_lvm::LvmBackend;
 use quarry_thin::{
     Caching, FormatOptions, OnFull, OpenOptions, PoolFile, SpaceLevels, ThinBackend, Threshold,
 };
@@ -23,7 +24,8 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::config::{
-    Config, IfAbsent, PoolConfig, PoolDriver, Share, SharePoolConfig, ShareServerConfig, TargetConfig,
+    Config, IfAbsent, PoolConfig, PoolDriver, Share, SharePoolConfig, SharePoolDriver, ShareServerConfig,
+    TargetConfig,
 };
 
 /// The drivers in use.
@@ -37,8 +39,19 @@ pub struct Registry {
     thin: Vec<(PoolName, Arc<ThinBackend>)>,
     share_pools: BTreeMap<PoolName, Arc<dyn ShareBackend>>,
     /// The pools of shares that have to be closed.
-    images: Vec<(PoolName, Arc<ImageBackend>)>,
+    open_share_pools: Vec<OpenSharePool>,
     share_server: Option<Arc<dyn ShareServer>>,
+}
+
+/// A pool of shares that has to be closed.
+#[derive(Clone)]
+struct OpenSharePool {
+    name: PoolName,
+    backend: Arc<dyn ShareBackend>,
+    /// Its identity on disk.
+    uuid: Uuid,
+    /// Closes it; blocks.
+    shutdown: Arc<dyn Fn() -> Result<(), DriverError> + Send + Sync>,
 }
 
 /// The target with the name of its driver.
@@ -154,12 +167,12 @@ impl Registry {
             registry.thin.push((pool.name.clone(), backend));
         }
         for pool in &config.share_pools {
-            let backend = open_share_pool(pool, known.get(&share_pool_key(&pool.name)).copied()).await?;
+            let opened = open_share_pool(pool, known.get(&share_pool_key(&pool.name)).copied()).await?;
             info!(pool = %pool.name, "the pool of shares is open");
             registry
                 .share_pools
-                .insert(pool.name.clone(), Arc::clone(&backend) as Arc<dyn ShareBackend>);
-            registry.images.push((pool.name.clone(), backend));
+                .insert(pool.name.clone(), Arc::clone(&opened.backend));
+            registry.open_share_pools.push(opened);
         }
         if let Some(server) = &config.share_server {
             let opened = open_share_server(server).await;
@@ -176,7 +189,7 @@ impl Registry {
             iscsi: None,
             thin: Vec::new(),
             share_pools: BTreeMap::new(),
-            images: Vec::new(),
+            open_share_pools: Vec::new(),
             share_server: None,
         }
     }
@@ -218,9 +231,9 @@ impl Registry {
     /// Returns the identities of the pools that are kept in files or on devices, by the names they are known under.
     pub fn pool_identities(&self) -> impl Iterator<Item = (String, Uuid)> {
         let thin = self.thin.iter();
-        let images = self.images.iter();
+        let shares = self.open_share_pools.iter();
         thin.map(|(name, backend)| (name.to_string(), backend.pool().uuid()))
-            .chain(images.map(|(name, backend)| (share_pool_key(name), backend.uuid())))
+            .chain(shares.map(|pool| (share_pool_key(&pool.name), pool.uuid)))
     }
 
     /// Returns what the target and the pools count, each figure once.
@@ -255,8 +268,11 @@ impl Registry {
         if let Some(server) = &self.share_server {
             server.shutdown().await;
         }
-        for (pool, backend) in self.images {
-            let closed = tokio::task::spawn_blocking(move || backend.shutdown()).await;
+        for OpenSharePool {
+            name: pool, shutdown, ..
+        } in self.open_share_pools
+        {
+            let closed = tokio::task::spawn_blocking(move || shutdown()).await;
             match closed {
                 Ok(Ok(())) => info!(%pool, "the pool of shares is closed"),
                 Ok(Err(problem)) => error!(%pool, error = %problem, "the pool of shares stays mounted"),
@@ -399,10 +415,14 @@ async fn open_share_server(
 async fn open_share_pool(
     pool: &SharePoolConfig,
     known: Option<Uuid>,
-) -> Result<Arc<ImageBackend>, RegistryError> {
+) -> Result<OpenSharePool, RegistryError> {
     let name = pool.name.clone();
-    let path = pool.path().to_owned();
-    if let Some(known) = known
+    let (config, is_known) = (pool.clone(), known.is_some());
+    let path = match &pool.driver {
+        SharePoolDriver::Images(place) => place.path().to_owned(),
+        SharePoolDriver::Lvm(place) => place.path(),
+    };
+    if let (Some(known), SharePoolDriver::Images(_)) = (known, &pool.driver)
         && !path.exists()
     {
         return Err(RegistryError::PoolGone {
@@ -411,16 +431,15 @@ async fn open_share_pool(
             known,
         });
     }
-    let options = pool.options(known.is_some());
     // Opening mounts, and settles what is left: it blocks.
-    let opened = tokio::task::spawn_blocking(move || ImageBackend::open(&options)).await;
+    let opened = tokio::task::spawn_blocking(move || open_store(config, is_known)).await;
     let opened = opened.unwrap_or_else(|panic| {
         Err(DriverError::Internal {
             detail: format!("opening the pool has panicked: {panic}"),
         })
     });
-    let backend = match opened {
-        Ok(backend) => Arc::new(backend),
+    let opened = match opened {
+        Ok(opened) => opened,
         Err(source) => {
             return Err(RegistryError::Pool {
                 pool: name,
@@ -430,13 +449,50 @@ async fn open_share_pool(
         }
     };
     match known {
-        Some(known) if known != backend.uuid() => Err(RegistryError::PoolReplaced {
+        Some(known) if known != opened.uuid => Err(RegistryError::PoolReplaced {
             pool: name,
             path,
             known,
-            found: backend.uuid(),
+            found: opened.uuid,
         }),
-        _ => Ok(backend),
+        _ => Ok(opened),
+    }
+}
+
+/// Opens a pool of shares. One that was in use is never made anew.
+fn open_store(pool: SharePoolConfig, is_known: bool) -> Result<OpenSharePool, DriverError> {
+    let SharePoolConfig { name, driver, mounts } = pool;
+    match driver {
+        SharePoolDriver::Images(place) => {
+            let options = quarry_images::StoreOptions {
+                place: if is_known { place.existing() } else { place },
+                name: name.clone(),
+                mounts,
+                on_step: None,
+            };
+            let backend = Arc::new(ImageBackend::open(&options)?);
+            Ok(OpenSharePool {
+                name,
+                uuid: backend.uuid(),
+                backend: Arc::clone(&backend) as Arc<dyn ShareBackend>,
+                shutdown: Arc::new(move || backend.shutdown()),
+            })
+        }
+        SharePoolDriver::Lvm(place) => {
+            let options = quarry_lvm::StoreOptions {
+                place: if is_known { place.existing() } else { place },
+                name: name.clone(),
+                mounts,
+                on_step: None,
+            };
+            let backend = Arc::new(LvmBackend::open(&options)?);
+            Ok(OpenSharePool {
+                name,
+                uuid: backend.uuid(),
+                backend: Arc::clone(&backend) as Arc<dyn ShareBackend>,
+                shutdown: Arc::new(move || backend.shutdown()),
+            })
+        }
     }
 }
 

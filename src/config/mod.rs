@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 
 use quarry_contract::PoolName;
 use quarry_ganesha::GaneshaConfig;
-use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace, StoreOptions};
 use quarry_knfsd::KnfsdConfig;
 
 pub use dev::DEFAULT_POOL_BYTES as DEFAULT_DEV_POOL_BYTES;
@@ -156,46 +155,24 @@ pub struct TargetConfig {
     pub port_file: Option<PathBuf>,
 }
 
-/// One pool of shares, kept as images.
+/// One pool of shares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharePoolConfig {
     /// Its name.
     pub name: PoolName,
-    /// Where it is.
-    pub place: PoolPlace,
+    /// The driver, and where the pool is.
+    pub driver: SharePoolDriver,
     /// Where shares are mounted.
     pub mounts: PathBuf,
 }
 
-impl SharePoolConfig {
-    /// Returns the folder, file or device of the pool.
-    pub fn path(&self) -> &Path {
-        match &self.place {
-            PoolPlace::Folder { path, .. } | PoolPlace::File { path, .. } => path,
-        }
-    }
-
-    /// Returns how it is opened; a pool that was in use is never made anew.
-    pub fn options(&self, is_known: bool) -> StoreOptions {
-        let fail = ImagesIfAbsent::Fail;
-        let place = match self.place.clone() {
-            PoolPlace::Folder { path, .. } if is_known => PoolPlace::Folder {
-                path,
-                if_absent: fail,
-            },
-            PoolPlace::File { path, .. } if is_known => PoolPlace::File {
-                path,
-                if_absent: fail,
-            },
-            place => place,
-        };
-        StoreOptions {
-            name: self.name.clone(),
-            place,
-            mounts: self.mounts.clone(),
-            on_step: None,
-        }
-    }
+/// The driver of a pool of shares, and where the pool is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharePoolDriver {
+    /// An image for each share, on a file system that shares blocks.
+    Images(quarry_images::PoolPlace),
+    /// A thin logical volume for each share.
+    Lvm(quarry_lvm::PoolPlace),
 }
 
 /// What exports shares.

@@ -75,6 +75,8 @@ pub(super) struct RawMetrics {
 pub(super) struct RawSharePool {
     pub(super) driver: Option<Spanned<String>>,
     pub(super) path: Option<Spanned<String>>,
+    pub(super) volume_group: Option<Spanned<String>>,
+    pub(super) thin_pool: Option<Spanned<String>>,
     pub(super) create: Option<Spanned<bool>>,
     pub(super) size: Option<Spanned<String>>,
     pub(super) mounts: Option<Spanned<String>>,
@@ -131,7 +133,18 @@ const SECTIONS: [(&str, &[&str]); 8] = [
     ),
     ("target", &["driver", "listen"]),
     ("metrics", &["listen"]),
-    ("share_pool", &["driver", "path", "create", "size", "mounts"]),
+    (
+        "share_pool",
+        &[
+            "driver",
+            "path",
+            "volume_group",
+            "thin_pool",
+            "create",
+            "size",
+            "mounts",
+        ],
+    ),
     (
         "share_server",
         &[

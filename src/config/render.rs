@@ -5,9 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use quarry_contract::{PortalRole, ShareAddress};
-use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace};
 
-use super::{Config, IfAbsent, Listen, LogFormat, PoolDriver, Share, ShareServerConfig};
+use super::{
+    Config, IfAbsent, Listen, LogFormat, PoolDriver, Share, SharePoolConfig, SharePoolDriver,
+    ShareServerConfig,
+};
 
 pub(super) fn render(config: &Config) -> String {
     let mut text = String::new();
@@ -113,23 +115,49 @@ fn share(share: Share) -> String {
     }
 }
 
-fn write_shares(out: &mut String, config: &Config) -> std::fmt::Result {
-    for pool in &config.share_pools {
-        let (PoolPlace::Folder { path, if_absent } | PoolPlace::File { path, if_absent }) = &pool.place;
-        writeln!(
-            out,
-            "\n[share_pool.{}]\ndriver = \"images\"\npath = {}\nmounts = {}",
-            text(pool.name.as_str()),
-            quoted(path),
-            quoted(&pool.mounts)
-        )?;
-        match if_absent {
-            ImagesIfAbsent::Fail => writeln!(out, "create = false")?,
-            ImagesIfAbsent::Create { size_bytes: 0 } => writeln!(out, "create = true")?,
-            ImagesIfAbsent::Create { size_bytes } => {
-                writeln!(out, "create = true\nsize = \"{size_bytes}B\"")?;
+fn write_share_pool(out: &mut String, pool: &SharePoolConfig) -> std::fmt::Result {
+    use quarry_images::PoolPlace;
+
+    let name = text(pool.name.as_str());
+    let creation = match &pool.driver {
+        SharePoolDriver::Images(
+            PoolPlace::Folder { path, if_absent } | PoolPlace::File { path, if_absent },
+        ) => {
+            writeln!(
+                out,
+                "\n[share_pool.{name}]\ndriver = \"images\"\npath = {}",
+                quoted(path)
+            )?;
+            match if_absent {
+                quarry_images::IfAbsent::Fail => None,
+                quarry_images::IfAbsent::Create { size_bytes: 0 } => Some(None),
+                quarry_images::IfAbsent::Create { size_bytes } => Some(Some(*size_bytes)),
             }
         }
+        SharePoolDriver::Lvm(place) => {
+            writeln!(
+                out,
+                "\n[share_pool.{name}]\ndriver = \"lvm\"\nvolume_group = {}\nthin_pool = {}",
+                text(&place.volume_group),
+                text(&place.thin_pool)
+            )?;
+            match place.if_absent {
+                quarry_lvm::IfAbsent::Fail => None,
+                quarry_lvm::IfAbsent::Create { size_bytes } => Some(size_bytes),
+            }
+        }
+    };
+    writeln!(out, "mounts = {}", quoted(&pool.mounts))?;
+    match creation {
+        None => writeln!(out, "create = false"),
+        Some(None) => writeln!(out, "create = true"),
+        Some(Some(size_bytes)) => writeln!(out, "create = true\nsize = \"{size_bytes}B\""),
+    }
+}
+
+fn write_shares(out: &mut String, config: &Config) -> std::fmt::Result {
+    for pool in &config.share_pools {
+        write_share_pool(out, pool)?;
     }
     match &config.share_server {
         None => Ok(()),

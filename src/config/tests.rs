@@ -1,4 +1,6 @@
 use quarry_contract::ShareAddress;
+use quarry_images::{IfAbsent as ImagesIfAbsent, PoolPlace};
+use quarry_lvm::IfAbsent as LvmIfAbsent;
 
 use super::*;
 
@@ -132,17 +134,32 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
     let [file, folder] = &config.share_pools[..] else {
         panic!("two pools")
     };
-    assert!(matches!(file.place, PoolPlace::File { .. }));
+    let place = |pool: &SharePoolConfig| match &pool.driver {
+        SharePoolDriver::Images(place) => place.clone(),
+        SharePoolDriver::Lvm(place) => panic!("{place:?}"),
+    };
+    assert!(matches!(place(file), PoolPlace::File { .. }));
     assert_eq!(file.mounts, Path::new("/var/lib/quarry/mounts/file"));
-    assert!(matches!(folder.place, PoolPlace::Folder { .. }));
+    assert!(matches!(place(folder), PoolPlace::Folder { .. }));
     // A pool that was in use is never made anew.
     assert!(matches!(
-        file.options(true).place,
+        place(file).existing(),
         PoolPlace::File {
             if_absent: ImagesIfAbsent::Fail,
             ..
         }
     ));
+    let lvm =
+        "[share_pool.c]\ndriver = \"lvm\"\nvolume_group = \"vg-0\"\nthin_pool = \"thin\"\ncreate = true\n";
+    let config = parse(&format!("{MINIMAL}{lvm}{SHARES}")).unwrap();
+    let SharePoolDriver::Lvm(place) = &config.share_pools[0].driver else {
+        panic!("{:?}", config.share_pools[0])
+    };
+    assert_eq!(place.path(), Path::new("/dev/vg-0/thin"));
+    assert_eq!(place.if_absent, LvmIfAbsent::Create { size_bytes: None });
+    let rendered = config.render();
+    assert!(rendered.contains("thin_pool = \"thin\"\nmounts = "), "{rendered}");
+    let config = parse(&format!("{MINIMAL}{SHARES}")).unwrap();
     let Some(ShareServerConfig::Ganesha(server)) = &config.share_server else {
         panic!("a server")
     };
@@ -243,7 +260,27 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
         (
             format!("{pool}driver = \"zfs\"\n"),
             "8: share_pool.a.driver",
-            "there is \"images\"",
+            "there are \"images\" and \"lvm\"",
+        ),
+        (
+            format!("{pool}thin_pool = \"thin\"\n"),
+            "8: share_pool.a.thin_pool",
+            "\"lvm\" only",
+        ),
+        (
+            format!("{pool}driver = \"lvm\"\nvolume_group = \"vg\"\nthin_pool = \"thin\"\n"),
+            "7: share_pool.a.path",
+            "\"images\" only",
+        ),
+        (
+            "[share_pool.a]\ndriver = \"lvm\"\nvolume_group = \"vg\"\n".into(),
+            "share_pool.a.thin_pool",
+            "is missing",
+        ),
+        (
+            "[share_pool.a]\ndriver = \"lvm\"\nvolume_group = \"-vg\"\nthin_pool = \"t\"\n".into(),
+            "8: share_pool.a.volume_group",
+            "no name that LVM takes",
         ),
         (
             "[share_pool.a]\npath = \"s\"\n".into(),

@@ -6,12 +6,11 @@ use std::path::Path;
 
 use quarry_contract::{PoolName, PortalRole, ShareAddress};
 use quarry_ganesha::GaneshaConfig;
-use quarry_images::{IfAbsent, PoolPlace};
 use quarry_knfsd::KnfsdConfig;
 use toml::Spanned;
 
 use super::super::raw::{RawSharePool, RawShareServer, Wrong};
-use super::super::{SharePoolConfig, ShareServerConfig};
+use super::super::{SharePoolConfig, SharePoolDriver, ShareServerConfig};
 use super::{absolute, missing, size_of, wrong};
 
 const DEFAULT_NFS_PORT: u16 = 2049;
@@ -47,40 +46,17 @@ fn share_pool(
 ) -> Result<SharePoolConfig, Wrong> {
     let key = |setting: &str| format!("share_pool.{}.{setting}", name.get_ref());
     let parsed = PoolName::parse(name.get_ref()).map_err(|problem| wrong("share_pool", name, problem))?;
-    if let Some(driver) = pool.driver.as_ref().filter(|driver| driver.get_ref() != "images") {
-        let problem = format!(
-            "{:?} is not a driver of share pools; there is \"images\"",
-            driver.get_ref()
-        );
-        return Err(wrong(&key("driver"), driver, problem));
-    }
-    let Some(path) = pool.path else {
-        let problem = "is missing; name a folder, file or block device";
-        return Err(wrong(&key("path"), name, problem));
-    };
-    let path = absolute(&key("path"), &path)?;
-    let creates = pool.create.is_some_and(Spanned::into_inner);
-    let place = match (pool.size, creates) {
-        (Some(size), false) => {
-            let problem = "is for create = true only; an existing pool knows its size";
-            return Err(wrong(&key("size"), &size, problem));
-        }
-        (Some(size), true) => PoolPlace::File {
-            path,
-            if_absent: IfAbsent::Create {
-                size_bytes: size_of(&key("size"), &size)?,
-            },
-        },
-        (None, creates) => {
-            let is_file = path.exists() && !path.is_dir();
-            let if_absent = match creates {
-                true => IfAbsent::Create { size_bytes: 0 },
-                false => IfAbsent::Fail,
-            };
-            match is_file {
-                true => PoolPlace::File { path, if_absent },
-                false => PoolPlace::Folder { path, if_absent },
-            }
+    let driver = match pool.driver.as_ref().map(|driver| driver.get_ref().as_str()) {
+        None | Some("images") => SharePoolDriver::Images(images(&key, name, &pool)?),
+        Some("lvm") => SharePoolDriver::Lvm(lvm(&key, name, &pool)?),
+        Some(other) => {
+            let problem =
+                format!("{other:?} is not a driver of share pools; there are \"images\" and \"lvm\"");
+            return Err(wrong(
+                &key("driver"),
+                pool.driver.as_ref().unwrap_or(name),
+                problem,
+            ));
         }
     };
     let mounts = match &pool.mounts {
@@ -89,9 +65,116 @@ fn share_pool(
     };
     Ok(SharePoolConfig {
         name: parsed,
-        place,
+        driver,
         mounts,
     })
+}
+
+/// Refuses settings of the other driver.
+fn only_for(
+    driver: &str,
+    key: &impl Fn(&str) -> String,
+    settings: [(&str, &Option<Spanned<String>>); 2],
+) -> Result<(), Wrong> {
+    for (name, value) in settings {
+        if let Some(value) = value {
+            return Err(wrong(
+                &key(name),
+                value,
+                format!("is for driver = {driver:?} only"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a size is given only where something may be made, and returns both.
+fn creation(key: &impl Fn(&str) -> String, pool: &RawSharePool) -> Result<(bool, Option<u64>), Wrong> {
+    let creates = pool.create.as_ref().is_some_and(|create| *create.get_ref());
+    let size_bytes = match &pool.size {
+        Some(size) if !creates => {
+            let problem = "is for create = true only; an existing pool knows its size";
+            return Err(wrong(&key("size"), size, problem));
+        }
+        Some(size) => Some(size_of(&key("size"), size)?),
+        None => None,
+    };
+    Ok((creates, size_bytes))
+}
+
+fn images(
+    key: &impl Fn(&str) -> String,
+    name: &Spanned<String>,
+    pool: &RawSharePool,
+) -> Result<quarry_images::PoolPlace, Wrong> {
+    use quarry_images::{IfAbsent, PoolPlace};
+
+    only_for(
+        "lvm",
+        key,
+        [
+            ("volume_group", &pool.volume_group),
+            ("thin_pool", &pool.thin_pool),
+        ],
+    )?;
+    let Some(path) = &pool.path else {
+        let problem = "is missing; name a folder, file or block device";
+        return Err(wrong(&key("path"), name, problem));
+    };
+    let path = absolute(&key("path"), path)?;
+    let (creates, size_bytes) = creation(key, pool)?;
+    let if_absent = match creates {
+        true => IfAbsent::Create {
+            size_bytes: size_bytes.unwrap_or(0),
+        },
+        false => IfAbsent::Fail,
+    };
+    let is_file = size_bytes.is_some() || (path.exists() && !path.is_dir());
+    Ok(match is_file {
+        true => PoolPlace::File { path, if_absent },
+        false => PoolPlace::Folder { path, if_absent },
+    })
+}
+
+fn lvm(
+    key: &impl Fn(&str) -> String,
+    name: &Spanned<String>,
+    pool: &RawSharePool,
+) -> Result<quarry_lvm::PoolPlace, Wrong> {
+    use quarry_lvm::{IfAbsent, PoolPlace};
+
+    only_for("images", key, [("path", &pool.path), ("path", &None)])?;
+    let named = |setting: &str, value: &Option<Spanned<String>>| match value {
+        None => Err(wrong(
+            &key(setting),
+            name,
+            "is missing; `vgs` and `lvs` list what there is",
+        )),
+        Some(value) if is_lvm_name(value.get_ref()) => Ok(value.get_ref().clone()),
+        Some(value) => {
+            let problem = format!("{:?} is no name that LVM takes", value.get_ref());
+            Err(wrong(&key(setting), value, problem))
+        }
+    };
+    let (creates, size_bytes) = creation(key, pool)?;
+    Ok(PoolPlace {
+        volume_group: named("volume_group", &pool.volume_group)?,
+        thin_pool: named("thin_pool", &pool.thin_pool)?,
+        if_absent: match creates {
+            true => IfAbsent::Create { size_bytes },
+            false => IfAbsent::Fail,
+        },
+    })
+}
+
+/// Tells whether LVM takes a name (lvm(8), "Valid names").
+fn is_lvm_name(name: &str) -> bool {
+    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "+_.-".contains(letter);
+    !name.is_empty()
+        && name.len() <= 100
+        && !name.starts_with('-')
+        && ![".", ".."].contains(&name)
+        && name.chars().all(is_allowed)
 }
 
 fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerConfig, Wrong> {

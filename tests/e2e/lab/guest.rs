@@ -28,7 +28,8 @@ pub struct Running {
 }
 
 impl Guest {
-    /// Boots a guest with a card on each network and an empty disk (`/dev/ubda`), or says why it cannot.
+    /// Boots a guest with a card on each network and two empty disks (`/dev/ubda`, `/dev/ubdb`), or
+    /// says why it cannot.
     pub fn boot() -> Option<Self> {
         if std::env::var_os("QUARRY_LAB_NETWORK").is_none() {
             eprintln!("SKIPPED: run scripts/lab/test, which makes the network that this needs");
@@ -38,7 +39,7 @@ impl Guest {
         let launcher = Command::new(root.join("scripts/lab/run"))
             .args(["-t", "600", "-N", "tap1", "-A", "10.9.0.11/24"])
             .args(["-N", "second_tap1", "-A", "10.9.1.11/24"])
-            .args(["-d", "8G", "--"])
+            .args(["-d", "8G", "-d", "4G", "--"])
             .args(["busybox", "nc", "-ll", "-p", "7000", "-e"])
             .arg(root.join("tests/e2e/lab/serve"))
             .stdin(Stdio::null())

@@ -47,7 +47,7 @@ CONF
 /// Functions for the scripts of these tests.
 const FUNCTIONS: &str = r#"
 trap 'echo "failed: $BASH_COMMAND"' ERR
-export QUARRY_ENDPOINT=unix:/run/quarry.sock
+export QUARRY_ENDPOINT=unix:/run/quarry.sock LVM_SYSTEM_DIR=LVM DM_DISABLE_UDEV=1
 quarry() { QUARRY "$@"; }
 start_agent() {
     setsid QUARRY agent --config /run/quarry.toml > /run/agent.log 2>&1 &
@@ -71,7 +71,12 @@ impl Machine {
     }
 
     fn run(&self, script: &str) -> String {
-        let functions = FUNCTIONS.replace("QUARRY ", concat!(env!("CARGO_BIN_EXE_quarry"), " "));
+        let functions = FUNCTIONS
+            .replace("QUARRY ", concat!(env!("CARGO_BIN_EXE_quarry"), " "))
+            .replace(
+                "=LVM ",
+                concat!("=", env!("CARGO_MANIFEST_DIR"), "/scripts/lab/lvm "),
+            );
         self.0.run(&format!("{functions}{script}"))
     }
 
@@ -144,5 +149,93 @@ fn the_kernels_server_serves_shares_by_their_rules_and_over_an_agents_death() {
          fails pgrep rpc.mountd
          test ! -e /etc/exports.d/quarry.exports
          test -z "$(losetup --list --noheadings)""#,
+    );
+}
+
+/// The same machine with a volume group, and a pool of shares in it.
+const PREPARE_LVM: &str = r#"
+for module in dm-mod dm-thin-pool; do modprobe $module; done
+lvm pvcreate -q /dev/ubdb
+lvm vgcreate -q group /dev/ubdb
+sed -i '/share_pool/,/^size/d' /run/quarry.toml
+cat >> /run/quarry.toml <<'CONF'
+[share_pool.volumes]
+driver = "lvm"
+volume_group = "group"
+thin_pool = "shares"
+create = true
+size = "2GiB"
+CONF
+"#;
+
+#[test]
+fn shares_on_logical_volumes_are_cloned_beside_their_parents_and_reverted_under_their_clients() {
+    let Some(machine) = Machine::boot() else { return };
+    machine.run(&format!("{PREPARE_LVM}start_agent"));
+    let create = |options: &str| {
+        let share = machine.json(&format!("share create {options}"));
+        let (id, at) = (&share["id"], &share["export_locations"][0]["path"]);
+        let [id, at] = [id, at].map(|one| one.as_str().unwrap().to_owned());
+        machine.run(&format!("quarry access set share:{id} --rule rw:10.77.0.0/24"));
+        (id, at)
+    };
+    let (parent, parent_at) = create("--size 256MiB");
+    machine.run(&format!(
+        "attach 0 {parent_at}
+         echo first > /run/at/0/file
+         mkdir /run/at/0/folder"
+    ));
+    let snapshot = machine.json(&format!("share-snapshot create --share {parent}"));
+    let snapshot = snapshot["id"].as_str().unwrap();
+    machine.run("echo second > /run/at/0/file");
+    let (clone, clone_at) = create(&format!("--from snapshot:{snapshot}"));
+    // Mounted beside each other by the server and by one client, each with an identity of its own.
+    machine.run(&format!(
+        "mkdir /run/clone
+         as 0 mount -t nfs -o vers=4.2,softerr,timeo=20,retrans=1 {clone_at} /run/clone
+         test $(cat /run/clone/file) = first
+         test $(cat /run/at/0/file) = second
+         echo of the clone > /run/clone/file
+         test $(cat /run/at/0/file) = second
+         test $(($(stat -f -c '%b * %S' /run/clone))) = $((256 << 20))
+         test $(stat -c %d /run/clone) != $(stat -c %d /run/at/0)
+         grep -o 'fsid=[^,)]*' /etc/exports.d/quarry.exports | sort -u > /run/fsids
+         test $(wc -l < /run/fsids) = 2
+         lvm lvs --noheadings -o lv_name group | grep -q quarry-share-{clone}"
+    ));
+    // Grown while it is written to, and the agent dies.
+    machine.run(&format!(
+        "exec 7>> /run/at/0/held
+         echo before >&7
+         quarry share resize {parent} --size 320MiB
+         test $(($(stat -f -c '%b * %S' /run/at/0))) = $((320 << 20))
+         kill -KILL $(cat /run/agent.pid)
+         echo meanwhile >&7
+         start_agent
+         echo after >&7
+         exec 7>&-
+         test $(wc -l < /run/at/0/held) = 3"
+    ));
+    // Back to what it was, with the handles that the client has, and the size that it has now. The client looks again at what
+    // it remembers of a file in its own time. The snapshot survives.
+    machine.run(&format!(
+        "quarry share revert {parent} --to-snapshot {snapshot}
+         for i in $(seq 100); do test $(cat /run/at/0/file) = second || break; sleep 0.1; done
+         test $(cat /run/at/0/file) = first
+         test ! -e /run/at/0/held
+         test -d /run/at/0/folder
+         test $(($(stat -f -c '%b * %S' /run/at/0))) = $((320 << 20))
+         quarry access set snapshot:{snapshot} --rule ro:10.77.0.11 > /run/said
+         quarry share-snapshot show {snapshot} > /run/said
+         umount -f -l /run/clone /run/at/0
+         quarry share delete {clone}
+         quarry share delete {parent}
+         quarry share-snapshot delete {snapshot}
+         test -z \"$(lvm lvs --noheadings -o lv_name group | grep quarry)\""
+    ));
+    machine.run(
+        "kill -TERM $(cat /run/agent.pid)
+         while kill -0 $(cat /run/agent.pid) 2> /dev/null; do sleep 0.1; done
+         test -z \"$(lvm lvs --noheadings -o lv_name -S 'lv_active=active && lv_name!=shares' group)\"",
     );
 }

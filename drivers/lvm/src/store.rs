@@ -1,0 +1,630 @@
+//! What the driver does, with calls that block.
+//!
+//! An object comes to be, and goes, by one change of the group's metadata, which LVM's tools make ([`crate::layout`], L2).
+//! What a process leaves in the middle, [`crate::settle`] finishes or takes away.
+//!
+//! - D1: nothing is made without a reserve left, so that what is there can go on and be deleted.
+//! - D2: a volume gets its device when it is first needed, and loses it when the pool is closed; none gets one by the
+//!   start of the machine.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::libc::O_DIRECT;
+use nix::sys::stat::{major, minor};
+use nix::sys::statvfs::statvfs;
+use quarry_contract::{
+    DriverError, MountedShare, Outcome, PoolName, ShareCapabilities, ShareCapability, ShareId, ShareInfo,
+    SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec,
+    ShareUsage, ShareVersion,
+};
+use quarry_xfs::backend::ShareStore;
+use quarry_xfs::brake::{Brake, Medium, kept_back_bytes, reserve_bytes};
+use quarry_xfs::error::{During, StoreError, corrupt};
+use quarry_xfs::filesystem::{
+    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, device_bytes, identity_of, make,
+    replay_log, set_identity,
+};
+use quarry_xfs::locks::{Locks, lock};
+use quarry_xfs::mounts::Mounts;
+use quarry_xfs::objects::{ObjectRecord, Objects, same_or_differs};
+use quarry_xfs::superblock::Superblock;
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::layout::{
+    Role, UNFINISHED, is_unfinished, object_name, predecessor_name, record_tag, role_of, successor_name,
+    view_name, view_tag,
+};
+use crate::place::{PoolPlace, Taken};
+use crate::pool::{PoolFigures, figures, mapped_bytes};
+use crate::settle::{resume, settle};
+use crate::tools::Activation;
+
+/// What a copy of a share takes of the pool at once, about: what its log and superblocks diverge by.
+const COPY_BYTES: u64 = 4 << 20;
+/// What was deleted is counted as free a moment later: full is what stays so.
+const FULL_TRIES: u32 = 10;
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+
+/// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
+/// end it there.
+pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// How a store is opened.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// The pool's name.
+    pub name: PoolName,
+    /// Where it is.
+    pub place: PoolPlace,
+    /// A folder for mounts; on a file system that forgets with the machine's restart at best.
+    pub mounts: PathBuf,
+    /// For tests.
+    pub on_step: Option<StepHook>,
+}
+
+/// A store of shares.
+pub struct LvmStore {
+    name: PoolName,
+    objects: Mutex<Objects>,
+    /// The volumes of ours that have a device (D2).
+    active: Mutex<BTreeSet<String>>,
+    locks: Arc<Locks>,
+    mounts: Arc<Mounts>,
+    on_step: Option<StepHook>,
+    brake: Brake,
+    // Last: the pool is another process's when everything else has ended.
+    pool: Arc<Taken>,
+}
+
+impl ShareStore for LvmStore {
+    type Options = StoreOptions;
+
+    fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let (pool, volumes) = options.place.take()?;
+        let pool = Arc::new(pool);
+        let mounts = Arc::new(Mounts::at(&options.mounts)?);
+        resume(&pool, &volumes)?;
+        mounts.take_up(|version, device| pool.is_device_of(version, device))?;
+        let settled = settle(&pool, &volumes, &mounts)?;
+        let locks = Arc::new(Locks::default());
+        let brake = Brake::start(
+            options.name.to_string(),
+            Box::new(Volumes(Arc::clone(&pool))),
+            Arc::clone(&locks),
+            Arc::clone(&mounts),
+        )
+        .during(|| "starting a thread".to_owned())?;
+        let store = Self {
+            name: options.name.clone(),
+            objects: Mutex::new(settled.objects),
+            active: Mutex::new(settled.active),
+            locks,
+            mounts,
+            on_step: options.on_step.clone(),
+            brake,
+            pool,
+        };
+        for mounted in store.mounts.all() {
+            // A growth may have been cut short.
+            if let ShareVersion::Share(id) = mounted.version {
+                let size_bytes = lock(&store.objects).share(id)?.size_bytes;
+                store.fit(&mounted, size_bytes)?;
+            }
+        }
+        Ok(store)
+    }
+
+    fn pool_name(options: &StoreOptions) -> &PoolName {
+        &options.name
+    }
+
+    fn uuid(&self) -> Uuid {
+        self.pool.uuid
+    }
+
+    fn close(self) -> Result<(), StoreError> {
+        for mounted in self.mounts.all() {
+            self.unmount(mounted.version)?;
+        }
+        drop(self.brake);
+        self.mounts.close();
+        let active: Vec<String> = lock(&self.active).iter().cloned().collect();
+        match active.is_empty() {
+            true => Ok(()),
+            false => self.pool.group.deactivate(&active),
+        }
+    }
+
+    fn capabilities(&self) -> ShareCapabilities {
+        ShareCapabilities {
+            driver: "lvm",
+            features: vec![
+                ShareCapability::ThinProvisioning,
+                ShareCapability::Snapshots,
+                ShareCapability::Clones,
+                ShareCapability::RevertToAny,
+                ShareCapability::Grow,
+                ShareCapability::MountSnapshots,
+            ],
+            min_share_bytes: MIN_SHARE_BYTES,
+            max_share_bytes: MAX_SHARE_BYTES,
+            size_granularity_bytes: self.pool.extent_bytes.max(SIZE_GRANULARITY_BYTES),
+        }
+    }
+
+    fn pool_status(&self) -> Result<SharePoolStatus, StoreError> {
+        let figures = self.figures()?;
+        let (shares, snapshots) = {
+            let objects = lock(&self.objects);
+            (objects.shares(), objects.snapshots())
+        };
+        Ok(SharePoolStatus {
+            name: self.name.clone(),
+            uuid: self.pool.uuid,
+            state: figures.state,
+            total_bytes: figures.total_bytes,
+            free_bytes: figures.free_bytes,
+            // A delete gives it back before it returns.
+            reclaimable_bytes: 0,
+            provisioned_bytes: shares.iter().map(|share| share.size_bytes).sum(),
+            share_count: shares.len() as u64,
+            snapshot_count: snapshots.len() as u64,
+        })
+    }
+
+    fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(spec.id);
+        let source = match spec.source {
+            ShareSource::Blank => None,
+            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
+            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
+        };
+        let _held = self.locks.take([version].into_iter().chain(source));
+        if let Ok(existing) = self.share(spec.id) {
+            return same_or_differs(existing, spec);
+        }
+        self.capabilities().check_size(spec.size_bytes)?;
+        if let Some(source) = source {
+            let least = lock(&self.objects).size_bytes(source)?;
+            if spec.size_bytes < least {
+                return Err(DriverError::InvalidArgument {
+                    field: "size_bytes".into(),
+                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
+                }
+                .into());
+            }
+        }
+        self.check_space(if source.is_some() { COPY_BYTES } else { BLANK_BYTES })?;
+        let record = ObjectRecord::Share { source: spec.source };
+        let volume = object_name(version);
+        self.step("begun");
+        let length = device_bytes(spec.size_bytes);
+        let tags = [&*record_tag(record), UNFINISHED];
+        let group = &self.pool.group;
+        self.begin(&volume, || match source {
+            None => group.create(&self.pool.pool, &volume, length, &tags),
+            Some(source) => group.snapshot(&object_name(source), &volume, Activation::Active, &tags),
+        })?;
+        lock(&self.active).insert(volume.clone());
+        self.step("created");
+        let filled = match source {
+            None => make(&self.pool.device(&volume), spec.size_bytes, spec.id.0),
+            Some(source) => self.complete_clone(source, spec, &volume),
+        };
+        let made = filled.and_then(|()| {
+            self.step("filled");
+            // From here on it is there (L2).
+            self.pool.group.remove_tag(&volume, UNFINISHED)
+        });
+        if let Err(error) = made {
+            // What stays is deleted at the next start.
+            drop(self.remove(&volume));
+            return Err(error);
+        }
+        self.step("made");
+        lock(&self.objects).insert(version, record, spec.size_bytes)?;
+        Ok(Outcome::Changed(self.share(spec.id)?))
+    }
+
+    fn share(&self, id: ShareId) -> Result<ShareInfo, StoreError> {
+        Ok(lock(&self.objects).share(id)?)
+    }
+
+    fn shares(&self) -> Result<Vec<ShareInfo>, StoreError> {
+        Ok(lock(&self.objects).shares())
+    }
+
+    fn resize_share(&self, id: ShareId, size_bytes: u64) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _held = self.locks.take([version]);
+        let info = self.share(id)?;
+        let mounted = self.mounts.find(version);
+        if size_bytes == info.size_bytes {
+            if let Some(mounted) = &mounted {
+                self.fit(mounted, size_bytes)?;
+            }
+            return Ok(Outcome::Unchanged(info));
+        }
+        self.capabilities().check_size(size_bytes)?;
+        if size_bytes < info.size_bytes {
+            return Err(self.unsupported(ShareCapability::Shrink));
+        }
+        self.check_space(COPY_BYTES)?;
+        self.step("begun");
+        self.pool
+            .group
+            .extend(&object_name(version), device_bytes(size_bytes))?;
+        // It is that large now, whatever comes: a volume that shrinks could lose what its file system has taken up.
+        lock(&self.objects).resize(id, size_bytes);
+        self.step("longer");
+        if let Some(mounted) = mounted {
+            self.fit(&mounted, size_bytes)?;
+        }
+        Ok(Outcome::Changed(self.share(id)?))
+    }
+
+    fn revert_share(&self, id: ShareId, snapshot: ShareSnapshotId) -> Result<Outcome<ShareInfo>, StoreError> {
+        let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
+        let _held = self.locks.take([version, origin]);
+        let info = self.share(id)?;
+        let of = self.snapshot(snapshot)?;
+        if of.share != id {
+            return Err(DriverError::InvalidArgument {
+                field: "snapshot".into(),
+                problem: format!("{snapshot} is a snapshot of share {}", of.share),
+            }
+            .into());
+        }
+        self.check_unmounted(version)?;
+        self.check_space(COPY_BYTES)?;
+        let (volume, successor, predecessor) = (object_name(version), successor_name(id), predecessor_name());
+        let group = &self.pool.group;
+        self.step("begun");
+        let tag = record_tag(ObjectRecord::Share { source: info.source });
+        self.begin(&successor, || {
+            group.snapshot(&object_name(origin), &successor, Activation::Inactive, &[&tag])
+        })?;
+        self.step("copied");
+        let prepared = match of.size_bytes < info.size_bytes {
+            true => group.extend(&successor, device_bytes(info.size_bytes)),
+            false => Ok(()),
+        };
+        let replaced = prepared.and_then(|()| {
+            self.step("prepared");
+            // From here on it is reverted (L3).
+            group.rename(&volume, &predecessor)?;
+            self.step("taken away");
+            group
+                .rename(&successor, &volume)
+                .inspect_err(|_| drop(group.rename(&predecessor, &volume)))
+        });
+        if let Err(error) = replaced {
+            drop(group.remove(&successor));
+            return Err(error);
+        }
+        lock(&self.active).remove(&volume);
+        self.step("replaced");
+        if let Err(error) = group.remove(&predecessor) {
+            // The next start deletes it.
+            warn!(%version, %error, "what it was before a revert keeps its space");
+        }
+        Ok(Outcome::Changed(info))
+    }
+
+    fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
+        let _held = self.locks.take([version]);
+        if lock(&self.objects).size_bytes(version).is_err() {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.check_unmounted(version)?;
+        self.step("begun");
+        self.remove(&object_name(version))?;
+        self.step("removed");
+        lock(&self.objects).remove(version);
+        Ok(Outcome::Changed(()))
+    }
+
+    fn create_snapshots(
+        &self,
+        group: &[ShareSnapshotSpec],
+    ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError> {
+        ShareSnapshotSpec::check_group(group)?;
+        let members = group
+            .iter()
+            .flat_map(|spec| [ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id)]);
+        let _held = self.locks.take(members);
+        let existing: Vec<ShareSnapshotInfo> = group
+            .iter()
+            .filter_map(|spec| self.snapshot(spec.id).ok())
+            .collect();
+        if ShareSnapshotSpec::group_exists(group, &existing)? {
+            return Ok(Outcome::Unchanged(existing));
+        }
+        let shares = group
+            .iter()
+            .map(|spec| self.share(spec.share))
+            .collect::<Result<Vec<ShareInfo>, StoreError>>()?;
+        let ([spec], [share]) = (group, &shares[..]) else {
+            return Err(self.unsupported(ShareCapability::GroupSnapshots));
+        };
+        self.check_space(COPY_BYTES)?;
+        let (of, version) = (ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id));
+        let record = ObjectRecord::Snapshot { share: spec.share };
+        self.step("begun");
+        self.pool.group.snapshot(
+            &object_name(of),
+            &object_name(version),
+            Activation::Inactive,
+            &[&record_tag(record)],
+        )?;
+        self.step("taken");
+        self.note_shared_log(of);
+        lock(&self.objects).insert(version, record, share.size_bytes)?;
+        Ok(Outcome::Changed(vec![self.snapshot(spec.id)?]))
+    }
+
+    fn snapshot(&self, id: ShareSnapshotId) -> Result<ShareSnapshotInfo, StoreError> {
+        Ok(lock(&self.objects).snapshot(id)?)
+    }
+
+    fn snapshots(&self) -> Result<Vec<ShareSnapshotInfo>, StoreError> {
+        Ok(lock(&self.objects).snapshots())
+    }
+
+    fn usage(&self, of: ShareVersion) -> Result<ShareUsage, StoreError> {
+        let _held = self.locks.take([of]);
+        lock(&self.objects).size_bytes(of)?;
+        let volume = object_name(of);
+        let device = self.activate(&volume)?;
+        let what = || format!("asking for the usage of {of}");
+        let allocated_bytes = mapped_bytes(&self.pool.group.device_name(&volume)).during(what)?;
+        let used_bytes = match self.mounts.find(of) {
+            Some(mounted) => {
+                let told = statvfs(&mounted.path).map_err(io::Error::from).during(what)?;
+                let kept_back = File::open(&mounted.path)
+                    .and_then(|root| kept_back_bytes(&root))
+                    .during(what)?;
+                ((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back)
+            }
+            None => Superblock::read(&File::open(&device).during(what)?)
+                .during(what)?
+                .ok_or_else(|| corrupt(of, "there is no XFS in it"))?
+                .used_bytes(),
+        };
+        Ok(ShareUsage {
+            used_bytes,
+            allocated_bytes,
+        })
+    }
+
+    fn mount(&self, of: ShareVersion) -> Result<Outcome<MountedShare>, StoreError> {
+        let _held = self.locks.take([of]);
+        let size_bytes = lock(&self.objects).size_bytes(of)?;
+        if let Some(mounted) = self.mounts.find(of) {
+            return Ok(Outcome::Unchanged(mounted));
+        }
+        self.step("begun");
+        let device = match of {
+            ShareVersion::Share(_) => self.activate(&object_name(of))?,
+            ShareVersion::Snapshot(id) => self.make_view(id)?,
+        };
+        self.step("prepared");
+        let mounted = self.mounts.mount(of, &device, identity_of(of))?;
+        self.note_shared_log(of);
+        self.step("mounted");
+        if matches!(of, ShareVersion::Share(_)) {
+            // A growth or a revert while it was not mounted is made up for now.
+            self.fit(&mounted, size_bytes)?;
+        }
+        Ok(Outcome::Changed(mounted))
+    }
+
+    fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
+        let _held = self.locks.take([of]);
+        self.step("begun");
+        if !self.mounts.unmount(of)? {
+            return Ok(Outcome::Unchanged(()));
+        }
+        self.step("unmounted");
+        if let ShareVersion::Snapshot(id) = of {
+            self.remove(&view_name(id))?;
+        }
+        Ok(Outcome::Changed(()))
+    }
+
+    fn mounted(&self) -> Vec<MountedShare> {
+        self.mounts.all()
+    }
+
+    fn stopped(&self) -> Vec<ShareVersion> {
+        self.mounts.stopped()
+    }
+}
+
+impl LvmStore {
+    fn step(&self, name: &'static str) {
+        if let Some(hook) = &self.on_step {
+            hook(name);
+        }
+    }
+
+    fn figures(&self) -> Result<PoolFigures, StoreError> {
+        self.pool
+            .figures()
+            .during(|| format!("asking for the space of the thin pool {}", self.pool.pool))
+    }
+
+    fn unsupported(&self, capability: ShareCapability) -> StoreError {
+        DriverError::Unsupported {
+            object: format!("pool {}", self.name),
+            capability: capability.as_str().into(),
+        }
+        .into()
+    }
+
+    /// Checks that the reserve stays when something takes this much (D1).
+    fn check_space(&self, needed_bytes: u64) -> Result<(), StoreError> {
+        for tries_left in (0..FULL_TRIES).rev() {
+            let figures = self.figures()?;
+            let free_bytes = figures.free_bytes;
+            let needed_bytes = needed_bytes + reserve_bytes(figures.total_bytes);
+            if free_bytes >= needed_bytes {
+                break;
+            }
+            if tries_left == 0 {
+                let pool = format!("pool {}", self.name);
+                return Err(DriverError::Full {
+                    pool,
+                    needed_bytes,
+                    free_bytes,
+                }
+                .into());
+            }
+            std::thread::sleep(FULL_PAUSE);
+        }
+        Ok(())
+    }
+
+    fn check_unmounted(&self, version: ShareVersion) -> Result<(), StoreError> {
+        match self.mounts.find(version) {
+            None => Ok(()),
+            Some(mounted) => Err(DriverError::Busy {
+                object: version.to_string(),
+                blockers: vec![format!("its mount at {}", mounted.path.display())],
+            }
+            .into()),
+        }
+    }
+
+    /// Makes a volume that is no object yet, also where one is in its place that a call before could not take away.
+    fn begin(&self, volume: &str, make: impl Fn() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let Err(error) = make() else { return Ok(()) };
+        let left = self.pool.group.volume(volume).ok();
+        let is_left = left.is_some_and(|left| match role_of(&left, &self.pool.pool) {
+            Some(Role::Object(..)) => is_unfinished(&left),
+            Some(Role::View(_) | Role::Successor(_)) => true,
+            Some(Role::Predecessor) | None => false,
+        });
+        if !is_left {
+            return Err(error);
+        }
+        self.remove(volume)?;
+        make()
+    }
+
+    /// Makes the copy of a share a share of its own.
+    fn complete_clone(&self, source: ShareVersion, spec: &ShareSpec, volume: &str) -> Result<(), StoreError> {
+        self.note_shared_log(source);
+        self.identify(ShareVersion::Share(spec.id), volume)?;
+        self.step("identified");
+        match lock(&self.objects).size_bytes(source)? < spec.size_bytes {
+            true => self.pool.group.extend(volume, device_bytes(spec.size_bytes)),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives the file system of a copy the identity of a version.
+    fn identify(&self, version: ShareVersion, volume: &str) -> Result<(), StoreError> {
+        let device = self.pool.device(volume);
+        set_identity(version, &device, identity_of(version), || {
+            replay_log(&device, &self.mounts.scratch(version))
+        })
+    }
+
+    /// Makes what is mounted for a snapshot: a copy with its own identity and an empty log.
+    fn make_view(&self, id: ShareSnapshotId) -> Result<PathBuf, StoreError> {
+        let (version, volume) = (ShareVersion::Snapshot(id), view_name(id));
+        self.check_space(COPY_BYTES)?;
+        let (origin, tag) = (object_name(version), view_tag(id));
+        self.begin(&volume, || {
+            self.pool
+                .group
+                .snapshot(&origin, &volume, Activation::Active, &[&tag])
+        })?;
+        lock(&self.active).insert(volume.clone());
+        self.step("viewed");
+        self.identify(version, &volume)?;
+        Ok(self.pool.device(&volume))
+    }
+
+    /// Has a volume have a device (D2), and returns its path.
+    fn activate(&self, volume: &str) -> Result<PathBuf, StoreError> {
+        let device = self.pool.device(volume);
+        if !lock(&self.active).contains(volume) || !device.exists() {
+            self.pool.group.activate(volume)?;
+            lock(&self.active).insert(volume.to_owned());
+        }
+        Ok(device)
+    }
+
+    fn remove(&self, volume: &str) -> Result<(), StoreError> {
+        self.pool.group.remove(volume)?;
+        lock(&self.active).remove(volume);
+        Ok(())
+    }
+
+    /// Notes that another volume has the blocks of a version's log, too.
+    fn note_shared_log(&self, version: ShareVersion) {
+        if let ShareVersion::Share(id) = version {
+            self.brake.shares_its_log(id);
+        }
+    }
+
+    /// Makes the file system of a mounted share as large as its volume, whose device is so already.
+    fn fit(&self, mounted: &MountedShare, size_bytes: u64) -> Result<(), StoreError> {
+        self.mounts.fit(mounted, device_bytes(size_bytes), |_| Ok(()))
+    }
+}
+
+impl Taken {
+    fn figures(&self) -> io::Result<PoolFigures> {
+        figures(&self.pool_device, self.chunk_bytes)
+    }
+
+    /// Returns the path of the device of a volume that has one.
+    fn device(&self, volume: &str) -> PathBuf {
+        Path::new("/dev/mapper").join(self.group.device_name(volume))
+    }
+
+    /// Tells whether a device is that of a version: of its volume, in this group.
+    fn is_device_of(&self, version: ShareVersion, device: &Path) -> io::Result<bool> {
+        let volume = match version {
+            ShareVersion::Share(_) => object_name(version),
+            ShareVersion::Snapshot(id) => view_name(id),
+        };
+        let number = fs::metadata(device)?.rdev();
+        let of = PathBuf::from(format!("/sys/dev/block/{}:{}/dm", major(number), minor(number)));
+        let (name, uuid) = (
+            fs::read_to_string(of.join("name"))?,
+            fs::read_to_string(of.join("uuid"))?,
+        );
+        Ok(name.trim_end() == self.group.device_name(&volume) && uuid.starts_with(&self.device_uuids))
+    }
+}
+
+/// The volumes of a pool, below their file systems.
+struct Volumes(Arc<Taken>);
+
+impl Medium for Volumes {
+    fn space(&self) -> io::Result<(u64, u64)> {
+        let figures = self.0.figures()?;
+        Ok((figures.total_bytes, figures.free_bytes))
+    }
+
+    fn open(&self, share: ShareVersion) -> io::Result<File> {
+        let device = self.0.device(&object_name(share));
+        // Past the memory of the device, of which its mounted file system knows nothing.
+        File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(O_DIRECT)
+            .open(device)
+    }
+}
