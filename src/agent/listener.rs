@@ -246,13 +246,30 @@ pub(super) fn take_own(listen: &Listen, left: &mut Vec<Listening>) -> Option<Lis
                 .is_ok_and(|bound| bound.as_pathname() == Some(&private_name(path)))
                 && fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
         }
-        (Listen::Tls { address, .. } | Listen::Insecure { address }, Listening::Tcp(socket)) => {
-            socket.local_addr().is_ok_and(|bound| bound == *address)
-        }
+        (Listen::Tls { address, .. } | Listen::Insecure { address }, socket) => is_at(socket, *address),
         _ => false,
     };
     let at = left.iter().position(is_own)?;
     Some(left.swap_remove(at))
+}
+
+/// Takes out of the sockets that the agent before has left the one with this address, or binds another.
+pub(super) fn take_or_listen(
+    address: SocketAddr,
+    left: &mut Vec<Listening>,
+) -> io::Result<std::net::TcpListener> {
+    let known = left.iter().position(|socket| is_at(socket, address));
+    match known.map(|at| left.swap_remove(at)) {
+        Some(Listening::Tcp(socket)) => Ok(socket),
+        _ => listen_tcp(address),
+    }
+}
+
+fn is_at(socket: &Listening, address: SocketAddr) -> bool {
+    match socket {
+        Listening::Tcp(socket) => socket.local_addr().is_ok_and(|bound| bound == address),
+        Listening::Unix(_) => false,
+    }
 }
 
 /// Returns what a socket is called until it may be found.

@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,11 +60,6 @@ pub(super) async fn serve(
             }
         }
     }
-}
-
-/// Binds the address.
-pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await
 }
 
 async fn answer(mut stream: TcpStream, figures: &(dyn Fn() -> Vec<Metric> + Send + Sync)) -> io::Result<()> {
@@ -188,7 +182,7 @@ quarry_test_seconds_count{op=\"read\"} 7
 
     #[tokio::test]
     async fn figures_are_served_at_their_path_and_nothing_else_is() {
-        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stopping = CancellationToken::new();
         let server = tokio::spawn(serve(listener, stopping.clone(), figures));

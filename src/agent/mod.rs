@@ -20,6 +20,7 @@ mod successor;
 mod tests;
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -256,6 +257,8 @@ pub struct Agent {
     registry: Registry,
     endpoint: String,
     door: Option<listener::Door>,
+    /// Where figures are asked for.
+    figures: Option<TcpListener>,
     closing: listener::Closing,
     tasks: TaskTracker,
     server: tokio::task::JoinHandle<()>,
@@ -278,6 +281,11 @@ impl Agent {
         let catalog = Catalog::open(&config.state_dir.join("catalog.redb"))?;
         let known = catalog.pools()?;
         let own = listener::take_own(&config.listen, &mut left);
+        let figures = config.metrics.map(|address| {
+            listener::take_or_listen(address, &mut left)
+                .map_err(|source| AgentError::Metrics { address, source })
+        });
+        let figures = figures.transpose()?;
         let portals = left.into_iter().filter_map(|socket| match socket {
             Listening::Tcp(socket) => Some(socket),
             Listening::Unix(_) => None,
@@ -291,7 +299,7 @@ impl Agent {
         if !new.is_empty() {
             catalog.commit(new).await?;
         }
-        Self::start_with(&config, lock, catalog, registry, own).await
+        Self::start_with(&config, lock, catalog, registry, (own, figures)).await
     }
 
     async fn start_with(
@@ -299,7 +307,7 @@ impl Agent {
         lock: lock::StateLock,
         catalog: Catalog,
         registry: Registry,
-        own: Option<Listening>,
+        (own, figures): (Option<Listening>, Option<TcpListener>),
     ) -> Result<Self, AgentError> {
         let model = Resources::new(registry.clone(), catalog);
         let recovery = model.recover().await.map_err(AgentError::Recovery)?;
@@ -329,9 +337,10 @@ impl Agent {
             Arc::clone(&model),
             |model| async move { model.forget_old_operations().await.map(|_| ()) },
         ));
-        if let Some(address) = config.metrics {
-            let listener = metrics::bind(address)
-                .await
+        if let (Some(address), Some(figures)) = (config.metrics, &figures) {
+            let listener = figures
+                .try_clone()
+                .and_then(tokio::net::TcpListener::from_std)
                 .map_err(|source| AgentError::Metrics { address, source })?;
             let registry = registry.clone();
             tasks.spawn(metrics::serve(listener, stopping.clone(), move || {
@@ -346,6 +355,7 @@ impl Agent {
             registry,
             endpoint,
             door: Some(door),
+            figures,
             closing,
             tasks,
             server,

@@ -3,7 +3,7 @@
 //! Order: the successor is run once to see whether it starts and takes the configuration, while this agent serves on →
 //! running calls end, and the pools' checkpoints are written for the most part → sessions are dropped when what they
 //! have under way is answered, and told to come back at once → the pools are closed → execve(2). Initiators that come back
-//! meanwhile, and clients that call, wait in the portals' and the API's sockets, which stay open throughout. Shares are not
+//! meanwhile, clients that call, and who asks for figures, wait in the sockets, which stay open throughout. Shares are not
 //! touched: their server runs on, and the successor takes it up as after a kill.
 //!
 //! Failure: a successor that does not start, or refuses the configuration, changes nothing. Once the sessions are gone
@@ -156,6 +156,7 @@ impl Agent {
     ) -> Result<(), AgentError> {
         info!(program = %successor.program.display(), "handing over");
         let door = self.let_newcomers_wait().await;
+        let figures = self.figures.take().map(Listening::Tcp);
         let (registry, _lock) = self.end_calls().await;
         let began = Instant::now();
         let portals = registry.hand_over().await.into_iter().map(Listening::Tcp);
@@ -168,7 +169,7 @@ impl Agent {
             registry.close().await;
             return Ok(());
         }
-        let sockets: Vec<Listening> = portals.chain(door.map(Door::leave)).collect();
+        let sockets: Vec<Listening> = portals.chain(door.map(Door::leave)).chain(figures).collect();
         Err(AgentError::Succeed(successor.run(&sockets)))
     }
 }

@@ -1,7 +1,5 @@
 //! `kill -9` under load: what was flushed is there, and hosts find everything where it was.
 
-use std::net::TcpListener;
-
 use serde_json::Value;
 
 use crate::agent_process::AgentProcess;
@@ -25,8 +23,8 @@ fn flushed_data_survives_a_kill_in_the_middle_of_writes() {
 #[test]
 fn flushed_data_survives_a_kill_when_the_pool_goes_through_the_page_cache() {
     let temporary = tempfile::tempdir().unwrap();
-    // A port that was free a moment ago: it must be the same one after each start.
-    let portal = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // It must be the same one after each start.
+    let portal = config::free_address(73);
     let pool = "size = \"1GiB\"\npage_cache = true";
     let config = config::write(temporary.path(), pool, &[&portal.to_string()], "");
     kill_in_the_middle_of_writes(|| AgentProcess::start_configured(&config));

@@ -1,7 +1,7 @@
 //! Figures for those who watch an agent.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 
 use crate::agent_process::AgentProcess;
 use crate::command;
@@ -10,7 +10,7 @@ use crate::initiator::{attach, detach};
 use crate::scripted_initiator::{Client, Login};
 
 /// Reads the page and returns the value of one figure.
-fn figure(address: SocketAddr, name: &str) -> u64 {
+pub fn figure(address: SocketAddr, name: &str) -> u64 {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
     let mut page = String::new();
@@ -27,8 +27,7 @@ fn figure(address: SocketAddr, name: &str) -> u64 {
 #[test]
 fn commands_sessions_and_stale_initiators_show_in_the_figures() {
     let folder = tempfile::tempdir().unwrap();
-    // A port that was free a moment ago.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = config::free_address(71);
     let metrics = format!("[metrics]\nlisten = \"{address}\"");
     let config = config::write(folder.path(), "size = \"1GiB\"", &["127.0.0.1:0"], &metrics);
     let agent = AgentProcess::start_configured(&config);

@@ -1,7 +1,6 @@
 //! A planned upgrade: on SIGUSR2 another program takes over in the same process, under hosts that stay logged in and
 //! clients that go on calling.
 
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use crate::agent_process::{AgentProcess, eventually};
 use crate::command::{self, json};
 use crate::config;
 use crate::initiator::attach;
+use crate::metrics::figure;
 
 /// How long a host's request may take while another program takes over.
 const STALL: Duration = Duration::from_secs(1);
@@ -196,11 +196,12 @@ fn certificates(name: &str) -> [String; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_over_tls_wait_while_a_new_program_takes_over() {
+async fn calls_over_tls_and_requests_for_figures_wait_while_a_new_program_takes_over() {
     let folder = tempfile::tempdir().unwrap();
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (portal, api) = (free().to_string(), free().to_string());
-    let config = config::write(folder.path(), "size = \"1GiB\"", &[&portal], "");
+    let free = || config::free_address(72);
+    let (portal, api, figures) = (free().to_string(), free().to_string(), free());
+    let metrics = format!("[metrics]\nlisten = \"{figures}\"");
+    let config = config::write(folder.path(), "size = \"1GiB\"", &[&portal], &metrics);
     // One certificate for both sides.
     let pem = certificates("localhost");
     let files = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.path().join(name));
@@ -224,5 +225,21 @@ async fn calls_over_tls_wait_while_a_new_program_takes_over() {
                 .domain_name("localhost"),
         )
         .unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let watcher = std::thread::spawn(move || {
+        let (mut pages, mut longest) = (0, Duration::ZERO);
+        while !told.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            figure(figures, "quarry_iscsi_sessions");
+            pages += 1;
+            longest = longest.max(begin.elapsed());
+        }
+        (pages, longest)
+    });
     succeed_under_calls(&agent, endpoint).await;
+    stop.store(true, Ordering::Relaxed);
+    let (pages, longest) = watcher.join().expect("no page of figures is refused");
+    eprintln!("{pages} pages of figures, the longest took {longest:?}");
+    assert!(pages > 0 && longest < 5 * STALL, "{longest:?}");
 }
