@@ -57,4 +57,14 @@ impl v1::access_server::Access for Api {
         let decision = self.model.explain_access(target, client).await?;
         Ok(Response::new(answer::access_decision(decision)))
     }
+
+    async fn list_clients(
+        &self,
+        request: Request<v1::ListClientsRequest>,
+    ) -> Result<Response<v1::ListClientsResponse>, Status> {
+        let target = request::access_target(request.into_inner().target)?;
+        let clients = self.model.connected_clients(target).await?;
+        let clients = clients.into_iter().map(answer::share_client).collect();
+        Ok(Response::new(v1::ListClientsResponse { clients }))
+    }
 }

@@ -15,8 +15,9 @@ use crate::catalog::record::{
     AccessMode, Connector, Moment, OperationId, OperationRecord, Progress, Request, Source,
 };
 use crate::resources::{
-    AccessDecision, AccessStatus, Attachment, AttachmentState, ConnectionInfo, DriverRole, ExportLocation,
-    Node, Pool, RuleView, Share, SharePoolView, ShareSnapshot, Snapshot, Volume, VolumeEncryption,
+    AccessDecision, AccessStatus, Attachment, AttachmentState, ConnectedClient, ConnectionInfo, DriverRole,
+    ExportLocation, Node, Pool, RuleView, Share, SharePoolView, ShareSnapshot, Snapshot, Volume,
+    VolumeEncryption,
 };
 
 pub(super) fn timestamp(moment: Moment) -> Timestamp {
@@ -440,6 +441,18 @@ pub(super) fn access_status(status: AccessStatus) -> v1::AccessStatus {
 
 fn optional_share(id: Option<ShareId>) -> String {
     id.map(|id| id.to_string()).unwrap_or_default()
+}
+
+pub(super) fn share_client(connected: ConnectedClient) -> v1::ShareClient {
+    let ConnectedClient { client, level } = connected;
+    v1::ShareClient {
+        address: client.address.to_string(),
+        level: level.map_or(v1::AccessLevel::Unspecified, access_level).into(),
+        versions: client.versions,
+        last_seen_time: client.last_seen.map(prost_types::Timestamp::from),
+        held_count: client.held.unwrap_or_default(),
+        held_known: client.held.is_some(),
+    }
 }
 
 pub(super) fn access_decision(decision: AccessDecision) -> v1::AccessDecision {

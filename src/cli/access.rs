@@ -4,13 +4,13 @@ use clap::Subcommand;
 use quarry_proto::v1::access_client::AccessClient;
 use quarry_proto::v1::{
     AccessDecision, AccessLevel, AccessRule, AccessStatus, AccessTarget, ClientKind, ExplainAccessRequest,
-    GetAccessRequest, RuleStatus, SetAccessRequest, access_target,
+    GetAccessRequest, ListClientsRequest, RuleStatus, SetAccessRequest, ShareClient, access_target,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-use super::answer::{Answer, show_text};
+use super::answer::{Answer, show_text, show_time};
 use super::argument::{ShareVersion, parse_share_version};
 use super::failure::Failure;
 use super::mutation::MutationArgs;
@@ -59,6 +59,12 @@ Examples:
         target: ShareVersion,
         /// The client's address
         client: std::net::IpAddr,
+    },
+    /// List the clients that the server knows and that may use a share or snapshot, or still hold something of it
+    Clients {
+        /// The share or snapshot: share:ID or snapshot:ID
+        #[arg(value_parser = parse_share_version, value_name = "KIND:ID")]
+        target: ShareVersion,
     },
 }
 
@@ -136,6 +142,12 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 client: address.to_string(),
             };
             Ok(explained(&client.explain_access(request).await?.into_inner()))
+        }
+        Command::Clients { target } => {
+            let request = ListClientsRequest {
+                target: target_of(target),
+            };
+            Ok(clients(&client.list_clients(request).await?.into_inner().clients))
         }
     }
 }
@@ -260,6 +272,44 @@ fn explained(decision: &AccessDecision) -> Answer {
     Answer::show(properties, &record)
 }
 
+/// A client as JSON.
+#[derive(Serialize)]
+struct ClientRecord<'a> {
+    address: &'a str,
+    level: String,
+    versions: &'a [String],
+    last_seen_time: Option<String>,
+    held_count: Option<u64>,
+}
+
+fn held(client: &ShareClient) -> Option<u64> {
+    client.held_known.then_some(client.held_count)
+}
+
+fn clients(clients: &[ShareClient]) -> Answer {
+    let row = |client: &ShareClient| {
+        vec![
+            client.address.clone(),
+            level(client.level()),
+            show_text(&client.versions.join(" ")),
+            held(client).map_or("not known".to_owned(), |held| held.to_string()),
+            show_time(client.last_seen_time.as_ref()),
+        ]
+    };
+    let records: Vec<ClientRecord<'_>> = clients
+        .iter()
+        .map(|client| ClientRecord {
+            address: &client.address,
+            level: level(client.level()),
+            versions: &client.versions,
+            last_seen_time: client.last_seen_time.as_ref().map(ToString::to_string),
+            held_count: held(client),
+        })
+        .collect();
+    let columns = ["CLIENT", "MAY", "SPEAKS", "HOLDS", "LAST SEEN"];
+    Answer::list(&columns, clients.iter().map(row).collect(), &records)
+}
+
 #[cfg(test)]
 mod tests {
     use quarry_proto::v1::RuleState;
@@ -313,5 +363,25 @@ mod tests {
             inherited_from_share_id: "00000000-0000-4000-8000-0000000000d1".into(),
         };
         assert_golden("access-explain", &explained(&decision));
+        let seen = prost_types::Timestamp {
+            seconds: 1_790_000_000,
+            nanos: 0,
+        };
+        let known = [
+            ShareClient {
+                address: "10.0.0.7".into(),
+                level: AccessLevel::ReadWrite.into(),
+                versions: vec!["4.1".into(), "4.2".into()],
+                last_seen_time: Some(seen),
+                ..ShareClient::default()
+            },
+            ShareClient {
+                address: "10.0.0.8".into(),
+                held_count: 2,
+                held_known: true,
+                ..ShareClient::default()
+            },
+        ];
+        assert_golden("access-clients", &clients(&known));
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use quarry_contract::{
-    AccessLevel, AccessRule, AccessRuleId, RuleState, ShareId, ShareVersion, resolve_access,
+    AccessLevel, AccessRule, AccessRuleId, RuleState, ShareClient, ShareId, ShareVersion, resolve_access,
 };
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +77,15 @@ pub struct AccessDecision {
     pub loaded: Option<(AccessLevel, String)>,
     /// The share whose rules decide, when they are not its own.
     pub inherited_from: Option<ShareId>,
+}
+
+/// A client that may be using a share or snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectedClient {
+    /// What the server knows of it.
+    pub client: ShareClient,
+    /// What it may do by what the server has loaded; `None` for one that lost its access and still holds something.
+    pub level: Option<AccessLevel>,
 }
 
 impl Resources {
@@ -246,6 +255,30 @@ impl Resources {
             loaded: loaded.map(|(network, level)| (level, network.to_string())),
             inherited_from: in_force.inherited_from,
         })
+    }
+}
+
+impl Resources {
+    /// Returns the clients that the server knows and that may use a share or snapshot, or hold something of it.
+    ///
+    /// # Errors
+    /// `NotFound`, and the server's.
+    pub async fn connected_clients(
+        &self,
+        version: ShareVersion,
+    ) -> Result<Vec<ConnectedClient>, ResourceError> {
+        self.existing_share_version(version).await?;
+        let server = self.share_server()?;
+        let loaded = server.loaded(version).await?;
+        let mut found = Vec::new();
+        for client in server.clients(version).await? {
+            let decided = loaded.as_ref().and_then(|loaded| loaded.decide(client.address));
+            let level = decided.map(|(_, level)| level);
+            if level.is_some() || client.held.is_some_and(|held| held > 0) {
+                found.push(ConnectedClient { client, level });
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-pub use access::{AccessDecision, AccessStatus, RuleSource, RuleView};
+pub use access::{AccessDecision, AccessStatus, ConnectedClient, RuleSource, RuleView};
 pub use attachments::{MadeAttachment, NewAttachment};
 pub use error::{Object, ObjectKind, ResourceError};
 pub use model::{

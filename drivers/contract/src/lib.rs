@@ -51,9 +51,9 @@ pub use scrub::{PoolScrub, ScrubFinding, ScrubState, ScrubStatus};
 pub use share::{
     AccessEntry, AccessLevel, AccessRule, AccessTable, ClientKind, EnforceableAccess, LoadedAccess,
     MountedShare, Network, PortalRole, RefusedRule, RuleState, RuleStatus, ShareAddress, ShareBackend,
-    ShareCapabilities, ShareCapability, ShareExport, ShareInfo, SharePoolStatus, SharePortal, ShareServer,
-    ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion, Squash,
-    resolve_access,
+    ShareCapabilities, ShareCapability, ShareClient, ShareExport, ShareInfo, SharePoolStatus, SharePortal,
+    ShareServer, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
+    Squash, resolve_access,
 };
 pub use target::{
     Absence, Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,

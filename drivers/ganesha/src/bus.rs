@@ -4,13 +4,15 @@ use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
-use quarry_contract::{AccessLevel, Network};
+use quarry_contract::{AccessLevel, Network, ShareClient};
 use quarry_daemon::pulse::{Limits, Patience};
+use zbus::Structure;
 use zbus::connection::Builder;
 use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
 use zbus::proxy;
 
+use crate::clients;
 use crate::export_file::ClientLine;
 
 /// What Ganesha's name on the bus begins with.
@@ -191,6 +193,19 @@ impl Bus {
             },
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns the clients that Ganesha knows, ordered by address. Of which exports they are it does not remember.
+    pub(crate) async fn clients(&self) -> Result<Vec<ShareClient>, BusError> {
+        // Not by a proxy: what there is of each client depends on how Ganesha was built.
+        let (path, interface) = ("/org/ganesha/nfsd/ClientMgr", "org.ganesha.nfsd.clientmgr");
+        let asked = self
+            .connection
+            .call_method(Some(NAME), path, Some(interface), "ShowClients", &());
+        let message = self.answer(asked).await?;
+        let body = message.body();
+        let body: Structure<'_> = body.deserialize().map_err(BusError::Gone)?;
+        clients::parse(&body).map_err(BusError::Unknown)
     }
 
     /// Returns an export as Ganesha has it; `None` when it has none of this number.

@@ -6,6 +6,7 @@
 //! | [`launch`] | its start, and what it needs for that |
 //! | [`export_file`] | what Ganesha is told of an export, and how access rules are written for it |
 //! | [`bus`] | the private D-Bus over which it is told, and asked |
+//! | [`clients`] | what it says of its clients |
 //! | [`export_ids`] | the number of each export, which is in every file handle and never changes |
 //!
 //! Ganesha and its bus outlive the agent that started them, so that clients do not notice a new agent; the next one takes
@@ -13,6 +14,7 @@
 //! portmapper and no other port is needed. Needs root, nfs-ganesha-vfs and dbus-daemon.
 
 mod bus;
+mod clients;
 mod config;
 mod export_file;
 mod export_ids;

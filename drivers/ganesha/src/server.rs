@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    ClientKind, DriverError, EnforceableAccess, LoadedAccess, MountedShare, Outcome, ShareExport,
-    SharePortal, ShareServer, ShareVersion,
+    ClientKind, DriverError, EnforceableAccess, LoadedAccess, MountedShare, Outcome, ShareClient,
+    ShareExport, SharePortal, ShareServer, ShareVersion,
 };
 use quarry_daemon::process::Daemon;
 use quarry_daemon::{files, folders};
@@ -411,6 +411,17 @@ impl ShareServer for GaneshaServer {
 
     async fn loaded(&self, version: ShareVersion) -> Result<Option<LoadedAccess>, DriverError> {
         self.shared.loaded(version).await
+    }
+
+    async fn clients(&self, version: ShareVersion) -> Result<Vec<ShareClient>, DriverError> {
+        let state = self.shared.state.lock().await;
+        let bus = self.shared.bus(&state)?;
+        if !state.exported.contains_key(&version) {
+            return Ok(Vec::new());
+        }
+        bus.clients()
+            .await
+            .map_err(|error| self.shared.driver_error(error))
     }
 
     async fn shutdown(&self) {

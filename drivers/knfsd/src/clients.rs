@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
+use quarry_contract::ShareClient;
 use tracing::info;
 
 /// A client.
@@ -12,6 +15,10 @@ pub(crate) struct Client {
     folder: PathBuf,
     /// Where it comes from, without port.
     pub(crate) address: String,
+    /// The minor version of NFSv4 it speaks.
+    minor_version: Option<u32>,
+    /// How long ago it has said that it is still there; kernels before 5.13 do not tell.
+    renewed_ago: Option<Duration>,
     states: Vec<State>,
 }
 
@@ -33,11 +40,36 @@ impl Client {
             // The port is behind the last colon, also of an IPv6 address.
             .map(|address| address.rsplit_once(':').map_or(address, |(host, _)| host))
             .unwrap_or("an unknown address");
+        let number = |key: &str| {
+            let text = info.lines().find_map(|line| line.strip_prefix(key))?;
+            text.trim().parse::<u32>().ok()
+        };
         Self {
             folder,
             address: address.to_owned(),
+            minor_version: number("minor version: "),
+            renewed_ago: number("seconds from last renew: ")
+                .map(|seconds| Duration::from_secs(seconds.into())),
             states: states.lines().filter_map(State::parse).collect(),
         }
+    }
+
+    /// Describes it, with what it holds of a device. `None` when its address is not known.
+    pub(crate) fn describe(&self, device: Option<&str>) -> Option<ShareClient> {
+        let address: IpAddr = self.address.trim_matches(['[', ']']).parse().ok()?;
+        let held = |device| self.states.iter().filter(|state| state.device == device).count() as u64;
+        Some(ShareClient {
+            address: address.to_canonical(),
+            versions: self
+                .minor_version
+                .map(|minor| format!("4.{minor}"))
+                .into_iter()
+                .collect(),
+            last_seen: self
+                .renewed_ago
+                .and_then(|ago| SystemTime::now().checked_sub(ago)),
+            held: device.map(held),
+        })
     }
 
     /// Tells whether it holds anything of a device.
@@ -106,7 +138,7 @@ mod tests {
     use super::*;
 
     const INFO: &str = "clientid: 0xa762579a6b0a1b54\naddress: \"10.1.0.11:939\"\nstatus: confirmed\n\
-        name: \"Linux NFSv4.1 c1/lab\"\nminor version: 1\n";
+        name: \"Linux NFSv4.1 c1/lab\"\nminor version: 1\nseconds from last renew: 7\n";
     const STATES: &str = "- 0x00000001541b0a6b9a5762a702000000: { type: open, access: -w, deny: --, superblock: \
         \"07:00:133\", filename: \"/held\", owner: \"open id:\\x00\" }\n\
         - 0x00000001541b0a6b9c5762a703000000: { type: deleg, access: r, superblock: \"07:01:131\", filename: \
@@ -116,6 +148,13 @@ mod tests {
     fn what_a_client_holds_is_known_by_the_device() {
         let client = Client::parse("/clients/3".into(), INFO, STATES);
         assert_eq!(client.address, "10.1.0.11");
+        let described = client.describe(Some("07:00")).unwrap();
+        assert_eq!(
+            (described.versions.join(" ").as_str(), described.held),
+            ("4.1", Some(1))
+        );
+        let ago = described.last_seen.unwrap().elapsed().unwrap();
+        assert!((7..60).contains(&ago.as_secs()), "{ago:?}");
         assert!(client.holds("07:00") && client.holds("07:01") && !client.holds("07:02"));
         assert!(!client.has_locks_beside("07:00"), "a delegation is no lock");
         let locked = STATES.replace("deleg", "lock");
@@ -125,6 +164,7 @@ mod tests {
             &locked,
         );
         assert_eq!(client.address, "[fd00::7]");
+        assert_eq!(client.describe(None).unwrap().address.to_string(), "fd00::7");
         assert!(client.has_locks_beside("07:00") && !client.has_locks_beside("07:01"));
     }
 

@@ -19,7 +19,8 @@ use tracing::{debug, warn};
 use crate::clients::{Client, clients, device_text};
 use crate::writer::Writer;
 
-const CLIENTS: &str = "/proc/fs/nfsd/clients";
+/// The clients that the kernel knows.
+pub(crate) const CLIENTS: &str = "/proc/fs/nfsd/clients";
 const UNLOCK: &str = "/proc/fs/nfsd/unlock_filesystem";
 /// How long the kernel may keep files open that no client holds: it does so for some seconds.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -11,23 +11,24 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use quarry_contract::{
-    ClientKind, DriverError, EnforceableAccess, LoadedAccess, MountedShare, Network, Outcome, ShareExport,
-    SharePortal, ShareServer, ShareVersion,
+    ClientKind, DriverError, EnforceableAccess, LoadedAccess, MountedShare, Network, Outcome, ShareClient,
+    ShareExport, SharePortal, ShareServer, ShareVersion,
 };
 use quarry_sys::filesystem::{is_root_of, mount_again, mounts_below, unmount};
 use tokio::sync::Mutex;
 use tracing::{error, info, warn};
 
+use crate::clients::{clients, device_text};
 use crate::config::KnfsdConfig;
 use crate::launch::{self, Processes, StartError, checked, launch, prepare};
-use crate::release::{is_mounted, release};
+use crate::release::{CLIENTS, is_mounted, release};
 use crate::table::{ExportRecord, folder_of, parse};
 use crate::writer::{WriteError, Writer};
 
@@ -305,6 +306,27 @@ impl ShareServer for KnfsdServer {
 
     async fn loaded(&self, version: ShareVersion) -> Result<Option<LoadedAccess>, DriverError> {
         self.shared.loaded(version).await
+    }
+
+    async fn clients(&self, version: ShareVersion) -> Result<Vec<ShareClient>, DriverError> {
+        self.shared.check_serving().await?;
+        if self.shared.writer.find(version).is_none() {
+            return Ok(Vec::new());
+        }
+        let device = fs::metadata(self.shared.folder(version))
+            .ok()
+            .map(|root| device_text(root.dev()));
+        let known = clients(Path::new(CLIENTS));
+        let known = known.map_err(|error| {
+            self.shared
+                .unavailable("asking for its clients".into(), Some(error))
+        })?;
+        let mut found: Vec<ShareClient> = known
+            .iter()
+            .filter_map(|client| client.describe(device.as_deref()))
+            .collect();
+        found.sort_unstable_by_key(|client| client.address);
+        Ok(found)
     }
 
     async fn shutdown(&self) {

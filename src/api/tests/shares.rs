@@ -434,6 +434,36 @@ async fn rules_are_set_as_a_whole_and_each_says_what_has_become_of_it() {
 }
 
 #[tokio::test]
+async fn clients_are_listed_that_may_use_what_is_asked_about() {
+    let agent = Agent::new().await;
+    agent.create(1).await;
+    agent.create(2).await;
+    agent
+        .set(of_share(1), &[("10.0.0.0/24", ReadOnly), ("10.0.0.7", ReadWrite)])
+        .await
+        .unwrap();
+    for client in ["10.0.0.7", "10.0.0.8", "10.0.1.8"] {
+        agent.attempt(share(1), client);
+    }
+    let clients = async |target| {
+        let request = v1::ListClientsRequest {
+            target: Some(v1::AccessTarget { target: Some(target) }),
+        };
+        let answer = agent.api.list_clients(Request::new(request)).await?;
+        let clients = answer.into_inner().clients.into_iter();
+        let show = |client: v1::ShareClient| (client.address.clone(), client.level());
+        Ok::<_, Status>(clients.map(show).collect::<Vec<_>>())
+    };
+    let expected = [
+        ("10.0.0.7".to_owned(), ReadWrite),
+        ("10.0.0.8".to_owned(), ReadOnly),
+    ];
+    assert_eq!(clients(of_share(1)).await.unwrap(), expected);
+    assert_eq!(clients(of_share(2)).await.unwrap(), [], "nobody may use it");
+    assert_refused(clients(of_share(9)).await, Code::NotFound, "NOT_FOUND");
+}
+
+#[tokio::test]
 async fn a_revert_under_clients_keeps_their_rules_and_all_snapshots() {
     let agent = Agent::new().await;
     agent.create(1).await;

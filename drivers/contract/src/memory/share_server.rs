@@ -1,6 +1,6 @@
 //! A share server that nobody can connect to: it keeps the books of exports and says what a client could do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 
@@ -8,8 +8,8 @@ use async_trait::async_trait;
 
 use super::lock;
 use crate::{
-    AccessLevel, ClientKind, DriverError, EnforceableAccess, LoadedAccess, Outcome, PortalRole, ShareExport,
-    SharePortal, ShareServer, ShareVersion,
+    AccessLevel, ClientKind, DriverError, EnforceableAccess, LoadedAccess, Outcome, PortalRole, ShareClient,
+    ShareExport, SharePortal, ShareServer, ShareVersion,
 };
 
 /// A share server in memory.
@@ -17,6 +17,8 @@ pub struct MemoryShareServer {
     portals: Vec<SharePortal>,
     exports: Mutex<BTreeMap<ShareVersion, ShareExport>>,
     is_failing: Mutex<bool>,
+    /// Who has attempted something, of whatever export.
+    clients: Mutex<BTreeSet<IpAddr>>,
 }
 
 impl Default for MemoryShareServer {
@@ -40,11 +42,13 @@ impl MemoryShareServer {
             portals,
             exports: Mutex::default(),
             is_failing: Mutex::default(),
+            clients: Mutex::default(),
         }
     }
 
     /// Returns what a client may do now; `None` when it has no access.
     pub fn attempt(&self, version: ShareVersion, client: IpAddr) -> Option<AccessLevel> {
+        lock(&self.clients).insert(client);
         let exports = lock(&self.exports);
         exports
             .get(&version)?
@@ -130,6 +134,18 @@ impl ShareServer for MemoryShareServer {
         Ok(exports
             .get(&version)
             .map(|export| LoadedAccess::of(&export.access)))
+    }
+
+    async fn clients(&self, _: ShareVersion) -> Result<Vec<ShareClient>, DriverError> {
+        self.check_answering()?;
+        let clients = lock(&self.clients);
+        let each = |address: &IpAddr| ShareClient {
+            address: *address,
+            versions: Vec::new(),
+            last_seen: None,
+            held: None,
+        };
+        Ok(clients.iter().map(each).collect())
     }
 
     async fn shutdown(&self) {

@@ -21,4 +21,6 @@ pub use backend::{
     ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
 };
 pub use network::Network;
-pub use server::{LoadedAccess, PortalRole, ShareAddress, ShareExport, SharePortal, ShareServer, Squash};
+pub use server::{
+    LoadedAccess, PortalRole, ShareAddress, ShareClient, ShareExport, SharePortal, ShareServer, Squash,
+};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 
@@ -69,6 +70,13 @@ pub trait ShareServer: Send + Sync + 'static {
     /// `Unavailable` when the server does not answer.
     async fn loaded(&self, version: ShareVersion) -> Result<Option<LoadedAccess>, DriverError>;
 
+    /// Returns the clients that the server knows and that may be using an export, as far as it can tell ([`ShareClient`]),
+    /// ordered by address. A client that has gone may be among them for a while.
+    ///
+    /// # Errors
+    /// `Unavailable` when the server does not answer.
+    async fn clients(&self, version: ShareVersion) -> Result<Vec<ShareClient>, DriverError>;
+
     /// Ends all exports and the server.
     async fn shutdown(&self);
 }
@@ -91,6 +99,19 @@ impl LoadedAccess {
             .copied()
             .find(|(network, _)| network.contains(client))
     }
+}
+
+/// A client that a server knows. What servers remember differs: what one cannot tell is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareClient {
+    /// Where it comes from.
+    pub address: IpAddr,
+    /// The versions of NFS it was seen to speak, like `4.1`, in their order.
+    pub versions: Vec<String>,
+    /// When it last did something at the server, with whatever share.
+    pub last_seen: Option<SystemTime>,
+    /// How many opens, locks and delegations it holds of the export asked about.
+    pub held: Option<u64>,
 }
 
 /// Something to export.

@@ -168,6 +168,37 @@ fn a_share_on_the_device_that_another_has_just_left_has_its_own_identity_in_its_
     );
 }
 
+#[test]
+fn clients_are_known_by_their_address_and_what_they_speak() {
+    isolated(
+        "life::clients_are_known_by_their_address_and_what_they_speak",
+        || {
+            let world = World::new();
+            let server = world.start("server");
+            let mounted = world.mount();
+            assert_eq!(world.block_on(server.clients(mounted.version)).unwrap(), []);
+            let rules = [("10.77.0.0/24", ReadOnly), ("fd77::/64", ReadWrite)];
+            world.block_on(server.export(&export(&mounted, &rules))).unwrap();
+            for address in [CLIENTS[1], "fd77::13"] {
+                world.attempt(&server, mounted.version, address).unwrap();
+            }
+            let known = world.block_on(server.clients(mounted.version)).unwrap();
+            let addresses: Vec<String> = known.iter().map(|client| client.address.to_string()).collect();
+            assert!(addresses.contains(&CLIENTS[1].into()), "{known:?}");
+            assert!(addresses.contains(&"fd77::13".into()), "{known:?}");
+            assert!(!addresses.contains(&CLIENTS[0].into()), "{known:?}");
+            let one = known
+                .iter()
+                .find(|client| client.address.to_string() == CLIENTS[1])
+                .unwrap();
+            assert_eq!((&one.versions[..], one.held), (&["4.0".to_owned()][..], None));
+            let ago = one.last_seen.unwrap().elapsed().unwrap();
+            assert!(ago < Duration::from_secs(60), "{ago:?}");
+            world.block_on(server.shutdown());
+        },
+    );
+}
+
 /// Tells whether all threads of a process are stopped (proc_pid_stat(5): the state follows the name).
 fn is_stopped(pid: i32) -> bool {
     fs::read_dir(format!("/proc/{pid}/task"))

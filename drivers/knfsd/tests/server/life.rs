@@ -35,6 +35,11 @@ fn what_clients_hold_is_given_up_and_who_has_locks_elsewhere_is_named() {
         .open(beside.join(PROBE))
         .unwrap();
     locked.lock().unwrap();
+    let known = world.block_on(server.clients(one.version)).unwrap();
+    let [client] = &known[..] else { panic!("{known:?}") };
+    assert_eq!(client.address.to_string(), CLIENTS[0]);
+    assert!(client.held >= Some(1), "{client:?}");
+    assert!(client.versions[0].starts_with("4."), "{client:?}");
 
     let refused = world
         .block_on(server.unexport(one.version))
