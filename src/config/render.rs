@@ -168,7 +168,11 @@ fn write_shares(out: &mut String, config: &Config) -> std::fmt::Result {
                 server.listen,
                 &server.addresses,
                 &server.minor_versions,
+                server.nfs3.is_some(),
             )?;
+            if let Some(nfs3) = server.nfs3 {
+                writeln!(out, "mount_port = {}", nfs3.mount_port)?;
+            }
             writeln!(out, "state_dir = {}", quoted(&server.state_dir))
         }
         Some(ShareServerConfig::Knfsd(server)) => {
@@ -178,6 +182,7 @@ fn write_shares(out: &mut String, config: &Config) -> std::fmt::Result {
                 server.listen,
                 &server.addresses,
                 &server.minor_versions,
+                false,
             )?;
             writeln!(
                 out,
@@ -197,16 +202,16 @@ fn write_share_server(
     listen: SocketAddr,
     addresses: &[ShareAddress],
     minor_versions: &[u8],
+    with_nfs3: bool,
 ) -> std::fmt::Result {
     let told = |is_told: fn(PortalRole) -> bool| {
         let told = addresses.iter().filter(|address| is_told(address.role));
         let told: Vec<String> = told.map(|address| format!("\"{}\"", address.ip)).collect();
         told.join(", ")
     };
-    let versions: Vec<String> = minor_versions
-        .iter()
-        .map(|minor| format!("\"4.{minor}\""))
-        .collect();
+    let nfs3 = with_nfs3.then(|| "\"3\"".to_owned());
+    let minor_versions = minor_versions.iter().map(|minor| format!("\"4.{minor}\""));
+    let versions: Vec<String> = nfs3.into_iter().chain(minor_versions).collect();
     writeln!(
         out,
         "\n[share_server]\ndriver = \"{driver}\"\nlisten = \"{listen}\"\naddresses = [{}]\npreferred = [{}]\n\

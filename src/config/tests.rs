@@ -165,6 +165,17 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
     };
     assert_eq!(server.state_dir, Path::new("/var/lib/quarry/ganesha"));
     assert_eq!(server.minor_versions, [1]);
+    assert_eq!(server.nfs3, None);
+    let with_nfs3 = SHARES.replace("versions = [", "versions = [\"3\", ");
+    let config = parse(&format!("{MINIMAL}{with_nfs3}")).unwrap();
+    assert_eq!(parse(&config.render()).unwrap(), config);
+    let Some(ShareServerConfig::Ganesha(server)) = &config.share_server else {
+        panic!("a server")
+    };
+    assert_eq!(
+        (server.nfs3.unwrap().mount_port, &server.minor_versions[..]),
+        (20048, &[1][..])
+    );
     let config = parse(&format!("{MINIMAL}{SHARES}driver = \"knfsd\"\n")).unwrap();
     let Some(ShareServerConfig::Knfsd(server)) = &config.share_server else {
         panic!("the kernel's server")
@@ -235,7 +246,24 @@ fn shares_are_resolved_and_what_cannot_work_is_refused() {
         (
             format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nversions = [\"3\"]\n"),
             "10: share_server.versions",
-            "there are \"4.0\"",
+            "is not served alone",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nversions = [\"2\", \"4.1\"]\n"),
+            "10: share_server.versions",
+            "is not served; there are",
+        ),
+        (
+            format!(
+                "{pool}[share_server]\nlisten = \"10.0.0.1\"\ndriver = \"knfsd\"\nversions = [\"3\", \"4.1\"]\n"
+            ),
+            "11: share_server.versions",
+            "with driver = \"ganesha\" only",
+        ),
+        (
+            format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\nmount_port = 20048\n"),
+            "10: share_server.mount_port",
+            "not in share_server.versions",
         ),
         (
             format!("{pool}[share_server]\nlisten = \"10.0.0.1\"\ndriver = \"samba\"\n"),

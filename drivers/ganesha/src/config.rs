@@ -16,10 +16,19 @@ pub struct GaneshaConfig {
     pub addresses: Vec<ShareAddress>,
     /// The minor versions of NFSv4 it speaks. With 0 among them a restart always takes the whole grace period.
     pub minor_versions: Vec<u8>,
+    /// NFSv3 beside it; `None` when it is not spoken.
+    pub nfs3: Option<Nfs3>,
     /// How long clients have to come back after a restart before others may take their locks, in seconds.
     pub grace_seconds: u32,
     /// The programs.
     pub programs: Programs,
+}
+
+/// What NFSv3 needs beside the port of NFS: a portmapper, which has to run, and the protocol that clients mount with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nfs3 {
+    /// The TCP port of the mount protocol (RFC 1813, appendix I).
+    pub mount_port: u16,
 }
 
 /// The programs that are run.
@@ -43,6 +52,11 @@ impl Default for Programs {
     }
 }
 
+/// Returns the versions of NFS as Ganesha's configuration has them.
+pub(crate) fn protocols(with_nfs3: bool) -> &'static str {
+    if with_nfs3 { "3, 4" } else { "4" }
+}
+
 impl GaneshaConfig {
     /// Returns the defaults: NFSv4.1 and 4.2, ten seconds of grace.
     pub fn new(state_dir: PathBuf, listen: SocketAddr) -> Self {
@@ -51,6 +65,7 @@ impl GaneshaConfig {
             listen,
             addresses: Vec::new(),
             minor_versions: vec![1, 2],
+            nfs3: None,
             grace_seconds: 10,
             programs: Programs::default(),
         }
@@ -104,12 +119,16 @@ impl GaneshaConfig {
     pub(crate) fn render_ganesha(&self, plugins: &Path) -> String {
         let minor_versions: Vec<String> = self.minor_versions.iter().map(u8::to_string).collect();
         let minor_versions = minor_versions.join(", ");
+        let mount_port = match self.nfs3 {
+            None => String::new(),
+            Some(nfs3) => format!("\n  MNT_Port = {};", nfs3.mount_port),
+        };
         let state = self.state_dir.display();
         format!(
             r#"NFS_CORE_PARAM {{
-  NFS_Port = {port};
+  NFS_Port = {port};{mount_port}
   Bind_addr = {address};
-  Protocols = 4;
+  Protocols = {protocols};
   Enable_UDP = false;
   Enable_NLM = false;
   Enable_RQUOTA = false;
@@ -132,12 +151,13 @@ NFS_KRB5 {{
 EXPORT_DEFAULTS {{
   Access_Type = NONE;
   SecType = sys;
-  Protocols = 4;
+  Protocols = {protocols};
   Transports = TCP;
 }}
 %dir "{state}/exports.d"
 "#,
             port = self.listen.port(),
+            protocols = protocols(self.nfs3.is_some()),
             address = self.listen.ip(),
             plugins = plugins.display(),
             prefix = crate::bus::NAME_PREFIX,

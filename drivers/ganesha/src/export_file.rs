@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use quarry_contract::{AccessLevel, DriverError, LoadedAccess, Network, ShareExport, ShareVersion, Squash};
 use serde::{Deserialize, Serialize};
 
+use crate::config::protocols;
+
 /// The IPv6 prefixes that Ganesha cannot read, and that are too many addresses to list.
 pub(crate) const REFUSED_IPV6_PREFIXES: RangeInclusive<u8> = 100..=119;
 /// Ganesha asks one client line after another, at every operation.
@@ -38,6 +40,9 @@ pub(crate) struct ExportRecord {
     pub(crate) pseudo: String,
     /// Whose user ids are believed.
     pub(crate) squash: Squash,
+    /// Whether NFSv3 is spoken, too.
+    #[serde(default)]
+    pub(crate) nfs3: bool,
     /// Who may do what: networks in the order in which they decide.
     pub(crate) access: Vec<(String, AccessLevel)>,
 }
@@ -50,7 +55,7 @@ pub(crate) struct ClientLine {
 }
 
 impl ExportRecord {
-    pub(crate) fn of(export: &ShareExport, id: u16, pseudo: String) -> Self {
+    pub(crate) fn of(export: &ShareExport, id: u16, pseudo: String, nfs3: bool) -> Self {
         let each = |(network, level): (Network, AccessLevel)| (network.to_string(), level);
         Self {
             id,
@@ -59,6 +64,7 @@ impl ExportRecord {
             device: export.mounted.device,
             pseudo,
             squash: export.squash,
+            nfs3,
             access: LoadedAccess::of(&export.access).0.into_iter().map(each).collect(),
         }
     }
@@ -128,6 +134,7 @@ impl ExportRecord {
              SecType = sys;\n  FSAL {{ Name = VFS; }}\n",
             self.id, self.pseudo
         );
+        let protocols = protocols(self.nfs3);
         for line in self.lines()? {
             let level = match line.level {
                 None => "NONE",
@@ -136,7 +143,7 @@ impl ExportRecord {
             };
             let network = line.network;
             text.push_str(&format!(
-                "  CLIENT {{ Clients = {network}; Protocols = 4; Access_Type = {level}; }}\n"
+                "  CLIENT {{ Clients = {network}; Protocols = {protocols}; Access_Type = {level}; }}\n"
             ));
         }
         text.push_str("}\n");
@@ -184,6 +191,7 @@ mod tests {
             device: 1795,
             pseudo: "/share-1".into(),
             squash: Squash::None,
+            nfs3: false,
             access: access
                 .iter()
                 .map(|(network, level)| ((*network).to_owned(), *level))

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ const START_PAUSE: Duration = Duration::from_millis(10);
 /// What Ganesha may do: open by handle and act as the user that a client names, and nothing else of what root may.
 const CAPABILITIES: &str =
     "-all,+dac_read_search,+dac_override,+chown,+fowner,+fsetid,+setuid,+setgid,+mknod";
+/// Where Ganesha looks for the portmapper.
+const PORTMAPPER: &str = "/run/rpcbind.sock";
 /// Where distributions keep Ganesha's plugins.
 const PLUGIN_FOLDERS: [&str; 5] = [
     "/usr/lib/x86_64-linux-gnu/ganesha",
@@ -284,6 +287,12 @@ pub(crate) fn checked(mut config: GaneshaConfig) -> Result<GaneshaConfig, StartE
             let what = program.display().to_string();
             return Err(StartError::Missing { what, package });
         }
+    }
+    if config.nfs3.is_some() && UnixStream::connect(PORTMAPPER).is_err() {
+        return Err(StartError::Missing {
+            what: format!("the portmapper ({PORTMAPPER}), without which Ganesha does not speak NFSv3,"),
+            package: "rpcbind",
+        });
     }
     Ok(config)
 }

@@ -10,8 +10,8 @@
 //! | [`export_ids`] | the number of each export, which is in every file handle and never changes |
 //!
 //! Ganesha and its bus outlive the agent that started them, so that clients do not notice a new agent; the next one takes
-//! them up. What is exported is in a file for each export, from which Ganesha starts again after a crash. NFSv4 only: no
-//! portmapper and no other port is needed. Needs root, nfs-ganesha-vfs and dbus-daemon.
+//! them up. What is exported is in a file for each export, from which Ganesha starts again after a crash. With NFSv4 only, as it
+//! is by default, no portmapper and no other port is needed. Needs root, nfs-ganesha-vfs and dbus-daemon.
 
 mod bus;
 mod clients;
@@ -21,6 +21,6 @@ mod export_ids;
 mod launch;
 mod server;
 
-pub use config::{GaneshaConfig, Programs};
+pub use config::{GaneshaConfig, Nfs3, Programs};
 pub use launch::StartError;
 pub use server::GaneshaServer;

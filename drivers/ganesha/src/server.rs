@@ -232,7 +232,7 @@ impl Shared {
                 what: "exports".into(),
                 limit: u64::from(u16::MAX),
             })?;
-        let record = ExportRecord::of(export, id, pseudo);
+        let record = ExportRecord::of(export, id, pseudo, self.config.nfs3.is_some());
         let text = record.render()?;
         let wanted = LoadedExport {
             path: record.path.to_string_lossy().into_owned(),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use quarry_contract::{PoolName, PortalRole, ShareAddress};
-use quarry_ganesha::GaneshaConfig;
+use quarry_ganesha::{GaneshaConfig, Nfs3};
 use quarry_knfsd::KnfsdConfig;
 use toml::Spanned;
 
@@ -14,6 +14,7 @@ use super::super::{SharePoolConfig, SharePoolDriver, ShareServerConfig};
 use super::{absolute, missing, size_of, wrong};
 
 const DEFAULT_NFS_PORT: u16 = 2049;
+const DEFAULT_MOUNT_PORT: u16 = 20048;
 
 pub(super) fn resolve(
     pools: BTreeMap<Spanned<String>, RawSharePool>,
@@ -179,7 +180,15 @@ fn is_lvm_name(name: &str) -> bool {
 
 fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerConfig, Wrong> {
     let (listen, addresses) = addresses(&server)?;
-    let versions = server.versions.as_deref().map(minor_versions).transpose()?;
+    let versions = server.versions.as_deref().map(versions_of).transpose()?;
+    let (nfs3, versions) = match versions {
+        Some((nfs3, minor_versions)) => (nfs3, Some(minor_versions)),
+        None => (None, None),
+    };
+    if let (None, Some(port)) = (nfs3, &server.mount_port) {
+        let problem = "is for NFSv3, which is not in share_server.versions";
+        return Err(wrong("share_server.mount_port", port, problem));
+    }
     let is_knfsd = match &server.driver {
         None => false,
         Some(driver) => match driver.get_ref().as_str() {
@@ -196,6 +205,10 @@ fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerC
         None => state_dir.join(if is_knfsd { "knfsd" } else { "ganesha" }),
     };
     if is_knfsd {
+        if let Some(text) = nfs3 {
+            let problem = "NFSv3 is served with driver = \"ganesha\" only";
+            return Err(wrong("share_server.versions", text, problem));
+        }
         return knfsd(server, KnfsdConfig::new(folder, listen), addresses, versions);
     }
     let problem = "is for driver = \"knfsd\" only";
@@ -209,6 +222,9 @@ fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerC
     Ok(ShareServerConfig::Ganesha(GaneshaConfig {
         addresses,
         minor_versions: versions.unwrap_or(defaults.minor_versions),
+        nfs3: nfs3.is_some().then(|| Nfs3 {
+            mount_port: server.mount_port.map_or(DEFAULT_MOUNT_PORT, Spanned::into_inner),
+        }),
         ..defaults
     }))
 }
@@ -315,21 +331,33 @@ fn ips<'a>(key: &str, texts: &'a Option<Vec<Spanned<String>>>) -> Result<Ips<'a>
     Ok(ips)
 }
 
-fn minor_versions(versions: &[Spanned<String>]) -> Result<Vec<u8>, Wrong> {
-    if versions.is_empty() {
-        return Err(missing(
+/// Returns where NFSv3 is named, and the minor versions of NFSv4.
+type Versions<'a> = (Option<&'a Spanned<String>>, Vec<u8>);
+
+fn versions_of(versions: &[Spanned<String>]) -> Result<Versions<'_>, Wrong> {
+    let (mut nfs3, mut minor_versions) = (None, Vec::new());
+    for text in versions {
+        match text.get_ref().as_str() {
+            "3" => nfs3 = Some(text),
+            "4.0" => minor_versions.push(0),
+            "4.1" => minor_versions.push(1),
+            "4.2" => minor_versions.push(2),
+            other => {
+                let problem =
+                    format!("{other:?} is not served; there are \"3\", \"4.0\", \"4.1\" and \"4.2\"");
+                return Err(wrong("share_server.versions", text, problem));
+            }
+        }
+    }
+    match (nfs3, minor_versions.is_empty()) {
+        (None, true) => Err(missing(
             "share_server.versions",
             "is empty; leave it out for 4.1 and 4.2",
-        ));
-    }
-    let minor_of = |text: &Spanned<String>| match text.get_ref().as_str() {
-        "4.0" => Ok(0),
-        "4.1" => Ok(1),
-        "4.2" => Ok(2),
-        other => {
-            let problem = format!("{other:?} is not served; there are \"4.0\", \"4.1\" and \"4.2\"");
+        )),
+        (Some(text), true) => {
+            let problem = "is not served alone; name one of \"4.0\", \"4.1\" and \"4.2\" beside it";
             Err(wrong("share_server.versions", text, problem))
         }
-    };
-    versions.iter().map(minor_of).collect()
+        _ => Ok((nfs3, minor_versions)),
+    }
 }

@@ -5,4 +5,5 @@ mod contract;
 mod fixture;
 mod life;
 mod nfs;
+mod nfs3;
 mod world;

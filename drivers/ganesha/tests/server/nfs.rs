@@ -2,7 +2,7 @@
 //! can be sent. Reads and writes use the anonymous state id (RFC 7530 9.1.4.3).
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -57,14 +57,7 @@ fn path<'a>(export: &'a str, file: &'a str) -> impl Iterator<Item = Operation<'a
 impl Client {
     /// Connects from a network name space.
     pub fn connect(name_space: PathBuf, server: SocketAddr) -> Self {
-        // The thread stays in the name space, and so does the socket.
-        let connected = std::thread::spawn(move || {
-            let name_space = File::open(name_space).unwrap();
-            setns(name_space, CloneFlags::CLONE_NEWNET).unwrap();
-            TcpStream::connect_timeout(&server, Duration::from_secs(5))
-        });
-        let stream = connected.join().unwrap().expect("connecting to the server");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let stream = connect(name_space, server).expect("connecting to the server");
         Self { stream, next_id: 1 }
     }
 
@@ -166,10 +159,8 @@ impl Client {
                 }
             }
         }
-        let mut record = (0x8000_0000 | call.0.len() as u32).to_be_bytes().to_vec();
-        record.extend(call.0);
-        self.stream.write_all(&record).unwrap();
-        let mut reply = Decoder(self.receive());
+        send(&mut self.stream, &call.0);
+        let mut reply = Decoder(receive(&mut self.stream));
         let header: Vec<u32> = (0..3).map(|_| reply.word()).collect();
         if header[2] == 1 {
             // Denied, for who it is (RFC 5531, 9): Linux says so to a client that no export names.
@@ -206,53 +197,74 @@ impl Client {
         }
         answer
     }
+}
 
-    /// Receives one record (RFC 5531, 11).
-    fn receive(&mut self) -> Vec<u8> {
-        let mut record = Vec::new();
-        loop {
-            let mut header = [0; 4];
-            self.stream.read_exact(&mut header).unwrap();
-            let header = u32::from_be_bytes(header);
-            let mut fragment = vec![0; (header & 0x7fff_ffff) as usize];
-            self.stream.read_exact(&mut fragment).unwrap();
-            record.extend(fragment);
-            if header & 0x8000_0000 != 0 {
-                return record;
-            }
+/// Connects from a network name space.
+pub fn connect(name_space: PathBuf, server: SocketAddr) -> io::Result<TcpStream> {
+    // The thread stays in the name space, and so does the socket.
+    let connected = std::thread::spawn(move || {
+        let name_space = File::open(name_space).unwrap();
+        setns(name_space, CloneFlags::CLONE_NEWNET).unwrap();
+        TcpStream::connect_timeout(&server, Duration::from_secs(5))
+    });
+    let stream = connected.join().unwrap()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    Ok(stream)
+}
+
+/// Sends one record (RFC 5531, 11).
+pub fn send(stream: &mut TcpStream, call: &[u8]) {
+    let mut record = (0x8000_0000 | call.len() as u32).to_be_bytes().to_vec();
+    record.extend(call);
+    stream.write_all(&record).unwrap();
+}
+
+/// Receives one record.
+pub fn receive(stream: &mut TcpStream) -> Vec<u8> {
+    let mut record = Vec::new();
+    loop {
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).unwrap();
+        let header = u32::from_be_bytes(header);
+        let mut fragment = vec![0; (header & 0x7fff_ffff) as usize];
+        stream.read_exact(&mut fragment).unwrap();
+        record.extend(fragment);
+        if header & 0x8000_0000 != 0 {
+            return record;
         }
     }
 }
 
 /// XDR (RFC 4506).
 #[derive(Default)]
-struct Encoder(Vec<u8>);
+pub struct Encoder(pub Vec<u8>);
 
 impl Encoder {
-    fn word(&mut self, word: u32) {
+    pub fn word(&mut self, word: u32) {
         self.0.extend(word.to_be_bytes());
     }
 
-    fn opaque(&mut self, bytes: &[u8]) {
+    pub fn opaque(&mut self, bytes: &[u8]) {
         self.word(bytes.len() as u32);
         self.0.extend(bytes);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 }
 
-struct Decoder(Vec<u8>);
+/// XDR (RFC 4506).
+pub struct Decoder(pub Vec<u8>);
 
 impl Decoder {
-    fn take(&mut self, length: usize) -> Vec<u8> {
+    pub fn take(&mut self, length: usize) -> Vec<u8> {
         let rest = self.0.split_off(length);
         std::mem::replace(&mut self.0, rest)
     }
 
-    fn word(&mut self) -> u32 {
+    pub fn word(&mut self) -> u32 {
         u32::from_be_bytes(self.take(4).try_into().unwrap())
     }
 
-    fn opaque(&mut self) -> Vec<u8> {
+    pub fn opaque(&mut self) -> Vec<u8> {
         let length = self.word() as usize;
         let mut bytes = self.take(length.next_multiple_of(4));
         bytes.truncate(length);

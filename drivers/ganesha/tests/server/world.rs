@@ -3,7 +3,8 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +21,7 @@ use quarry_sys::filesystem::{MountMode, mount_device, mount_tmpfs};
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 use uuid::Uuid;
 
-use crate::nfs::Client;
+use crate::nfs::{Client, connect};
 
 const INSIDE: &str = "QUARRY_TEST_INSIDE";
 const FOLDER: &str = "QUARRY_TEST_FOLDER";
@@ -147,6 +148,7 @@ impl World {
             addresses: [SERVER_IPV4, SERVER_IPV6].map(address).into(),
             // The client here speaks the simplest one.
             minor_versions: vec![0, 1, 2],
+            nfs3: None,
             grace_seconds: 5,
             programs: Programs::default(),
         }
@@ -197,6 +199,17 @@ impl World {
 
     /// Connects from a client's address to the server's of the same family.
     pub fn client(&self, address: &str) -> Client {
+        let (name_space, server) = self.way(address, PORT);
+        Client::connect(name_space, server)
+    }
+
+    /// Connects from a client's address to a port of the server's of the same family.
+    pub fn connect(&self, address: &str, port: u16) -> io::Result<TcpStream> {
+        let (name_space, server) = self.way(address, port);
+        connect(name_space, server)
+    }
+
+    fn way(&self, address: &str, port: u16) -> (PathBuf, SocketAddr) {
         let address: IpAddr = address.parse().unwrap();
         let all = if address.is_ipv4() {
             IPV4_CLIENTS
@@ -212,9 +225,9 @@ impl World {
         } else {
             SERVER_IPV6
         };
-        Client::connect(
+        (
             Path::new("/run/netns").join(name_space(number)),
-            SocketAddr::new(server.parse().unwrap(), PORT),
+            SocketAddr::new(server.parse().unwrap(), port),
         )
     }
 
