@@ -282,9 +282,7 @@ impl VersionHandle {
             // A lender has to be whole (F2).
             (lender, None) if begins_partial => return self.map_part(index, &within, content, lender),
             (Some(chunk), Some(view))
-                if begins_partial
-                    && self.checksums.are_on()
-                    && self.map_over_partial(index, &within, content, (chunk, view))? =>
+                if begins_partial && self.map_over_partial(index, &within, content, (chunk, view))? =>
             {
                 return Ok(());
             }

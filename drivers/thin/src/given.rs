@@ -16,6 +16,7 @@ use crate::partial::{BlockMask, Blocks, PartialView};
 use crate::pool::{Decision, Priority};
 use crate::record::Record;
 use crate::sums::BlockSums;
+use crate::version::NodeId;
 use crate::{PoolDevice, PoolError};
 
 /// Blocks for a new chunk.
@@ -26,16 +27,18 @@ pub(crate) struct Given<'a> {
     pub sums: Option<BlockSums>,
 }
 
-/// The most runs of blocks that a new chunk takes over one by one.
+/// The most runs of blocks that a new chunk of a checksummed version takes over one by one.
 const MOST_KEPT_RUNS: usize = 16;
+/// The same without checksums: each is a read and a write, and two of these already take as long as a copy of the chunk.
+const MOST_KEPT_RUNS_UNSUMMED: usize = 2;
 
 impl VersionHandle {
-    /// Maps a chunk index to a new chunk with these blocks; `map` makes the record that gives it the first ones. The caller
-    /// holds the latch of the chunk index exclusively.
+    /// Maps a chunk index to a new chunk with these blocks; `map` makes the records of which the last gives it the first ones.
+    /// The caller holds the latch of the chunk index exclusively.
     pub(crate) fn map_given(
         &self,
         given: &[Given<'_>],
-        map: impl FnOnce(u64) -> Record,
+        map: impl FnOnce(u64) -> SmallVec<[Record; 2]>,
     ) -> Result<(), IoError> {
         let chunks = self.take_chunks(1).map_err(PoolError::into_io_error)?;
         let chunk = chunks[0];
@@ -46,7 +49,7 @@ impl VersionHandle {
                 .write_at(at, bytes)
                 .map_err(medium("writing", at))
         });
-        let mut records: SmallVec<[Record; 2]> = smallvec![map(chunk)];
+        let mut records = map(chunk);
         for (number, Given { blocks, bytes, sums }) in given.iter().enumerate() {
             if number > 0 {
                 let blocks = *blocks;
@@ -75,7 +78,7 @@ impl VersionHandle {
     ) -> Result<(), IoError> {
         let given = self.given_whole(index, within, content, source)?;
         let node = self.node;
-        self.map_given(&[given], |chunk| Record::Map { node, index, chunk })
+        self.map_given(&[given], |chunk| smallvec![Record::Map { node, index, chunk }])
     }
 
     /// Returns the blocks that this content touches, completed with what `lender` holds, or zeros.
@@ -150,9 +153,9 @@ impl VersionHandle {
         })
     }
 
-    /// Maps a chunk index of a checksummed version to a new chunk that takes the place of one that is partial: this content,
-    /// what else that one holds, and the rest from the same lender. False, and nothing is done, when that one holds too
-    /// many pieces.
+    /// Maps a chunk index to a new chunk that takes the place of one that is partial: this content, what else that one holds,
+    /// and the rest from the same lender. False, and nothing is done, when that one holds too many pieces, or has a lender and the
+    /// version no checksums: no record says that.
     pub(crate) fn map_over_partial(
         &self,
         index: u64,
@@ -163,8 +166,13 @@ impl VersionHandle {
         let blocks = Blocks::touching(within);
         let mut kept = view.mask;
         kept.clear(blocks);
-        let runs: Vec<Blocks> = runs_of(&kept).take(MOST_KEPT_RUNS + 1).collect();
-        if runs.len() > MOST_KEPT_RUNS {
+        let is_summed = self.checksums.are_on();
+        let most = match is_summed {
+            true => MOST_KEPT_RUNS,
+            false => MOST_KEPT_RUNS_UNSUMMED,
+        };
+        let runs: Vec<Blocks> = runs_of(&kept).take(most + 1).collect();
+        if runs.len() > most || (!is_summed && view.lender.is_some()) {
             return Ok(false);
         }
         let bytes = whole_blocks(blocks, within, content, |bytes, target| {
@@ -180,22 +188,44 @@ impl VersionHandle {
                 .device
                 .read_at(at, &mut bytes)
                 .map_err(medium("reading", at))?;
-            let sums = self.pool.sums_under(replaced, Some(view), blocks);
+            let sums = match is_summed {
+                true => Some(self.pool.sums_under(replaced, Some(view), blocks)),
+                false => None,
+            };
             given.push(Given {
                 blocks,
                 bytes: Cover::Completed(bytes),
-                sums: Some(sums.map_err(PoolError::into_io_error)?),
+                sums: sums.transpose().map_err(PoolError::into_io_error)?,
             });
         }
-        let node = self.node;
-        self.map_given(&given, |chunk| Record::MapPart {
-            node,
-            index,
-            chunk,
-            blocks,
+        self.map_given(&given, |chunk| {
+            records_of_part(self.node, index, chunk, blocks, !is_summed)
         })?;
         Ok(true)
     }
+}
+
+/// Makes the records that map a chunk index to a chunk with these blocks. With `from_nothing` the rest is zeros whatever was
+/// mapped there; without, it is lent by that.
+pub(crate) fn records_of_part(
+    node: NodeId,
+    index: u64,
+    chunk: u64,
+    blocks: Blocks,
+    from_nothing: bool,
+) -> SmallVec<[Record; 2]> {
+    let unmap = from_nothing.then_some(Record::Unmap {
+        node,
+        first: index,
+        count: 1,
+    });
+    let map = Record::MapPart {
+        node,
+        index,
+        chunk,
+        blocks,
+    };
+    unmap.into_iter().chain([map]).collect()
 }
 
 impl Content<'_> {

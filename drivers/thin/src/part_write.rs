@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::data_path::{Content, medium};
 use crate::format::{BLOCK, BLOCK_BYTES};
+use crate::given::records_of_part;
 use crate::handle::VersionHandle;
 use crate::locks::{read, write};
 use crate::partial::{Blocks, Home, MASK_BLOCKS, PartialView};
@@ -52,12 +53,9 @@ impl VersionHandle {
         lender: Option<u64>,
     ) -> Result<(), IoError> {
         let given = self.given_part(index, within, content, lender)?;
-        let (node, blocks) = (self.node, given.blocks);
-        self.map_given(&[given], |chunk| Record::MapPart {
-            node,
-            index,
-            chunk,
-            blocks,
+        let blocks = given.blocks;
+        self.map_given(&[given], |chunk| {
+            records_of_part(self.node, index, chunk, blocks, false)
         })
     }
 

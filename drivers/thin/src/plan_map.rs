@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::PoolError;
 use crate::format::LeafEntry;
+use crate::given::records_of_part;
 use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
 use crate::locks::write;
@@ -45,6 +46,8 @@ struct PlannedMap {
     index: u64,
     chunk: u64,
     blocks: Blocks,
+    /// It takes the place of one that holds nothing else than these blocks, and whose rest is zeros.
+    from_nothing: bool,
     /// Its bytes in the request.
     buffer: Range<usize>,
 }
@@ -100,23 +103,20 @@ impl PlannedMaps {
     fn records(&self, pool: &Pool, request: &[u8]) -> SmallVec<[Record; 2]> {
         let whole = Blocks::all(pool.geometry.chunk_bytes);
         let node = self.node;
-        let mut records: SmallVec<[Record; 2]> = self
-            .maps
-            .iter()
-            .map(
-                |&PlannedMap {
-                     index, chunk, blocks, ..
-                 }| match blocks == whole {
-                    true => Record::Map { node, index, chunk },
-                    false => Record::MapPart {
-                        node,
-                        index,
-                        chunk,
-                        blocks,
-                    },
-                },
-            )
-            .collect();
+        let mut records: SmallVec<[Record; 2]> = SmallVec::new();
+        for &PlannedMap {
+            index,
+            chunk,
+            blocks,
+            from_nothing,
+            ..
+        } in &self.maps
+        {
+            match blocks == whole {
+                true => records.push(Record::Map { node, index, chunk }),
+                false => records.extend(records_of_part(node, index, chunk, blocks, from_nothing)),
+            }
+        }
         for map in &self.maps {
             let bytes = &request[map.buffer.clone()];
             records.extend(pool.vouch(map.chunk, map.blocks, bytes, self.checksums.of(bytes).as_ref()));
@@ -152,13 +152,17 @@ impl VersionHandle {
         let Some(maps) = &mut plan.guard.maps else {
             return Err(Unplanned::NeedsSlowPath);
         };
+        let mut from_nothing = false;
         if blocks != Blocks::all(chunk_bytes) {
             // A lender has to be whole (F2), or what it holds itself be written over.
-            let replaces = !entry.is_mapped()
-                || match state.partials.view(entry.chunk()) {
-                    None => true,
-                    Some(view) => self.checksums.are_on() && view.mask.is_within(blocks),
-                };
+            let partial = match entry.is_mapped() {
+                true => state.partials.view(entry.chunk()),
+                false => None,
+            };
+            let replaces = partial.is_none_or(|view| {
+                from_nothing = !self.checksums.are_on();
+                view.mask.is_within(blocks) && !(from_nothing && view.lender.is_some())
+            });
             if !replaces || !self.pool.may_begin_partial(state) {
                 return Err(Unplanned::NeedsSlowPath);
             }
@@ -176,6 +180,7 @@ impl VersionHandle {
             index,
             chunk,
             blocks,
+            from_nothing,
             buffer: buffer.clone(),
         });
         let at = self.pool.chunk_offset(chunk) + part.within.start;

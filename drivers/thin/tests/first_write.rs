@@ -230,6 +230,67 @@ fn a_4_kib_write_after_a_snapshot_is_one_write_of_4_kib() {
 }
 
 #[test]
+fn a_4_kib_write_over_a_partial_chunk_of_a_snapshot_moves_what_that_holds_and_no_more() {
+    let fixture = Fixture::new();
+    // Nothing lies below these chunks, and nothing has filled them.
+    for chunk in 0..3 {
+        fixture.write(chunk * CHUNK + 8192, 4096, 1).unwrap();
+    }
+    let snapshot = fixture.snapshot(7);
+    let beside = fixture.cost_of_write(20480, 4096, 2);
+    assert_eq!((beside.reads, beside.read_bytes), (1, 4096));
+    assert_eq!((beside.writes, beside.written_bytes), (2, 8192));
+    let over = fixture.cost_of_write(CHUNK + 8192, 4096, 3);
+    assert_eq!(over, one_write_of(4096), "nothing else is in the chunk");
+    let (plan, data) = planned(&fixture, 2 * CHUNK + 4096, 8192, 4);
+    plan.guard.finish_blocking(&data).unwrap();
+
+    let check = |fixture: &Fixture, snapshot: &VersionHandle| {
+        let zeros = |handle: &VersionHandle, offset: u64, length: u64| {
+            let mut bytes = vec![0xa5; length as usize];
+            handle.read(offset, &mut bytes).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == 0), "F1: {offset}+{length}");
+        };
+        for chunk in 0..3 {
+            assert_holds(snapshot, chunk * CHUNK + 8192, 4096, 1);
+            zeros(snapshot, chunk * CHUNK, 8192);
+            zeros(snapshot, chunk * CHUNK + 12288, CHUNK - 12288);
+        }
+        let volume = &fixture.handle;
+        assert_holds(volume, 8192, 4096, 1);
+        assert_holds(volume, 20480, 4096, 2);
+        assert_holds(volume, CHUNK + 8192, 4096, 3);
+        assert_holds(volume, 2 * CHUNK + 4096, 8192, 4);
+        for (offset, length) in [(0, 8192), (12288, 8192), (24576, CHUNK - 24576)] {
+            zeros(volume, offset, length);
+        }
+        zeros(volume, CHUNK, 8192);
+        zeros(volume, 2 * CHUNK + 12288, CHUNK - 12288);
+        fixture.assert_sound();
+    };
+    check(&fixture, &snapshot);
+    while fixture.pool.maintain().unwrap().more {}
+    check(&fixture, &snapshot);
+
+    fixture.handle.flush().unwrap();
+    let Fixture { device, pool, handle } = fixture;
+    drop((handle, snapshot, pool));
+    let device = device.power_cycle();
+    let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
+    let open = |id, mode| pool.open_version(id, mode).unwrap();
+    let handle = open(
+        VersionId::Volume(VolumeId(Uuid::from_u128(1))),
+        OpenMode::ReadWrite,
+    );
+    let snapshot = open(
+        VersionId::Snapshot(SnapshotId(Uuid::from_u128(7))),
+        OpenMode::ReadOnly,
+    );
+    let pool = Arc::clone(&pool);
+    check(&Fixture { device, pool, handle }, &snapshot);
+}
+
+#[test]
 fn a_sector_after_a_snapshot_costs_the_block_around_it() {
     let fixture = Fixture::new();
     fixture.write(0, CHUNK, 1).unwrap();
