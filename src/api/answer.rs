@@ -516,6 +516,8 @@ pub(super) fn operation_kind(request: &Request) -> v1::OperationKind {
         Request::ResizeShare { .. } => v1::OperationKind::ResizeShare,
         Request::RevertShare { .. } => v1::OperationKind::RevertShare,
         Request::DeleteShare { .. } => v1::OperationKind::DeleteShare,
+        Request::AdoptShare { .. } => v1::OperationKind::AdoptShare,
+        Request::ReleaseShare { .. } => v1::OperationKind::ReleaseShare,
         Request::CreateShareSnapshots { .. } => v1::OperationKind::CreateShareSnapshots,
         Request::DeleteShareSnapshot { .. } => v1::OperationKind::DeleteShareSnapshot,
         Request::SetAccess { .. } => v1::OperationKind::SetAccess,

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::request::{self, Cursor};
 use super::{Api, answer};
-use crate::resources::NewShare;
+use crate::resources::{AdoptedShare, NewShare};
 
 const CURSOR: Cursor = Cursor::of("shares");
 
@@ -90,6 +90,43 @@ impl v1::shares_server::Shares for Api {
         let mutation = request::mutation(mutation)?;
         let share = self.model.revert_share(id, snapshot, mutation).await?;
         Ok(Response::new(answer::share(share)))
+    }
+
+    async fn adopt_share(
+        &self,
+        request: Request<v1::AdoptShareRequest>,
+    ) -> Result<Response<v1::Share>, Status> {
+        let v1::AdoptShareRequest {
+            id,
+            pool,
+            name,
+            squash,
+            labels,
+            mutation,
+        } = request.into_inner();
+        let adopted = AdoptedShare {
+            id: request::share_id("id", &id)?,
+            pool: Some(pool).filter(|name| !name.is_empty()),
+            name,
+            squash: request::squash(squash)?,
+            labels: request::labels(labels)?,
+        };
+        let share = self
+            .model
+            .adopt_share(adopted, request::mutation(mutation)?)
+            .await?;
+        Ok(Response::new(answer::share(share)))
+    }
+
+    async fn release_share(
+        &self,
+        request: Request<v1::ReleaseShareRequest>,
+    ) -> Result<Response<v1::ReleaseShareResponse>, Status> {
+        let v1::ReleaseShareRequest { id, name, mutation } = request.into_inner();
+        let id = request::share_id("id", &id)?;
+        let mutation = request::mutation(mutation)?;
+        self.model.release_share(id, name, mutation).await?;
+        Ok(Response::new(v1::ReleaseShareResponse {}))
     }
 
     async fn delete_share(

@@ -444,6 +444,26 @@ pub enum Request {
         /// The snapshot.
         snapshot: ShareSnapshotId,
     },
+    /// Make what is in a pool a share.
+    AdoptShare {
+        /// The share.
+        id: ShareId,
+        /// The pool, when the caller named one.
+        pool: Option<String>,
+        /// What it has been called.
+        name: String,
+        /// Whose user ids the server believes.
+        squash: Squash,
+        /// The caller's own keys.
+        labels: Labels,
+    },
+    /// Give a share up and leave its data.
+    ReleaseShare {
+        /// The share.
+        id: ShareId,
+        /// What its data is called from then on.
+        name: String,
+    },
     /// Delete a share.
     DeleteShare {
         /// The share.
@@ -490,6 +510,8 @@ impl Request {
             Request::CreateShare { id, .. }
             | Request::ResizeShare { id, .. }
             | Request::RevertShare { id, .. }
+            | Request::AdoptShare { id, .. }
+            | Request::ReleaseShare { id, .. }
             | Request::DeleteShare { id } => id.0,
             Request::CreateShareSnapshots { members, .. } => {
                 members.first().map_or(Uuid::nil(), |(id, _)| id.0)

@@ -30,6 +30,13 @@ struct DeletedRecord {
     deleted: bool,
 }
 
+/// A release as JSON.
+#[derive(Serialize)]
+struct ReleasedRecord {
+    id: String,
+    released: bool,
+}
+
 /// One successful answer, in both formats.
 #[derive(Debug)]
 pub struct Answer {
@@ -85,6 +92,18 @@ impl Answer {
             deleted: true,
         };
         Self::done(format!("{noun} {id} is deleted"), &record)
+    }
+
+    /// Makes the answer of a release: what was given up, whether it was there still or not.
+    pub fn released(noun: &str, id: Uuid) -> Self {
+        let record = ReleasedRecord {
+            id: id.to_string(),
+            released: true,
+        };
+        Self::done(
+            format!("{noun} {id} is released, and holds what it held"),
+            &record,
+        )
     }
 
     /// Makes the process exit with something else than 0.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use clap::{Subcommand, ValueEnum};
 use quarry_proto::v1::shares_client::SharesClient;
 use quarry_proto::v1::{
-    CreateShareRequest, DeleteShareRequest, ExportLocation, GetShareRequest, ListSharePoolsRequest,
-    ListSharesRequest, ResizeShareRequest, RevertShareRequest, Share, SharePool, ShareSource, Squash,
-    share_source,
+    AdoptShareRequest, CreateShareRequest, DeleteShareRequest, ExportLocation, GetShareRequest,
+    ListSharePoolsRequest, ListSharesRequest, ReleaseShareRequest, ResizeShareRequest, RevertShareRequest,
+    Share, SharePool, ShareSource, Squash, share_source,
 };
 use serde::Serialize;
 use tonic::transport::Channel;
@@ -84,6 +84,39 @@ Examples:
         /// The snapshot's id
         #[arg(long, value_parser = parse_id, value_name = "ID")]
         to_snapshot: Uuid,
+        #[command(flatten)]
+        mutation: MutationArgs,
+    },
+    /// Make what is in a pool already a share, with all that it holds; nobody may use it until `access set`
+    #[command(after_help = "\
+What NAME is depends on the pool's driver: with images a file in the folder `foreign` of the pool, with lvm a thin volume of the
+pool. It holds an XFS with blocks of 4096 bytes and a log of 64 MiB, as shares have that were released.")]
+    Adopt {
+        /// What it has been called in the pool
+        name: String,
+        /// The share's id, a UUID; a new one is made and shown when left out
+        #[arg(long, value_parser = parse_id)]
+        id: Option<Uuid>,
+        /// The pool; needed when there are several
+        #[arg(long, value_name = "NAME")]
+        pool: Option<String>,
+        /// Whose user ids are replaced by that of nobody
+        #[arg(long, value_enum, default_value = "none")]
+        squash: SquashChoice,
+        /// A label of your own, key=value; may be given several times
+        #[arg(long = "label", value_parser = parse_label, value_name = "KEY=VALUE")]
+        labels: Vec<(String, String)>,
+        #[command(flatten)]
+        mutation: MutationArgs,
+    },
+    /// Give a share up, and leave all that it holds in its pool under a name; its snapshots and clones live on
+    Release {
+        /// The share's id
+        #[arg(value_parser = parse_id)]
+        id: Uuid,
+        /// What its data is to be called in the pool
+        #[arg(long = "as", value_name = "NAME")]
+        name: String,
         #[command(flatten)]
         mutation: MutationArgs,
     },
@@ -184,6 +217,33 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
                 mutation: mutation.into(),
             };
             Ok(shown(&client.revert_share(request).await?.into_inner()))
+        }
+        Command::Adopt {
+            name,
+            id,
+            pool,
+            squash,
+            labels,
+            mutation,
+        } => {
+            let request = AdoptShareRequest {
+                id: id_or_new(id),
+                pool: pool.unwrap_or_default(),
+                name,
+                squash: Squash::from(squash).into(),
+                labels: labels.into_iter().collect(),
+                mutation: mutation.into(),
+            };
+            Ok(shown(&client.adopt_share(request).await?.into_inner()))
+        }
+        Command::Release { id, name, mutation } => {
+            let request = ReleaseShareRequest {
+                id: id.to_string(),
+                name,
+                mutation: mutation.into(),
+            };
+            client.release_share(request).await?;
+            Ok(Answer::released("share", id))
         }
         Command::Delete { id, mutation } => {
             let request = DeleteShareRequest {

@@ -54,7 +54,7 @@ pub use node::{Driver, DriverRole, Node};
 pub use quarry_contract::Page;
 pub use share_pools::SharePoolView;
 pub use share_snapshots::ShareSnapshot;
-pub use shares::{ExportLocation, NewShare, Share};
+pub use shares::{AdoptedShare, ExportLocation, NewShare, Share};
 pub use volumes::NewVolume;
 
 use crate::catalog::Catalog;

@@ -144,6 +144,7 @@ fn is_uncertain(request: &Request, error: &ResourceError) -> bool {
             | Request::CreateSnapshots { .. }
             | Request::ExtendVolume { .. }
             | Request::CreateShare { .. }
+            | Request::AdoptShare { .. }
             | Request::CreateShareSnapshots { .. }
             | Request::ResizeShare { .. }
     );

@@ -147,6 +147,9 @@ impl Resources {
             }
             Request::CreateShare {
                 id, squash, labels, ..
+            }
+            | Request::AdoptShare {
+                id, squash, labels, ..
             } => {
                 let version = ShareVersion::Share(*id);
                 match self.find_share_version(version).await? {
@@ -188,6 +191,10 @@ impl Resources {
             }
             Request::RevertShare { id, snapshot } => self
                 .replace_contents(*id, *snapshot, None, &mut intent)
+                .await
+                .map(|done| done.changes),
+            Request::ReleaseShare { id, name } => self
+                .give_up_share(*id, name, None, &mut intent)
                 .await
                 .map(|done| done.changes),
             Request::DeleteShare { id } => self

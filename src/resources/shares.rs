@@ -37,6 +37,21 @@ pub struct NewShare {
     pub labels: Labels,
 }
 
+/// A share to make of what is in a pool.
+#[derive(Debug, Clone)]
+pub struct AdoptedShare {
+    /// Its id.
+    pub id: ShareId,
+    /// The pool; `None` for the only one.
+    pub pool: Option<String>,
+    /// What it has been called there.
+    pub name: String,
+    /// Whose user ids the server believes.
+    pub squash: Squash,
+    /// The caller's own keys.
+    pub labels: Labels,
+}
+
 /// One share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
@@ -300,6 +315,117 @@ impl Resources {
         Ok((source_pool, size_bytes))
     }
 
+    /// Makes what is in a pool a share, which nobody may use.
+    ///
+    /// # Errors
+    /// `NotFound` for the pool and the name, `CapabilityMissing`, and the driver's.
+    pub async fn adopt_share(
+        self: &Arc<Self>,
+        adopted: AdoptedShare,
+        mutation: Mutation,
+    ) -> Result<Share, ResourceError> {
+        let AdoptedShare {
+            id,
+            pool,
+            name,
+            squash,
+            labels,
+        } = adopted.clone();
+        let request = Request::AdoptShare {
+            id,
+            pool,
+            name,
+            squash,
+            labels,
+        };
+        refuse_generation(&mutation)?;
+        let locks = vec![ShareVersion::Share(id).into()];
+        self.mutate(locks, request, mutation, |model, intent| {
+            Box::pin(model.take_share_up(adopted, intent))
+        })
+        .await
+    }
+
+    async fn take_share_up(
+        &self,
+        adopted: AdoptedShare,
+        intent: &mut Intent,
+    ) -> Result<Done<Share>, ResourceError> {
+        let version = ShareVersion::Share(adopted.id);
+        let pool = match &adopted.pool {
+            Some(name) => self.share_pool(name)?,
+            None => self.only_share_pool()?,
+        };
+        if let Some((present, _)) = self.find_share_version(version).await? {
+            let mut differences = Differences::default();
+            differences.compare("pool", present.name.as_str(), &pool.name);
+            differences.none_or(Object::share(version))?;
+        }
+        pool.require(ShareCapability::Adopt)?;
+        intent.open().await?;
+        let outcome = pool.backend.adopt_share(adopted.id, &adopted.name).await?;
+        let (is_changed, info) = (outcome.is_changed(), outcome.into_inner());
+        if !is_changed {
+            return Ok(Done::unchanged(self.share_view(&pool, info).await?));
+        }
+        let record = ShareRecord::created_now(adopted.labels, adopted.squash);
+        let view = self.share_view_with(&pool, info, record.clone()).await?;
+        Ok(Done::changed(view, vec![Change::PutShare(version, record)]))
+    }
+
+    /// Gives a share up, with its rules, and leaves its data in the pool under a name.
+    ///
+    /// # Errors
+    /// `NotFound`, `CapabilityMissing`, `StaleGeneration`, and the driver's.
+    pub async fn release_share(
+        self: &Arc<Self>,
+        id: ShareId,
+        name: String,
+        mutation: Mutation,
+    ) -> Result<(), ResourceError> {
+        let if_generation = mutation.if_generation;
+        let request = Request::ReleaseShare {
+            id,
+            name: name.clone(),
+        };
+        let locks = self.access_locks(ShareVersion::Share(id)).await?;
+        self.mutate(locks, request, mutation, move |model, intent| {
+            Box::pin(async move { model.give_up_share(id, &name, if_generation, intent).await })
+        })
+        .await
+    }
+
+    pub(super) async fn give_up_share(
+        &self,
+        id: ShareId,
+        name: &str,
+        if_generation: Option<u64>,
+        intent: &mut Intent,
+    ) -> Result<Done<()>, ResourceError> {
+        let version = ShareVersion::Share(id);
+        let Some((pool, _)) = self.find_share_version(version).await? else {
+            // Of which pool it was is not known any more: the one that has the name.
+            for pool in self.share_pools() {
+                if pool.require(ShareCapability::Adopt).is_ok()
+                    && if_found(pool.backend.release_share(id, name).await)?.is_some()
+                {
+                    let is_stale = self.catalog.share(version)?.is_some();
+                    let changes = is_stale.then_some(Change::RemoveShare(version));
+                    return Ok(Done::changed((), changes.into_iter().collect()));
+                }
+            }
+            return Err(ResourceError::NotFound(Object::share(version)));
+        };
+        pool.require(ShareCapability::Adopt)?;
+        let generation = self.share_record(version)?.generation;
+        check_generation(Object::share(version), generation, if_generation)?;
+        intent.open().await?;
+        self.end_share(&pool, version, async {
+            pool.backend.release_share(id, name).await.map(drop)
+        })
+        .await
+    }
+
     /// Gives a share another size. Clients see it when this returns.
     ///
     /// # Errors
@@ -443,31 +569,43 @@ impl Resources {
         };
         let generation = self.share_record(version)?.generation;
         check_generation(Object::share(version), generation, if_generation)?;
-        // Its rules go with it.
+        intent.open().await?;
+        self.end_share(&pool, version, async {
+            match version {
+                ShareVersion::Share(id) => pool.backend.delete_share(id).await.map(drop),
+                ShareVersion::Snapshot(id) => pool.backend.delete_snapshot(id).await.map(drop),
+            }
+        })
+        .await
+    }
+
+    /// Takes a share or a snapshot of one from its clients, ends it, and its rules with it.
+    async fn end_share(
+        &self,
+        pool: &SharePool,
+        version: ShareVersion,
+        end: impl Future<Output = Result<(), DriverError>>,
+    ) -> Result<Done<()>, ResourceError> {
         let inheriting = match version {
             ShareVersion::Share(id) => self.inheriting(id).await?,
             ShareVersion::Snapshot(_) => Vec::new(),
         };
-        intent.open().await?;
-        let removed = async {
+        let ended = async {
             if let ShareVersion::Share(id) = version {
                 let nobody = AccessInForce::inherited(id, None);
                 for snapshot in &inheriting {
                     self.sync_share(*snapshot, &nobody).await?;
                 }
             }
-            self.withdraw_share(&pool, version).await?;
-            match version {
-                ShareVersion::Share(id) => pool.backend.delete_share(id).await?,
-                ShareVersion::Snapshot(id) => pool.backend.delete_snapshot(id).await?,
-            };
+            self.withdraw_share(pool, version).await?;
+            end.await?;
             Ok(Done::changed((), vec![Change::RemoveShare(version)]))
         };
-        let result = removed.await;
+        let result = ended.await;
         if result.is_err() {
             // It is there, and so are its rules.
             for version in [version].into_iter().chain(inheriting) {
-                self.export_again(version, "a delete has failed").await;
+                self.export_again(version, "it could not be ended").await;
             }
         }
         result

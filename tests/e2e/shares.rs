@@ -285,6 +285,17 @@ fn clients_get_what_the_rules_say_and_keep_it_over_everything() {
             assert_eq!(site.read(0, &clone_at, "own").unwrap(), "of the clone");
             assert_eq!(quarry(&agent, &format!("share show {share}")).code(), 3);
 
+            // Given up, it is nobody's and whole; taken up again, it is another share.
+            json(&agent, &format!("share release {clone} --as kept"));
+            assert_eq!(site.read(0, &clone_at, "own"), None, "given up");
+            refused(&agent, "share adopt nothing", 3);
+            let adopted = json(&agent, "share adopt kept");
+            assert_eq!(adopted["size_bytes"], 512 << 20);
+            let (clone, clone_at) = (id(&adopted), location(&adopted));
+            assert_eq!(site.read(0, &clone_at, "own"), None, "it begins with no access");
+            set(&agent, &format!("share:{clone}"), "--rule rw:10.77.0.11");
+            assert_eq!(site.read(0, &clone_at, "own").unwrap(), "of the clone");
+
             // A stop takes everything down, and a start brings it back.
             let (_, status) = agent.terminate();
             assert!(status.success());

@@ -53,7 +53,7 @@ pub use share::{
     MountedShare, Network, PortalRole, RefusedRule, RuleState, RuleStatus, ShareAddress, ShareBackend,
     ShareCapabilities, ShareCapability, ShareClient, ShareExport, ShareInfo, SharePoolStatus, SharePortal,
     ShareServer, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
-    Squash, resolve_access,
+    Squash, adopted_as_another, name_is_taken, nothing_named, resolve_access,
 };
 pub use target::{
     Absence, Access, ChapCredentials, ExportInfo, ExportSpec, Grant, InitiatorName, Keeper, Portal,

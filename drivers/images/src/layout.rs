@@ -9,6 +9,7 @@
 //! snapshots/ID/{record.json,image}
 //! views/ID/image                an exported snapshot's copy with its own identity; can be made anew
 //! trash/NAME/                   deleted; its space is on its way back
+//! foreign/NAME                  an image that is no share's: to be adopted, or released
 //! ```
 //!
 //! Invariants
@@ -17,9 +18,12 @@
 //! - L2: what is in `new` or `views` when nobody is at work is not needed.
 //! - L3: what belongs together (a group of snapshots) gets under `commit` by one rename; from there each member goes
 //!   to its place, and recovery goes on with that.
+//! - L4: an image that has a name in `foreign` and is a share's, too, is the share's: one that is adopted or released has both
+//!   names for a moment, and recovery takes the foreign one away.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use quarry_contract::{ShareSnapshotId, ShareVersion};
@@ -46,7 +50,15 @@ pub(crate) struct Layout {
     root: PathBuf,
 }
 
-const FOLDERS: [&str; 6] = ["new", "commit", "shares", "snapshots", "views", "trash"];
+const FOLDERS: [&str; 7] = [
+    "new",
+    "commit",
+    "shares",
+    "snapshots",
+    "views",
+    "trash",
+    "foreign",
+];
 
 impl Layout {
     pub(crate) fn at(root: PathBuf) -> Self {
@@ -82,6 +94,11 @@ impl Layout {
 
     pub(crate) fn image(&self, version: ShareVersion) -> PathBuf {
         self.object(version).join("image")
+    }
+
+    /// Returns where images are that are no share's.
+    pub(crate) fn foreign(&self) -> PathBuf {
+        self.root.join("foreign")
     }
 
     pub(crate) fn view(&self, id: ShareSnapshotId) -> PathBuf {
@@ -155,6 +172,30 @@ impl Layout {
         sync_folder(&self.root.join("commit"))
     }
 
+    /// Takes the foreign names of what are shares' images away (L4).
+    pub(crate) fn settle_foreign(&self) -> io::Result<()> {
+        let folder = self.foreign();
+        let mut images = Vec::new();
+        for name in folder_names(&self.root.join("shares"))? {
+            if let Ok(id) = name.parse() {
+                let image = fs::metadata(self.image(ShareVersion::Share(id)))?;
+                if image.nlink() > 1 {
+                    images.push(image.ino());
+                }
+            }
+        }
+        if images.is_empty() {
+            return Ok(());
+        }
+        for name in folder_names(&folder)? {
+            let path = folder.join(name);
+            if images.contains(&fs::symlink_metadata(&path)?.ino()) {
+                fs::remove_file(path)?;
+            }
+        }
+        sync_folder(&folder)
+    }
+
     /// Makes what is in `new/NAME` an object, or several, by one rename (L1, L3).
     pub(crate) fn commit(&self, name: &str) -> io::Result<()> {
         let new = self.new_folder(name);
@@ -164,15 +205,17 @@ impl Layout {
         sync_folder(&self.root.join("new"))
     }
 
-    /// Takes an object out of its place; what it holds is deleted later.
-    pub(crate) fn discard(&self, version: ShareVersion) -> io::Result<()> {
+    /// Takes an object out of its place; what it holds is deleted later, where this says.
+    pub(crate) fn discard(&self, version: ShareVersion) -> io::Result<PathBuf> {
         let name = format!("{}-{}", member_name(version), Uuid::now_v7());
-        fs::rename(self.object(version), self.trash().join(name))?;
+        let discarded = self.trash().join(name);
+        fs::rename(self.object(version), &discarded)?;
         let folder = match version {
             ShareVersion::Share(_) => "shares",
             ShareVersion::Snapshot(_) => "snapshots",
         };
-        sync_folder(&self.root.join(folder))
+        sync_folder(&self.root.join(folder))?;
+        Ok(discarded)
     }
 
     /// Returns the objects that are in their places, with their records and the lengths of their images.

@@ -25,15 +25,15 @@ use nix::sys::statvfs::statvfs;
 use quarry_contract::{
     DriverError, MountedShare, Outcome, PoolName, PoolState, ShareCapabilities, ShareCapability, ShareId,
     ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource,
-    ShareSpec, ShareUsage, ShareVersion,
+    ShareSpec, ShareUsage, ShareVersion, adopted_as_another, name_is_taken, nothing_named,
 };
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 use quarry_xfs::backend::ShareStore;
 use quarry_xfs::brake::{Brake, Medium, kept_back_bytes, reserve_bytes};
-use quarry_xfs::error::{During, StoreError, corrupt};
+use quarry_xfs::error::{During, StoreError, corrupt, not_found};
 use quarry_xfs::filesystem::{
-    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, device_bytes, identity_of,
-    size_bytes,
+    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, Sectors, adoptable_size,
+    device_bytes, identity_of, size_bytes,
 };
 use quarry_xfs::locks::{Held, Locks, lock};
 use quarry_xfs::mounts::{Mounts, make_folder};
@@ -78,6 +78,8 @@ pub struct ImageStore {
     locks: Arc<Locks>,
     mounts: Arc<Mounts>,
     on_step: Option<StepHook>,
+    /// Held by who adopts or releases: names of what is no share have no locks of their own.
+    adoption: Mutex<()>,
     brake: Brake,
     trash: Trash,
     // Last: the pool is another process's when everything else has ended.
@@ -103,6 +105,7 @@ impl ShareStore for ImageStore {
             LoopDevice::open(device)?.shows(&File::open(image)?)
         })?;
         layout.settle_commits().during(what)?;
+        layout.settle_foreign().during(what)?;
         clear(&layout.new_folder(""), |_| false).during(what)?;
         let views: Vec<String> = mounts
             .all()
@@ -135,6 +138,7 @@ impl ShareStore for ImageStore {
             locks,
             mounts,
             on_step: options.on_step.clone(),
+            adoption: Mutex::default(),
             brake,
             trash,
             place,
@@ -181,6 +185,7 @@ impl ShareStore for ImageStore {
                 ShareCapability::Grow,
                 ShareCapability::GroupSnapshots,
                 ShareCapability::MountSnapshots,
+                ShareCapability::Adopt,
             ],
             min_share_bytes: MIN_SHARE_BYTES,
             max_share_bytes: MAX_SHARE_BYTES,
@@ -328,6 +333,74 @@ impl ShareStore for ImageStore {
         self.step("replaced");
         fs::remove_dir(&new).during(what)?;
         Ok(Outcome::Changed(info))
+    }
+
+    fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _adoption = lock(&self.adoption);
+        let foreign = self.foreign(name)?;
+        let _held = self.locks.take([version]);
+        match (self.share(id), foreign.found) {
+            (Ok(existing), Found::Nothing) => Ok(Outcome::Unchanged(existing)),
+            (Ok(_), _) => Err(adopted_as_another(id, name).into()),
+            (Err(_), Found::Nothing) => Err(nothing_named(name).into()),
+            (Err(_), Found::Image { names: 2.., .. }) => Err(DriverError::Busy {
+                object: foreign.path.display().to_string(),
+                blockers: vec!["another name of the file".into()],
+            }
+            .into()),
+            (Err(_), Found::Image { length_bytes, .. }) => {
+                let limits = self.capabilities();
+                let size_bytes = adoptable_size(&foreign.path, length_bytes, Sectors::Of4096, &limits)?;
+                check_unattached(&foreign.path)?;
+                self.step("begun");
+                set_identity(version, &foreign.path, &self.mounts.scratch(version))?;
+                self.step("identified");
+                let record = ObjectRecord::Share {
+                    source: ShareSource::Blank,
+                };
+                self.make_objects(&[version], |folders| {
+                    fs::hard_link(&foreign.path, folders[0].join("image"))
+                        .during(|| format!("adopting {}", foreign.path.display()))?;
+                    Ok(vec![(record, size_bytes)])
+                })?;
+                // It is the share's from here on, under whatever name (L4).
+                self.remove_foreign(&foreign.path)?;
+                Ok(Outcome::Changed(self.share(id)?))
+            }
+        }
+    }
+
+    fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _adoption = lock(&self.adoption);
+        let foreign = self.foreign(name)?;
+        let _held = self.locks.take([version]);
+        match (self.share(id), foreign.found) {
+            (Err(_), Found::Nothing) => return Err(not_found(version).into()),
+            (Err(_), _) => return Ok(Outcome::Unchanged(())),
+            (Ok(_), Found::Image { .. }) => return Err(name_is_taken(name).into()),
+            (Ok(_), Found::Nothing) => {}
+        }
+        self.check_unmounted(version)?;
+        let what = || format!("releasing {version}");
+        self.step("begun");
+        fs::hard_link(self.layout.image(version), &foreign.path).during(what)?;
+        sync_folder(&self.layout.foreign()).during(what)?;
+        self.step("linked");
+        let discarded = match self.layout.discard(version) {
+            Ok(discarded) => discarded,
+            Err(error) => {
+                drop(self.remove_foreign(&foreign.path));
+                return Err(error).during(what);
+            }
+        };
+        self.step("discarded");
+        lock(&self.objects).remove(version);
+        // Else it would have two names until the rest is deleted.
+        fs::remove_file(discarded.join("image")).during(what)?;
+        self.trash.wake();
+        Ok(Outcome::Changed(()))
     }
 
     fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
@@ -528,6 +601,36 @@ impl ImageStore {
         Ok(())
     }
 
+    /// Looks what has a name in the folder of what is no share.
+    fn foreign(&self, name: &str) -> Result<Foreign, StoreError> {
+        let unfit = |problem: &str| {
+            StoreError::from(DriverError::InvalidArgument {
+                field: "name".into(),
+                problem: format!("{name:?} {problem}"),
+            })
+        };
+        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) || name.len() > 255 {
+            return Err(unfit("is no name of a file"));
+        }
+        let path = self.layout.foreign().join(name);
+        let found = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Nothing,
+            Err(error) => return Err(error).during(|| format!("looking at {}", path.display())),
+            Ok(file) if !file.is_file() => return Err(unfit("is no file, but a link or a folder")),
+            Ok(file) => Found::Image {
+                length_bytes: file.len(),
+                names: file.nlink(),
+            },
+        };
+        Ok(Foreign { path, found })
+    }
+
+    fn remove_foreign(&self, path: &Path) -> Result<(), StoreError> {
+        fs::remove_file(path)
+            .and_then(|()| sync_folder(&self.layout.foreign()))
+            .during(|| format!("taking the name {} away", path.display()))
+    }
+
     /// Describes the copy to make of a version, which may be mounted.
     fn copy_of(&self, version: ShareVersion, to: &Path) -> Copy {
         Copy {
@@ -662,6 +765,38 @@ impl ImageStore {
             _ => Ok(()),
         }
     }
+}
+
+/// What has a name in the folder of what is no share.
+struct Foreign {
+    path: PathBuf,
+    found: Found,
+}
+
+#[derive(Clone, Copy)]
+enum Found {
+    Nothing,
+    Image { length_bytes: u64, names: u64 },
+}
+
+/// Checks that no loop device shows a file.
+fn check_unattached(path: &Path) -> Result<(), StoreError> {
+    let what = || format!("looking who uses {}", path.display());
+    let file = path.canonicalize().during(what)?;
+    for device in fs::read_dir("/sys/block").during(what)?.flatten() {
+        let shown = fs::read_to_string(device.path().join("loop/backing_file"));
+        if shown.is_ok_and(|shown| Path::new(shown.trim_end_matches('\n')) == file) {
+            return Err(DriverError::Busy {
+                object: path.display().to_string(),
+                blockers: vec![format!(
+                    "the loop device {}",
+                    device.file_name().to_string_lossy()
+                )],
+            }
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// The images of a pool, below their file systems.

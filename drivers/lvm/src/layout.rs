@@ -16,7 +16,11 @@ pub(crate) const POOL_TAG: &str = "quarry.pool.1";
 /// The tag of what is being made.
 pub(crate) const UNFINISHED: &str = "quarry.unfinished";
 
-const SOURCE_TAG: &str = "quarry.source";
+/// The tag that says what a share was made of.
+pub(crate) const SOURCE_TAG: &str = "quarry.source";
+/// What every name of ours begins with.
+pub(crate) const OUR_PREFIX: &str = "quarry-";
+
 const SHARE_TAG: &str = "quarry.share";
 const VIEW_TAG: &str = "quarry.view";
 
@@ -78,7 +82,7 @@ pub(crate) fn role_of(volume: &LogicalVolume, pool: &str) -> Option<Role> {
     if volume.pool != pool {
         return None;
     }
-    let name = volume.name.strip_prefix("quarry-")?;
+    let name = volume.name.strip_prefix(OUR_PREFIX)?;
     if let Some(version) = parse_member(name) {
         return Some(Role::Object(version, record_of(volume, version)?));
     }

@@ -19,7 +19,7 @@ mod settle;
 mod store;
 mod tools;
 
-pub use place::{IfAbsent, PoolPlace};
+pub use place::{IfAbsent, PoolPlace, is_lvm_name};
 pub use store::{LvmStore, StepHook, StoreOptions};
 
 /// The driver.

@@ -54,6 +54,16 @@ pub(crate) struct Taken {
     _lock: File,
 }
 
+/// Tells whether LVM takes a name (lvm(8), "Valid names").
+pub fn is_lvm_name(name: &str) -> bool {
+    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "+_.-".contains(letter);
+    !name.is_empty()
+        && name.len() <= 100
+        && !name.starts_with('-')
+        && ![".", ".."].contains(&name)
+        && name.chars().all(is_allowed)
+}
+
 impl PoolPlace {
     /// Returns what the pool is called in errors.
     pub fn path(&self) -> PathBuf {

@@ -21,14 +21,14 @@ use nix::sys::statvfs::statvfs;
 use quarry_contract::{
     DriverError, MountedShare, Outcome, PoolName, ShareCapabilities, ShareCapability, ShareId, ShareInfo,
     SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec,
-    ShareUsage, ShareVersion,
+    ShareUsage, ShareVersion, adopted_as_another, name_is_taken, nothing_named,
 };
 use quarry_xfs::backend::ShareStore;
 use quarry_xfs::brake::{Brake, Medium, kept_back_bytes, reserve_bytes};
-use quarry_xfs::error::{During, StoreError, corrupt};
+use quarry_xfs::error::{During, StoreError, corrupt, not_found};
 use quarry_xfs::filesystem::{
-    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, device_bytes, identity_of, make,
-    replay_log, set_identity,
+    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, Sectors, adoptable_size,
+    device_bytes, identity_of, make, replay_log, set_identity,
 };
 use quarry_xfs::locks::{Locks, lock};
 use quarry_xfs::mounts::Mounts;
@@ -38,13 +38,13 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::layout::{
-    Role, UNFINISHED, is_unfinished, object_name, predecessor_name, record_tag, role_of, successor_name,
-    view_name, view_tag,
+    OUR_PREFIX, Role, SOURCE_TAG, UNFINISHED, is_unfinished, object_name, predecessor_name, record_tag,
+    role_of, successor_name, view_name, view_tag,
 };
-use crate::place::{PoolPlace, Taken};
+use crate::place::{PoolPlace, Taken, is_lvm_name};
 use crate::pool::{PoolFigures, figures, mapped_bytes};
 use crate::settle::{resume, settle};
-use crate::tools::Activation;
+use crate::tools::{Activation, LogicalVolume, Skipped};
 
 /// What a copy of a share takes of the pool at once, about: what its log and superblocks diverge by.
 const COPY_BYTES: u64 = 4 << 20;
@@ -78,6 +78,8 @@ pub struct LvmStore {
     locks: Arc<Locks>,
     mounts: Arc<Mounts>,
     on_step: Option<StepHook>,
+    /// Held by who adopts or releases: names of what is no share have no locks of their own.
+    adoption: Mutex<()>,
     brake: Brake,
     // Last: the pool is another process's when everything else has ended.
     pool: Arc<Taken>,
@@ -108,6 +110,7 @@ impl ShareStore for LvmStore {
             locks,
             mounts,
             on_step: options.on_step.clone(),
+            adoption: Mutex::default(),
             brake,
             pool,
         };
@@ -152,6 +155,7 @@ impl ShareStore for LvmStore {
                 ShareCapability::RevertToAny,
                 ShareCapability::Grow,
                 ShareCapability::MountSnapshots,
+                ShareCapability::Adopt,
             ],
             min_share_bytes: MIN_SHARE_BYTES,
             max_share_bytes: MAX_SHARE_BYTES,
@@ -316,6 +320,91 @@ impl ShareStore for LvmStore {
             warn!(%version, %error, "what it was before a revert keeps its space");
         }
         Ok(Outcome::Changed(info))
+    }
+
+    fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _adoption = lock(&self.adoption);
+        let _held = self.locks.take([version]);
+        let foreign = match (self.share(id), self.foreign(name)?) {
+            (Ok(existing), None) => return Ok(Outcome::Unchanged(existing)),
+            (Ok(_), Some(_)) => return Err(adopted_as_another(id, name).into()),
+            (Err(_), None) => return Err(nothing_named(name).into()),
+            (Err(_), Some(foreign)) => foreign,
+        };
+        if foreign.is_open() {
+            return Err(DriverError::Busy {
+                object: format!("the volume {name}"),
+                blockers: vec!["a mount, or another user of its device".into()],
+            }
+            .into());
+        }
+        let (group, volume) = (&self.pool.group, object_name(version));
+        group.activate(name)?;
+        let device = self.pool.device(name);
+        let limits = self.capabilities();
+        let identified =
+            adoptable_size(&device, foreign.length_bytes, Sectors::Any, &limits).and_then(|size_bytes| {
+                self.step("begun");
+                set_identity(version, &device, identity_of(version), || {
+                    replay_log(&device, &self.mounts.scratch(version))
+                })?;
+                Ok(size_bytes)
+            });
+        let size_bytes = match identified {
+            Ok(size_bytes) => size_bytes,
+            Err(error) => {
+                if !foreign.is_active() {
+                    drop(group.deactivate(&[name.to_owned()]));
+                }
+                return Err(error);
+            }
+        };
+        self.step("identified");
+        let record = ObjectRecord::Share {
+            source: ShareSource::Blank,
+        };
+        group.add_tag(name, &record_tag(record))?;
+        group.set_skipped(name, Skipped::Yes)?;
+        self.step("tagged");
+        // From here on it is ours (L1).
+        group.rename(name, &volume)?;
+        self.step("renamed");
+        lock(&self.active).insert(volume);
+        lock(&self.objects).insert(version, record, size_bytes)?;
+        Ok(Outcome::Changed(self.share(id)?))
+    }
+
+    fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, StoreError> {
+        let version = ShareVersion::Share(id);
+        let _adoption = lock(&self.adoption);
+        let _held = self.locks.take([version]);
+        let (outcome, tag) = match (self.share(id), self.foreign(name)?) {
+            (Err(_), None) => return Err(not_found(version).into()),
+            (Ok(_), Some(_)) => return Err(name_is_taken(name).into()),
+            // A call before may have been cut short.
+            (Err(_), Some(foreign)) => match foreign.tag(SOURCE_TAG) {
+                None => return Ok(Outcome::Unchanged(())),
+                Some(source) => (Outcome::Unchanged(()), format!("{SOURCE_TAG}={source}")),
+            },
+            (Ok(info), None) => {
+                self.check_unmounted(version)?;
+                self.step("begun");
+                let volume = object_name(version);
+                // From here on it is not ours (L1).
+                self.pool.group.rename(&volume, name)?;
+                self.step("renamed");
+                lock(&self.active).remove(&volume);
+                lock(&self.objects).remove(version);
+                let tag = record_tag(ObjectRecord::Share { source: info.source });
+                (Outcome::Changed(()), tag)
+            }
+        };
+        let group = &self.pool.group;
+        group.deactivate(&[name.to_owned()])?;
+        group.set_skipped(name, Skipped::No)?;
+        group.remove_tag(name, &tag)?;
+        Ok(outcome)
     }
 
     fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
@@ -500,6 +589,28 @@ impl LvmStore {
                 blockers: vec![format!("its mount at {}", mounted.path.display())],
             }
             .into()),
+        }
+    }
+
+    /// Looks for a volume of the pool that is not ours.
+    fn foreign(&self, name: &str) -> Result<Option<LogicalVolume>, StoreError> {
+        let unfit = |problem: &str| {
+            StoreError::from(DriverError::InvalidArgument {
+                field: "name".into(),
+                problem: format!("{name:?} {problem}"),
+            })
+        };
+        if !is_lvm_name(name) {
+            return Err(unfit("is no name that LVM takes"));
+        }
+        if name.starts_with(OUR_PREFIX) {
+            // With the tag it could be taken for another share's.
+            return Err(unfit("begins as the names of shares do"));
+        }
+        let volumes = self.pool.group.volumes()?;
+        match volumes.into_iter().find(|volume| volume.name == name) {
+            Some(found) if found.pool != self.pool.pool => Err(unfit("is no thin volume of the pool's own")),
+            found => Ok(found),
         }
     }
 

@@ -67,6 +67,11 @@ impl LogicalVolume {
         matches!(self.attributes.as_bytes().get(4), Some(b's' | b'S'))
     }
 
+    /// Tells whether somebody has its device open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.attributes.as_bytes().get(5) == Some(&b'o')
+    }
+
     pub(crate) fn is_thin_pool(&self) -> bool {
         self.layout == "thin,pool"
     }
@@ -246,6 +251,18 @@ impl Group {
             .during(|| format!("noting what {path} is"))
     }
 
+    /// Has a volume activated with others at the start of the machine, or not.
+    pub(crate) fn set_skipped(&self, volume: &str, skipped: Skipped) -> Result<(), StoreError> {
+        let path = self.path(volume);
+        let is_skipped = match skipped {
+            Skipped::Yes => "y",
+            Skipped::No => "n",
+        };
+        run(["lvchange", "--setactivationskip", is_skipped, &path])
+            .map(drop)
+            .during(|| format!("changing how {path} is activated"))
+    }
+
     pub(crate) fn activate(&self, volume: &str) -> Result<(), StoreError> {
         let path = self.path(volume);
         run(["lvchange", "--activate", "y", "--ignoreactivationskip", &path])
@@ -299,6 +316,13 @@ impl Group {
 pub(crate) enum Activation {
     Active,
     Inactive,
+}
+
+/// Whether a volume is left out when all are activated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Skipped {
+    Yes,
+    No,
 }
 
 /// Runs one of LVM's commands to its end (T1), and returns what it printed.

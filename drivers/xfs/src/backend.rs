@@ -38,6 +38,8 @@ pub trait ShareStore: Sized + Send + Sync + 'static {
     fn shares(&self) -> Result<Vec<ShareInfo>, StoreError>;
     fn resize_share(&self, id: ShareId, size_bytes: u64) -> Result<Outcome<ShareInfo>, StoreError>;
     fn revert_share(&self, id: ShareId, snapshot: ShareSnapshotId) -> Result<Outcome<ShareInfo>, StoreError>;
+    fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, StoreError>;
+    fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, StoreError>;
     fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError>;
     fn create_snapshots(
         &self,
@@ -173,6 +175,16 @@ impl<S: ShareStore> ShareBackend for StoreBackend<S> {
 
     async fn delete_share(&self, id: ShareId) -> Result<Outcome<()>, DriverError> {
         self.run(move |store| store.delete(ShareVersion::Share(id))).await
+    }
+
+    async fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, DriverError> {
+        let name = name.to_owned();
+        self.run(move |store| store.adopt_share(id, &name)).await
+    }
+
+    async fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, DriverError> {
+        let name = name.to_owned();
+        self.run(move |store| store.release_share(id, &name)).await
     }
 
     async fn create_snapshots(

@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use quarry_contract::ShareVersion;
+use quarry_contract::{DriverError, ShareCapabilities, ShareVersion};
 use quarry_sys::filesystem::{MountMode, unmount};
 use uuid::Uuid;
 
@@ -132,6 +132,69 @@ pub fn check_superblock(version: ShareVersion, device: &Path) -> Result<Superblo
     let file = File::open(device).during(what)?;
     let found = Superblock::read(&file).during(what)?;
     found.ok_or_else(|| corrupt(version, "there is no XFS in it").into())
+}
+
+/// Returns the size that a file system which was made elsewhere has as a share, in bytes, when it can be one: when it is laid out
+/// as one of ours.
+///
+/// # Errors
+/// `InvalidArgument` saying what is in the way; what the operating system says.
+pub fn adoptable_size(
+    device: &Path,
+    length_bytes: u64,
+    sectors: Sectors,
+    limits: &ShareCapabilities,
+) -> Result<u64, StoreError> {
+    let what = || format!("reading {}", device.display());
+    let found = File::open(device)
+        .and_then(|file| Superblock::read(&file))
+        .during(what)?;
+    let Some(found) = found else {
+        return Err(unfit("it holds no XFS".into()));
+    };
+    let block_bytes = u64::from(found.block_bytes);
+    let problem = if block_bytes != BLOCK_BYTES {
+        format!("its blocks are {block_bytes} bytes; they have to be {BLOCK_BYTES} (mkfs.xfs -b size=4096)")
+    } else if !found.has_own_log || u64::from(found.log_blocks) * BLOCK_BYTES != LOG_BYTES {
+        format!("its log has to be in it, and of {LOG_BYTES} bytes (mkfs.xfs -l internal,size=64m)")
+    } else if !(u64::from(found.group_blocks) * BLOCK_BYTES).is_multiple_of(SIZE_GRANULARITY_BYTES) {
+        format!(
+            "its allocation groups have to be multiples of {SIZE_GRANULARITY_BYTES} bytes (mkfs.xfs -d agsize=...)"
+        )
+    } else if sectors == Sectors::Of4096 && found.sector_bytes != 4096 {
+        format!(
+            "its sectors are {} bytes; they have to be 4096 (mkfs.xfs -s size=4096)",
+            found.sector_bytes
+        )
+    } else if found.data_blocks.saturating_mul(BLOCK_BYTES) > length_bytes {
+        format!("its file system is larger than its {length_bytes} bytes")
+    } else {
+        let size_bytes = size_bytes(length_bytes);
+        return match limits.check_size(size_bytes) {
+            Ok(()) => Ok(size_bytes),
+            Err(error) => Err(unfit(format!(
+                "its {length_bytes} bytes less the log are not the size of a share: {error}"
+            ))),
+        };
+    };
+    Err(unfit(problem))
+}
+
+/// Which sectors a file system may have that is adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sectors {
+    /// Any: the device takes small ones.
+    Any,
+    /// Of 4096 bytes: the device has no smaller ones.
+    Of4096,
+}
+
+fn unfit(problem: String) -> StoreError {
+    DriverError::InvalidArgument {
+        field: "name".into(),
+        problem,
+    }
+    .into()
 }
 
 /// Mounts a copy once, at `scratch`, which brings what its log holds to where it belongs.

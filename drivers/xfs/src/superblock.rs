@@ -23,6 +23,12 @@ pub struct Superblock {
     pub free_blocks: u64,
     /// Where the log begins, in bytes.
     pub log_offset_bytes: u64,
+    /// The size of an allocation group, in blocks.
+    pub group_blocks: u32,
+    /// The size of a sector, in bytes.
+    pub sector_bytes: u16,
+    /// Whether the log is in the file system itself.
+    pub has_own_log: bool,
 }
 
 impl Superblock {
@@ -52,6 +58,9 @@ impl Superblock {
             log_blocks: u32::from_be_bytes(bytes[96..100].try_into().ok()?),
             free_blocks: u64::from_be_bytes(bytes[144..152].try_into().ok()?),
             log_offset_bytes: log_offset_bytes(bytes)?,
+            group_blocks: u32::from_be_bytes(bytes[84..88].try_into().ok()?),
+            sector_bytes: u16::from_be_bytes(bytes[102..104].try_into().ok()?),
+            has_own_log: bytes[48..56] != [0; 8],
         })
     }
 

@@ -1,5 +1,6 @@
 //! The semantics of the interface, over drivers in memory: what cinder.md 7.3 lists, and what is refused.
 
+mod adoption;
 mod bad_input;
 mod crash;
 mod encryption;

@@ -110,7 +110,7 @@ impl Agent {
         agent
     }
 
-    async fn create(&self, n: u128) -> v1::Share {
+    pub(super) async fn create(&self, n: u128) -> v1::Share {
         let request = v1::CreateShareRequest {
             id: id(n),
             size_bytes: SIZE,
@@ -123,7 +123,7 @@ impl Agent {
             .into_inner()
     }
 
-    async fn get(&self, n: u128) -> Result<v1::Share, Status> {
+    pub(super) async fn get(&self, n: u128) -> Result<v1::Share, Status> {
         let request = v1::GetShareRequest { id: id(n) };
         self.api
             .get_share(Request::new(request))

@@ -151,7 +151,7 @@ fn lvm(
             name,
             "is missing; `vgs` and `lvs` list what there is",
         )),
-        Some(value) if is_lvm_name(value.get_ref()) => Ok(value.get_ref().clone()),
+        Some(value) if quarry_lvm::is_lvm_name(value.get_ref()) => Ok(value.get_ref().clone()),
         Some(value) => {
             let problem = format!("{:?} is no name that LVM takes", value.get_ref());
             Err(wrong(&key(setting), value, problem))
@@ -166,16 +166,6 @@ fn lvm(
             false => IfAbsent::Fail,
         },
     })
-}
-
-/// Tells whether LVM takes a name (lvm(8), "Valid names").
-fn is_lvm_name(name: &str) -> bool {
-    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "+_.-".contains(letter);
-    !name.is_empty()
-        && name.len() <= 100
-        && !name.starts_with('-')
-        && ![".", ".."].contains(&name)
-        && name.chars().all(is_allowed)
 }
 
 fn share_server(server: RawShareServer, state_dir: &Path) -> Result<ShareServerConfig, Wrong> {

@@ -229,6 +229,14 @@ fn shares_on_logical_volumes_are_cloned_beside_their_parents_and_reverted_under_
          quarry share-snapshot show {snapshot} > /run/said
          umount -f -l /run/clone /run/at/0
          quarry share delete {clone}
+         quarry share release {parent} --as kept
+         lvm lvs --noheadings -o lv_name,lv_tags,lv_active group/kept > /run/said
+         test \"$(xargs < /run/said)\" = kept
+         quarry share adopt kept --id {parent}
+         quarry access set share:{parent} --rule rw:10.77.0.11
+         attach 0 {parent_at}
+         test $(cat /run/at/0/file) = first
+         umount -f -l /run/at/0
          quarry share delete {parent}
          quarry share-snapshot delete {snapshot}
          test -z \"$(lvm lvs --noheadings -o lv_name group | grep quarry)\""

@@ -12,6 +12,7 @@ use crate::{
     DriverError, FieldDifference, MountedShare, Outcome, PoolName, PoolState, ShareBackend,
     ShareCapabilities, ShareCapability, ShareId, ShareInfo, SharePoolStatus, ShareSnapshotId,
     ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec, ShareUsage, ShareVersion,
+    adopted_as_another, name_is_taken, nothing_named,
 };
 
 /// A pool whose shares live in memory. A share is a flat set of files; [`MemoryShareBackend::files`] is the way in.
@@ -26,6 +27,8 @@ struct Objects {
     shares: BTreeMap<ShareId, Share>,
     snapshots: BTreeMap<ShareSnapshotId, Snapshot>,
     mounted: BTreeSet<ShareVersion>,
+    /// What is in the pool and no share.
+    others: BTreeMap<String, Arc<Mutex<Contents>>>,
 }
 
 struct Share {
@@ -123,6 +126,16 @@ impl MemoryShareBackend {
     }
 }
 
+fn check_name(name: &str) -> Result<(), DriverError> {
+    if !name.is_empty() && name != ".." && !name.contains('/') {
+        return Ok(());
+    }
+    Err(DriverError::InvalidArgument {
+        field: "name".into(),
+        problem: format!("{name:?} is no name"),
+    })
+}
+
 fn uuid_of(version: ShareVersion) -> uuid::Uuid {
     match version {
         ShareVersion::Share(id) => id.0,
@@ -209,6 +222,7 @@ impl ShareBackend for MemoryShareBackend {
                 ShareCapability::Shrink,
                 ShareCapability::GroupSnapshots,
                 ShareCapability::MountSnapshots,
+                ShareCapability::Adopt,
             ],
             min_share_bytes: 1 << 20,
             max_share_bytes: 1 << 50,
@@ -294,6 +308,45 @@ impl ShareBackend for MemoryShareBackend {
     async fn shares(&self) -> Result<Vec<ShareInfo>, DriverError> {
         let objects = lock(&self.objects);
         Ok(objects.shares.iter().map(|(id, share)| share.info(*id)).collect())
+    }
+
+    async fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, DriverError> {
+        check_name(name)?;
+        let mut objects = lock(&self.objects);
+        if let Some(existing) = objects.shares.get(&id) {
+            return match objects.others.contains_key(name) {
+                false => Ok(Outcome::Unchanged(existing.info(id))),
+                true => Err(adopted_as_another(id, name)),
+            };
+        }
+        let contents = objects.others.remove(name).ok_or_else(|| nothing_named(name))?;
+        let share = Share {
+            source: ShareSource::Blank,
+            contents,
+        };
+        let info = share.info(id);
+        objects.shares.insert(id, share);
+        Ok(Outcome::Changed(info))
+    }
+
+    async fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, DriverError> {
+        check_name(name)?;
+        let mut objects = lock(&self.objects);
+        let is_taken = objects.others.contains_key(name);
+        if !objects.shares.contains_key(&id) {
+            return match is_taken {
+                true => Ok(Outcome::Unchanged(())),
+                false => Err(not_found(ShareVersion::Share(id))),
+            };
+        }
+        if is_taken {
+            return Err(name_is_taken(name));
+        }
+        objects.check_unmounted(ShareVersion::Share(id))?;
+        if let Some(share) = objects.shares.remove(&id) {
+            objects.others.insert(name.to_owned(), share.contents);
+        }
+        Ok(Outcome::Changed(()))
     }
 
     async fn resize_share(&self, id: ShareId, size_bytes: u64) -> Result<Outcome<ShareInfo>, DriverError> {

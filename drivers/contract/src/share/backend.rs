@@ -33,6 +33,8 @@ use crate::{DriverError, FieldDifference, Outcome, PoolName, PoolState, ShareId,
 /// - S11: a mounted share whose file system answers nothing but errors any more, as when the device below has failed it,
 ///   has stopped. It stays mounted; unmounting and mounting it brings back everything that was flushed, as soon as what
 ///   has stopped it is over.
+/// - S12: what is in the pool and not the backend's is left alone, but for [`adopt_share`](ShareBackend::adopt_share). What is
+///   released is whole, holds all its data, and is left alone from then on.
 #[async_trait]
 pub trait ShareBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -81,6 +83,24 @@ pub trait ShareBackend: Send + Sync + 'static {
     /// # Errors
     /// `Busy` (S7).
     async fn delete_share(&self, id: ShareId) -> Result<Outcome<()>, DriverError>;
+
+    /// Makes what is in the pool under a name, and is not the backend's, a share, with all that it holds; only the identity of
+    /// its file system becomes the share's (S9). It is not mounted, and what it is made of is [`ShareSource::Blank`]. What a name
+    /// means is the backend's affair. `Unchanged` when the share is there and nothing has the name any more.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing has the name; `InvalidArgument` for a name that nothing can have, and for what no share of this
+    /// pool can be; `AlreadyExists` when the share is there and something has the name, too; `Busy` when it is in use;
+    /// `Corrupt`; `Unsupported` without [`ShareCapability::Adopt`].
+    async fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, DriverError>;
+
+    /// Gives a share up and leaves all that it holds in the pool, under a name, for others or to be adopted again (S12). Its
+    /// snapshots and what was cloned from it live on (S5). `Unchanged` when the share is not there and something has the name.
+    ///
+    /// # Errors
+    /// `NotFound` when neither is there; `InvalidArgument` for a name that nothing can have; `AlreadyExists` when something has
+    /// the name; `Busy` (S7); `Unsupported` without [`ShareCapability::Adopt`].
+    async fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, DriverError>;
 
     /// Takes snapshots of one or several shares at one point in time: all of them or none (S4).
     ///
@@ -256,6 +276,8 @@ pub enum ShareCapability {
     GroupSnapshots,
     /// Snapshots can be mounted, and so be exported.
     MountSnapshots,
+    /// What is in the pool already can become a share, and a share can be given up without its data.
+    Adopt,
 }
 
 impl ShareCapability {
@@ -270,6 +292,7 @@ impl ShareCapability {
             ShareCapability::Shrink => "shrink",
             ShareCapability::GroupSnapshots => "group-snapshots",
             ShareCapability::MountSnapshots => "mount-snapshots",
+            ShareCapability::Adopt => "adopt",
         }
     }
 }

@@ -81,6 +81,20 @@ const CALLS: &[Call] = &[
         },
     },
     Call {
+        name: "adopt",
+        run: |pool| pool.adopt(10, "kept").unwrap(),
+        is_done: |pool| {
+            let is_done = pool.exists(share(10));
+            assert!(!is_done || pool.read(share(10), "file").unwrap() == b"third");
+            is_done
+        },
+    },
+    Call {
+        name: "release",
+        run: |pool| pool.release(2, "kept").unwrap(),
+        is_done: |pool| !pool.exists(share(2)),
+    },
+    Call {
         name: "delete a share",
         run: |pool| pool.delete(share(2)).unwrap(),
         is_done: |pool| !pool.exists(share(2)),
@@ -118,8 +132,15 @@ fn size_of(pool: &Pool, number: u128) -> (u64, u64) {
     (info.size_bytes, told.blocks() * told.fragment_size())
 }
 
-fn prepare(folder: &Folder) {
+/// Prepares a pool for a call; for an adoption with an image that is no share's.
+fn prepare(folder: &Folder, call: &Call) {
     let pool = folder.open();
+    if call.name == "adopt" {
+        pool.create(3, ShareSource::Blank).unwrap();
+        pool.write(share(3), "file", b"third");
+        pool.unmount(share(3)).unwrap();
+        pool.release(3, "kept").unwrap();
+    }
     for number in [1, 2] {
         pool.create(number, ShareSource::Blank).unwrap();
     }
@@ -185,7 +206,7 @@ fn a_call_killed_at_any_step_is_done_or_not_and_can_be_made_again() {
         let mut outcomes = [0, 0];
         for die_at in 0.. {
             let folder = Folder::new();
-            prepare(&folder);
+            prepare(&folder, call);
             let was_killed = killed_at(&folder, call, die_at);
             let pool = folder.open();
             folder.assert_tidy(&pool);
@@ -198,6 +219,11 @@ fn a_call_killed_at_any_step_is_done_or_not_and_can_be_made_again() {
                 "{} after a kill at step {die_at}",
                 call.name
             );
+            if call.name == "release" {
+                // Whole, and nothing else has changed.
+                pool.adopt(10, "kept").unwrap();
+                assert_eq!(pool.read(share(10), "file").unwrap(), b"other");
+            }
             // Writes go on: nothing is frozen.
             pool.write(share(1), "later", b"later");
             folder.assert_tidy(&pool);

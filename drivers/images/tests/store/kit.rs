@@ -216,6 +216,14 @@ impl Pool {
         block_on(self.0.revert_share(share_id(number), snapshot_id(snapshot))).map(drop)
     }
 
+    pub fn adopt(&self, number: u128, name: &str) -> Result<(), DriverError> {
+        block_on(self.0.adopt_share(share_id(number), name)).map(drop)
+    }
+
+    pub fn release(&self, number: u128, name: &str) -> Result<(), DriverError> {
+        block_on(self.0.release_share(share_id(number), name)).map(drop)
+    }
+
     pub fn resize(&self, number: u128, size_bytes: u64) -> Result<(), DriverError> {
         block_on(self.0.resize_share(share_id(number), size_bytes)).map(drop)
     }

@@ -1,8 +1,9 @@
-//! What every [`ShareBackend`] promises (S1 to S10; S11 takes a failing device).
+//! What every [`ShareBackend`] promises (S1 to S10 and S12; S11 takes a failing device).
 //!
 //! The checks are grouped by what they are about: `objects` (S1, errors, lists), `versions` (S4, S5, revert and
-//! clone), `mounts` (S6 to S9), `endurance` (S2).
+//! clone), `mounts` (S6 to S9), `endurance` (S2), `adoption` (S12).
 
+mod adoption;
 mod endurance;
 mod mounts;
 mod objects;
@@ -61,6 +62,7 @@ pub fn run(fixture: &mut dyn ShareBackendFixture) {
     versions::run(fixture);
     mounts::run(fixture);
     endurance::run(fixture);
+    adoption::run(fixture);
 }
 
 /// A backend with blocking calls and names that are numbers.
