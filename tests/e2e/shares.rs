@@ -279,9 +279,35 @@ fn clients_get_what_the_rules_say_and_keep_it_over_everything() {
             set(&agent, &target, "--rule ro:0.0.0.0/0");
             assert_eq!(site.read(2, &at, "file").unwrap(), "written by the first");
 
+            // A snapshot may take its share's rules: what changes them changes both. The server knows its clients.
+            set(&agent, &format!("snapshot:{snapshot}"), "--inherit");
+            assert_eq!(
+                site.read(2, &snapshot_at, "file").unwrap(),
+                "written by the first"
+            );
+            let known = json(&agent, &format!("access clients snapshot:{snapshot}"));
+            let client = known
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|one| one["address"] == "10.77.0.13");
+            assert_eq!(client.unwrap()["level"], "ro");
+            set(&agent, &target, "--rule rw:10.77.0.11");
+            assert_eq!(site.read(2, &snapshot_at, "file"), None, "as of the share");
+            assert_eq!(
+                site.read(0, &snapshot_at, "file").unwrap(),
+                "written by the first"
+            );
+            assert!(!site.write(0, &snapshot_at, "new", "a snapshot never changes"));
+
             // A deleted share is gone for its clients, and what was made of it is not.
             json(&agent, &format!("share delete {share}"));
-            assert_eq!(site.read(2, &at, "file"), None, "deleted");
+            assert_eq!(site.read(0, &at, "file"), None, "deleted");
+            assert_eq!(
+                site.read(0, &snapshot_at, "file"),
+                None,
+                "its rules were the share's"
+            );
             assert_eq!(site.read(0, &clone_at, "own").unwrap(), "of the clone");
             assert_eq!(quarry(&agent, &format!("share show {share}")).code(), 3);
 
