@@ -21,7 +21,7 @@
 
 use std::sync::Arc;
 
-use quarry_contract::{ErrorKind, ShareVersion, Squash};
+use quarry_contract::{ErrorKind, ShareVersion};
 use tracing::{info, warn};
 
 use super::error::{Object, ObjectKind, ResourceError};
@@ -166,12 +166,15 @@ impl Resources {
             Request::CreateShareSnapshots { members, labels } => {
                 match self.whole_share_group(members).await? {
                     Some(_) => {
-                        let record = ShareRecord {
-                            created: Some(record.created),
-                            ..ShareRecord::created_now(labels.clone(), Squash::default())
-                        };
-                        let put = |id| Change::PutShare(ShareVersion::Snapshot(id), record.clone());
-                        return finish(intent, members.iter().map(|(id, _)| put(*id)).collect()).await;
+                        let mut changes = Vec::new();
+                        for (id, share) in members {
+                            let record = ShareRecord {
+                                created: Some(record.created),
+                                ..self.record_of_snapshot(*share, labels.clone())?
+                            };
+                            changes.push(Change::PutShare(ShareVersion::Snapshot(*id), record));
+                        }
+                        return finish(intent, changes).await;
                     }
                     None => Err(interrupted(Object::new(
                         ObjectKind::ShareSnapshot,

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use quarry_contract::{
-    ShareCapability, ShareId, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareVersion, Squash,
+    ShareCapability, ShareId, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareVersion,
 };
 use serde::{Deserialize, Serialize};
 
@@ -96,13 +96,24 @@ impl Resources {
             })
             .collect();
         let taken = pool.backend.create_snapshots(&specs).await?.into_inner();
-        let record = ShareRecord::created_now(labels, Squash::default());
-        let changes = members
-            .iter()
-            .map(|(id, _)| Change::PutShare(ShareVersion::Snapshot(*id), record.clone()))
-            .collect();
-        let view = |info| self.share_snapshot_view_with(&pool, info, record.clone());
-        Ok(Done::changed(taken.into_iter().map(view).collect(), changes))
+        let (mut snapshots, mut changes) = (Vec::new(), Vec::new());
+        for info in taken {
+            let record = self.record_of_snapshot(info.share, labels.clone())?;
+            changes.push(Change::PutShare(ShareVersion::Snapshot(info.id), record.clone()));
+            snapshots.push(self.share_snapshot_view_with(&pool, info, record));
+        }
+        Ok(Done::changed(snapshots, changes))
+    }
+
+    /// Makes the record of a snapshot that has just been taken. It keeps its share's squash: who was not to be believed to be
+    /// root there is not to be here.
+    pub(super) fn record_of_snapshot(
+        &self,
+        share: ShareId,
+        labels: Labels,
+    ) -> Result<ShareRecord, ResourceError> {
+        let squash = self.share_record(ShareVersion::Share(share))?.squash;
+        Ok(ShareRecord::created_now(labels, squash))
     }
 
     /// Returns the snapshots of a group when all of them exist; refuses when only some do.

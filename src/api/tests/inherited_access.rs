@@ -82,8 +82,10 @@ async fn a_change_of_the_shares_rules_holds_for_its_snapshots_when_the_call_retu
     assert_eq!(agent.attempt(snapshot(11), "10.1.2.3"), READ);
     assert_eq!(agent.attempt(snapshot(12), "10.0.0.7"), None, "it has its own");
     assert_eq!(agent.attempt(snapshot(21), "10.0.0.7"), None, "another share's");
-    let squash = agent.server.exported(snapshot(11)).unwrap().squash;
-    assert_eq!(squash, Squash::Root, "the share's");
+    for of in [11, 12] {
+        let squash = agent.server.exported(snapshot(of)).unwrap().squash;
+        assert_eq!(squash, Squash::Root, "the share's, whoever's the rules are: {of}");
+    }
 
     let told = status(&agent, of_snapshot(11)).await;
     assert_eq!(told.inherited_from_share_id, id(1));

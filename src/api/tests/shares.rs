@@ -792,6 +792,10 @@ async fn a_start_makes_the_server_equal_to_the_records_also_after_half_a_call() 
     );
     let request = v1::GetShareSnapshotRequest { id: id(14) };
     agent.api.get_share_snapshot(Request::new(request)).await.unwrap();
+    let rules = [("10.0.0.7", ReadOnly)];
+    agent.set(of_snapshot(14), &rules).await.unwrap();
+    let squash = agent.server.exported(snapshot(14)).unwrap().squash;
+    assert_eq!(squash, Squash::Root, "its share's");
 
     // And once more without any open call: nothing changes, and what was mounted in vain is not.
     agent.pool.mount(share(4)).await.unwrap();
