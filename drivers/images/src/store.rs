@@ -289,14 +289,11 @@ impl ShareStore for ImageStore {
         self.step("begun");
         self.set_image_length(version, device_bytes(size_bytes))?;
         self.step("longer");
-        if let Some(mounted) = mounted
-            && let Err(error) = self.fit(&mounted, size_bytes)
-        {
-            // The file system is as it was: growing it is one transaction.
-            self.set_image_length(version, device_bytes(info.size_bytes))?;
-            return Err(error);
-        }
+        // It is that large now, whatever comes: XFS may fail after it has grown, and then it needs all of it.
         lock(&self.objects).resize(id, size_bytes);
+        if let Some(mounted) = mounted {
+            self.fit(&mounted, size_bytes)?;
+        }
         Ok(Outcome::Changed(self.share(id)?))
     }
 
