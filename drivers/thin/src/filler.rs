@@ -20,7 +20,7 @@ use quarry_contract::IoBuffer;
 use smallvec::SmallVec;
 
 /// Chunks that one step of the background fills.
-const FILL_CHUNKS: usize = 64;
+const FILL_CHUNKS: usize = 32;
 /// Chunks that are filled so that one can begin to be partial: others may be about to, as well.
 const FILL_FOR_ONE: usize = 2;
 /// Runs of blocks that are recorded at once: together more may be more than a batch of a short log takes.
