@@ -28,6 +28,11 @@ fn session(rig: &Rig, number: u8) -> Client {
     Client::log_in(rig, &login).expect("the login succeeds")
 }
 
+/// Waits until an operation works, and is not only a task that waits for the unit: such a one ends with its session.
+fn eventually_begun(rig: &Rig) {
+    eventually("it has begun", || !rig.keeper.kept(rig.volume).is_empty());
+}
+
 /// The CDB of an overwrite with a list of 8 bytes.
 fn overwrite(flags: u8) -> [u8; 10] {
     [0x48, flags | 0x01, 0, 0, 0, 0, 0, 0, 8, 0]
@@ -56,7 +61,7 @@ fn overwrite_fills_every_block_and_refuses_other_commands_meanwhile() {
     first.write(5, &[7; 512]);
     let command = first.command_pdu(&overwrite(0), 8, 0xa1, &PATTERN);
     first.send(&command);
-    eventually("it has begun", || {
+    eventually("the unit is marked", || {
         second.command(&[0], 0, &[]).sense == IN_PROGRESS
     });
     assert_eq!(second.read(0, 1).sense, IN_PROGRESS);
@@ -79,9 +84,7 @@ fn operation_goes_on_when_its_task_and_its_session_end_and_over_a_restart() {
     let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
     let command = first.command_pdu(&overwrite(0), 8, 0xa1, &PATTERN);
     first.send(&command);
-    eventually("it has begun", || {
-        second.command(&[0], 0, &[]).sense == IN_PROGRESS
-    });
+    eventually_begun(&rig);
     let reset = first.management_pdu(5, 0xffff_ffff);
     first.send(&reset);
     assert_eq!(
@@ -118,6 +121,7 @@ fn sanitize_waits_for_what_is_at_the_device_and_a_revoke_does_not_wait_for_it() 
     rig.device.release();
     assert_eq!(second.outcome(write.be32(16)).status, 0);
     assert_eq!(second.command(&[0], 0, &[]).sense, IN_PROGRESS);
+    eventually_begun(&rig);
     block_on(rig.target.revoke(rig.volume, &initiator(INITIATOR))).unwrap();
     assert!(!rig.keeper.kept(rig.volume).is_empty(), "it goes on");
     block_on(rig.target.unexport(rig.volume)).unwrap();
