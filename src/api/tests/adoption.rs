@@ -5,7 +5,7 @@ use quarry_proto::v1;
 use quarry_proto::v1::shares_server::Shares as _;
 use tonic::{Code, Request, Status};
 
-use super::shares::{Agent, SIZE, assert_refused, id, of_share, share, share_id};
+use super::share_kit::{Agent, SIZE, assert_refused, id, of_share, share, share_id};
 use crate::catalog::record::{Labels, Request as Call};
 
 async fn adopt(agent: &Agent, n: u128, name: &str) -> Result<v1::Share, Status> {

@@ -8,7 +8,7 @@ use quarry_proto::v1::share_snapshots_server::ShareSnapshots as _;
 use quarry_proto::v1::shares_server::Shares as _;
 use tonic::{Code, Request, Status};
 
-use super::shares::{Agent, SIZE, assert_refused, id, of_share, of_snapshot, share, snapshot};
+use super::share_kit::{Agent, SIZE, assert_refused, id, of_share, of_snapshot, share, snapshot};
 use crate::catalog::record::Request as Call;
 
 fn target(target: v1::access_target::Target) -> Option<v1::AccessTarget> {
@@ -190,7 +190,7 @@ async fn a_start_exports_by_inherited_rules_also_after_half_a_change() {
     delete_share(&agent, 1).await.unwrap();
     let agent = agent
         .restart_in(vec![Call::DeleteShare {
-            id: super::shares::share_id(1),
+            id: super::share_kit::share_id(1),
         }])
         .await;
     assert_eq!(agent.attempt(snapshot(11), "10.0.0.8"), None);

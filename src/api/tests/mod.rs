@@ -10,4 +10,5 @@ mod inherited_access;
 mod kit;
 mod power_cut;
 mod semantics;
+mod share_kit;
 mod shares;

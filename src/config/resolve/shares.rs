@@ -75,7 +75,7 @@ fn share_pool(
 fn only_for(
     driver: &str,
     key: &impl Fn(&str) -> String,
-    settings: [(&str, &Option<Spanned<String>>); 2],
+    settings: &[(&str, &Option<Spanned<String>>)],
 ) -> Result<(), Wrong> {
     for (name, value) in settings {
         if let Some(value) = value {
@@ -113,7 +113,7 @@ fn images(
     only_for(
         "lvm",
         key,
-        [
+        &[
             ("volume_group", &pool.volume_group),
             ("thin_pool", &pool.thin_pool),
         ],
@@ -144,7 +144,7 @@ fn lvm(
 ) -> Result<quarry_lvm::PoolPlace, Wrong> {
     use quarry_lvm::{IfAbsent, PoolPlace};
 
-    only_for("images", key, [("path", &pool.path), ("path", &None)])?;
+    only_for("images", key, &[("path", &pool.path)])?;
     let named = |setting: &str, value: &Option<Spanned<String>>| match value {
         None => Err(wrong(
             &key(setting),

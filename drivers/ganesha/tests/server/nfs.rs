@@ -115,21 +115,9 @@ impl Client {
     }
 
     fn call_once(&mut self, operations: &[Operation<'_>]) -> Answer {
-        let mut call = Encoder::default();
         self.next_id += 1;
-        // RFC 5531: call, version 2, NFS version 4, COMPOUND, AUTH_SYS as root, no verifier.
-        for word in [self.next_id, 0, 2, 100_003, 4, 1, 1] {
-            call.word(word);
-        }
-        let mut credentials = Encoder::default();
-        credentials.word(0);
-        credentials.opaque(b"test");
-        for word in [0, 0, 0] {
-            credentials.word(word);
-        }
-        call.opaque(&credentials.0);
-        call.word(0);
-        call.word(0);
+        // COMPOUND of NFS version 4.
+        let mut call = begin_call(self.next_id, 100_003, 4, 1);
         call.opaque(b"");
         call.word(0);
         call.word(operations.len() as u32);
@@ -249,6 +237,24 @@ impl Encoder {
         self.0.extend(bytes);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
+}
+
+/// Begins a call as root (RFC 5531): version 2, AUTH_SYS, no verifier. Its arguments follow.
+pub fn begin_call(id: u32, program: u32, version: u32, procedure: u32) -> Encoder {
+    let mut call = Encoder::default();
+    for word in [id, 0, 2, program, version, procedure, 1] {
+        call.word(word);
+    }
+    let mut credentials = Encoder::default();
+    credentials.word(0);
+    credentials.opaque(b"test");
+    for word in [0, 0, 0] {
+        credentials.word(word);
+    }
+    call.opaque(&credentials.0);
+    call.word(0);
+    call.word(0);
+    call
 }
 
 /// XDR (RFC 4506).

@@ -11,7 +11,7 @@ use quarry_contract::AccessLevel::{ReadOnly, ReadWrite};
 use quarry_contract::ShareServer;
 use quarry_ganesha::{GaneshaConfig, GaneshaServer, Nfs3, StartError};
 
-use crate::nfs::{Decoder, Encoder, receive, send};
+use crate::nfs::{Decoder, Encoder, begin_call, receive, send};
 use crate::world::{PORT, PROBE, World, export, isolated};
 
 const CLIENTS: [&str; 3] = ["10.77.0.11", "10.77.0.12", "10.77.0.13"];
@@ -33,26 +33,14 @@ struct Client {
     nfs: TcpStream,
 }
 
-/// Makes a call as root (RFC 5531), and returns what follows the head of the answer; `None` when the server does not talk
+/// Makes a call as root, and returns what follows the head of the answer; `None` when the server does not talk
 /// with this client.
 fn call(stream: &mut TcpStream, program: u32, procedure: u32, arguments: &Encoder) -> Option<Decoder> {
     static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
     // The same number again would be answered as the first time (RFC 1813, 4.6).
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let mut call = Encoder::default();
-    for word in [id, 0, 2, program, 3, procedure, 1] {
-        call.word(word);
-    }
-    let mut credentials = Encoder::default();
-    credentials.word(0);
-    credentials.opaque(b"test");
-    for word in [0, 0, 0] {
-        credentials.word(word);
-    }
-    call.opaque(&credentials.0);
-    call.word(0);
-    call.word(0);
+    let mut call = begin_call(id, program, 3, procedure);
     call.0.extend(&arguments.0);
     send(stream, &call.0);
     let mut reply = Decoder(receive(stream));
