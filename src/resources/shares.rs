@@ -227,7 +227,7 @@ impl Resources {
         mutation: Mutation,
     ) -> Result<Share, ResourceError> {
         let mut locks = vec![ShareVersion::Share(new.id).into()];
-        locks.extend(version_of(new.source).map(LockKey::from));
+        locks.extend(new.source.version().map(LockKey::from));
         let NewShare {
             id,
             pool,
@@ -282,7 +282,7 @@ impl Resources {
 
     /// Decides the pool and the size of a new share.
     async fn place_share(&self, new: &NewShare) -> Result<(SharePool, u64), ResourceError> {
-        let Some(source) = version_of(new.source) else {
+        let Some(source) = new.source.version() else {
             let pool = match &new.pool {
                 Some(name) => self.share_pool(name)?,
                 None => self.only_share_pool()?,
@@ -675,14 +675,5 @@ impl Resources {
             created: record.created,
             updated: record.updated,
         })
-    }
-}
-
-/// Returns what a share is made from, when it is made from anything.
-fn version_of(source: ShareSource) -> Option<ShareVersion> {
-    match source {
-        ShareSource::Blank => None,
-        ShareSource::Share(id) => Some(ShareVersion::Share(id)),
-        ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
     }
 }

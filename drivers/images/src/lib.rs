@@ -18,7 +18,8 @@ mod store;
 mod trash;
 
 pub use place::{IfAbsent, PoolPlace};
-pub use store::{ImageStore, StepHook, StoreOptions};
+pub use quarry_xfs::backend::StepHook;
+pub use store::{ImageStore, StoreOptions};
 
 /// The driver.
 pub type ImageBackend = quarry_xfs::backend::StoreBackend<ImageStore>;

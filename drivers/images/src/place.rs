@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use quarry_contract::DriverError;
 use quarry_sys::file::{LockError, create_sparse, lock_exclusive};
-use quarry_sys::filesystem::{MountMode, mounts_below, unmount};
+use quarry_sys::filesystem::{MountMode, mounts_below};
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 
 use quarry_xfs::error::{During, StoreError};
-use quarry_xfs::mounts::{make_folder, mount_xfs};
+use quarry_xfs::mounts::{make_folder, mount_xfs, unmount_soon};
 
 /// Where a pool is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Taken {
     /// Gives the place up.
     pub(crate) fn close(self) -> io::Result<()> {
         match &self.mounted_at {
-            Some(at) => unmount(at),
+            Some(at) => unmount_soon(at),
             None => Ok(()),
         }
     }

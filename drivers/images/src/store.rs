@@ -19,26 +19,24 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
 use quarry_contract::{
     DriverError, MountedShare, Outcome, PoolName, PoolState, ShareCapabilities, ShareCapability, ShareId,
-    ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource,
-    ShareSpec, ShareUsage, ShareVersion, adopted_as_another, name_is_taken, nothing_named,
+    ShareInfo, SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSpec, ShareUsage,
+    ShareVersion,
 };
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
-use quarry_xfs::backend::ShareStore;
-use quarry_xfs::brake::{Brake, Medium, kept_back_bytes, reserve_bytes};
-use quarry_xfs::error::{During, StoreError, corrupt, not_found};
+use quarry_xfs::backend::{ShareStore, StepHook, Steps};
+use quarry_xfs::brake::{Brake, Medium, check_space};
+use quarry_xfs::error::{During, StoreError};
 use quarry_xfs::filesystem::{
-    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, Sectors, adoptable_size,
-    device_bytes, identity_of, size_bytes,
+    BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, device_bytes, identity_of,
+    size_bytes,
 };
-use quarry_xfs::locks::{Held, Locks, lock};
+use quarry_xfs::locks::{Locks, lock};
 use quarry_xfs::mounts::{Mounts, make_folder};
-use quarry_xfs::objects::{ObjectRecord, Objects, member_name, same_or_differs};
-use quarry_xfs::superblock::Superblock;
+use quarry_xfs::objects::{ObjectRecord, Objects, PoolSpace, member_name};
 use uuid::Uuid;
 
 use crate::image::{Copy, copy, copy_frozen, make, set_identity};
@@ -46,15 +44,10 @@ use crate::layout::{FORMAT, Layout, PoolRecord, finish_object, sync_folder};
 use crate::place::{PoolPlace, Taken};
 use crate::trash::Trash;
 
+mod adoption;
+
 /// What a copy of an image takes of the pool at once, about: its map, and what its log and superblocks diverge by.
 const COPY_BYTES: u64 = 4 << 20;
-/// File systems count what was deleted as free a moment later: full is what stays so.
-const FULL_TRIES: u32 = 10;
-const FULL_PAUSE: Duration = Duration::from_millis(50);
-
-/// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
-/// end it there.
-pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 /// How a store is opened.
 #[derive(Clone)]
@@ -77,7 +70,7 @@ pub struct ImageStore {
     objects: Mutex<Objects>,
     locks: Arc<Locks>,
     mounts: Arc<Mounts>,
-    on_step: Option<StepHook>,
+    steps: Steps,
     /// Held by who adopts or releases: names of what is no share have no locks of their own.
     adoption: Mutex<()>,
     brake: Brake,
@@ -137,7 +130,7 @@ impl ShareStore for ImageStore {
             objects: Mutex::new(objects),
             locks,
             mounts,
-            on_step: options.on_step.clone(),
+            steps: Steps(options.on_step.clone()),
             adoption: Mutex::default(),
             brake,
             trash,
@@ -195,44 +188,21 @@ impl ShareStore for ImageStore {
 
     fn pool_status(&self) -> Result<SharePoolStatus, StoreError> {
         let (total_bytes, free_bytes) = self.space()?;
-        let (shares, snapshots) = {
-            let objects = lock(&self.objects);
-            (objects.shares(), objects.snapshots())
-        };
-        Ok(SharePoolStatus {
-            name: self.name.clone(),
-            uuid: self.uuid,
+        let space = PoolSpace {
             state: PoolState::Up,
             total_bytes,
             free_bytes,
             reclaimable_bytes: self.trash.bytes(),
-            provisioned_bytes: shares.iter().map(|share| share.size_bytes).sum(),
-            share_count: shares.len() as u64,
-            snapshot_count: snapshots.len() as u64,
-        })
+        };
+        Ok(lock(&self.objects).status(&self.name, self.uuid, space))
     }
 
     fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
         let version = ShareVersion::Share(spec.id);
-        let source = match spec.source {
-            ShareSource::Blank => None,
-            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
-            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
-        };
+        let source = spec.source.version();
         let _held = self.locks.take([version].into_iter().chain(source));
-        if let Ok(existing) = self.share(spec.id) {
-            return same_or_differs(existing, spec);
-        }
-        self.capabilities().check_size(spec.size_bytes)?;
-        if let Some(source) = source {
-            let least = lock(&self.objects).size_bytes(source)?;
-            if spec.size_bytes < least {
-                return Err(DriverError::InvalidArgument {
-                    field: "size_bytes".into(),
-                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
-                }
-                .into());
-            }
+        if let Some(answer) = lock(&self.objects).admit(spec, &self.capabilities())? {
+            return Ok(answer);
         }
         self.check_space(if source.is_some() { COPY_BYTES } else { BLANK_BYTES })?;
         let record = ObjectRecord::Share { source: spec.source };
@@ -241,10 +211,10 @@ impl ShareStore for ImageStore {
             match source {
                 None => make(&image, spec.size_bytes, identity_of(version))?,
                 Some(source) => {
-                    let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.step(name))?;
-                    self.note_shared_log(source);
+                    let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.steps.step(name))?;
+                    self.brake.shares_its_log(source);
                     set_identity(version, &image, &self.mounts.scratch(version))?;
-                    self.step("identified");
+                    self.steps.step("identified");
                     for copied in copies {
                         copied
                             .set_len(device_bytes(spec.size_bytes))
@@ -286,9 +256,9 @@ impl ShareStore for ImageStore {
             .into());
         }
         self.check_space(COPY_BYTES)?;
-        self.step("begun");
+        self.steps.step("begun");
         self.set_image_length(version, device_bytes(size_bytes))?;
-        self.step("longer");
+        self.steps.step("longer");
         // It is that large now, whatever comes: XFS may fail after it has grown, and then it needs all of it.
         lock(&self.objects).resize(id, size_bytes);
         if let Some(mounted) = mounted {
@@ -301,20 +271,13 @@ impl ShareStore for ImageStore {
         let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
         let _held = self.locks.take([version, origin]);
         let info = self.share(id)?;
-        let of = self.snapshot(snapshot)?.share;
-        if of != id {
-            return Err(DriverError::InvalidArgument {
-                field: "snapshot".into(),
-                problem: format!("{snapshot} is a snapshot of share {of}"),
-            }
-            .into());
-        }
-        self.check_unmounted(version)?;
+        lock(&self.objects).snapshot_of(id, snapshot)?;
+        self.mounts.check_unmounted(version)?;
         self.check_space(COPY_BYTES)?;
         let new = self.layout.new_folder(&Uuid::now_v7().to_string());
         let what = || format!("reverting {version}");
         make_folder(&new).during(what)?;
-        self.step("begun");
+        self.steps.step("begun");
         let image = new.join("image");
         let copied = copy(&self.layout.image(origin), &image).and_then(|copied| {
             copied.set_len(device_bytes(info.size_bytes)).during(what)?;
@@ -324,80 +287,20 @@ impl ShareStore for ImageStore {
             drop(fs::remove_dir_all(&new));
             return Err(error);
         }
-        self.step("copied");
+        self.steps.step("copied");
         fs::rename(&image, self.layout.image(version)).during(what)?;
         sync_folder(&self.layout.object(version)).during(what)?;
-        self.step("replaced");
+        self.steps.step("replaced");
         fs::remove_dir(&new).during(what)?;
         Ok(Outcome::Changed(info))
     }
 
     fn adopt_share(&self, id: ShareId, name: &str) -> Result<Outcome<ShareInfo>, StoreError> {
-        let version = ShareVersion::Share(id);
-        let _adoption = lock(&self.adoption);
-        let foreign = self.foreign(name)?;
-        let _held = self.locks.take([version]);
-        match (self.share(id), foreign.found) {
-            (Ok(existing), Found::Nothing) => Ok(Outcome::Unchanged(existing)),
-            (Ok(_), _) => Err(adopted_as_another(id, name).into()),
-            (Err(_), Found::Nothing) => Err(nothing_named(name).into()),
-            (Err(_), Found::Image { names: 2.., .. }) => Err(DriverError::Busy {
-                object: foreign.path.display().to_string(),
-                blockers: vec!["another name of the file".into()],
-            }
-            .into()),
-            (Err(_), Found::Image { length_bytes, .. }) => {
-                let limits = self.capabilities();
-                let size_bytes = adoptable_size(&foreign.path, length_bytes, Sectors::Of4096, &limits)?;
-                check_unattached(&foreign.path)?;
-                self.step("begun");
-                set_identity(version, &foreign.path, &self.mounts.scratch(version))?;
-                self.step("identified");
-                let record = ObjectRecord::Share {
-                    source: ShareSource::Blank,
-                };
-                self.make_objects(&[version], |folders| {
-                    fs::hard_link(&foreign.path, folders[0].join("image"))
-                        .during(|| format!("adopting {}", foreign.path.display()))?;
-                    Ok(vec![(record, size_bytes)])
-                })?;
-                // It is the share's from here on, under whatever name (L4).
-                self.remove_foreign(&foreign.path)?;
-                Ok(Outcome::Changed(self.share(id)?))
-            }
-        }
+        self.adopt(id, name)
     }
 
     fn release_share(&self, id: ShareId, name: &str) -> Result<Outcome<()>, StoreError> {
-        let version = ShareVersion::Share(id);
-        let _adoption = lock(&self.adoption);
-        let foreign = self.foreign(name)?;
-        let _held = self.locks.take([version]);
-        match (self.share(id), foreign.found) {
-            (Err(_), Found::Nothing) => return Err(not_found(version).into()),
-            (Err(_), _) => return Ok(Outcome::Unchanged(())),
-            (Ok(_), Found::Image { .. }) => return Err(name_is_taken(name).into()),
-            (Ok(_), Found::Nothing) => {}
-        }
-        self.check_unmounted(version)?;
-        let what = || format!("releasing {version}");
-        self.step("begun");
-        fs::hard_link(self.layout.image(version), &foreign.path).during(what)?;
-        sync_folder(&self.layout.foreign()).during(what)?;
-        self.step("linked");
-        let discarded = match self.layout.discard(version) {
-            Ok(discarded) => discarded,
-            Err(error) => {
-                drop(self.remove_foreign(&foreign.path));
-                return Err(error).during(what);
-            }
-        };
-        self.step("discarded");
-        lock(&self.objects).remove(version);
-        // Else it would have two names until the rest is deleted.
-        fs::remove_file(discarded.join("image")).during(what)?;
-        self.trash.wake();
-        Ok(Outcome::Changed(()))
+        self.release(id, name)
     }
 
     fn delete(&self, version: ShareVersion) -> Result<Outcome<()>, StoreError> {
@@ -405,12 +308,12 @@ impl ShareStore for ImageStore {
         if lock(&self.objects).size_bytes(version).is_err() {
             return Ok(Outcome::Unchanged(()));
         }
-        self.check_unmounted(version)?;
-        self.step("begun");
+        self.mounts.check_unmounted(version)?;
+        self.steps.step("begun");
         self.layout
             .discard(version)
             .during(|| format!("deleting {version}"))?;
-        self.step("discarded");
+        self.steps.step("discarded");
         lock(&self.objects).remove(version);
         self.trash.wake();
         Ok(Outcome::Changed(()))
@@ -420,13 +323,8 @@ impl ShareStore for ImageStore {
         &self,
         group: &[ShareSnapshotSpec],
     ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError> {
-        ShareSnapshotSpec::check_group(group)?;
-        let _held = self.lock_group(group);
-        let existing: Vec<ShareSnapshotInfo> = group
-            .iter()
-            .filter_map(|spec| self.snapshot(spec.id).ok())
-            .collect();
-        if ShareSnapshotSpec::group_exists(group, &existing)? {
+        let _held = self.locks.take_group(group);
+        if let Some(existing) = lock(&self.objects).group(group)? {
             return Ok(Outcome::Unchanged(existing));
         }
         let sizes = group
@@ -441,9 +339,9 @@ impl ShareStore for ImageStore {
                 .zip(folders)
                 .map(|(spec, folder)| self.copy_of(ShareVersion::Share(spec.share), &folder.join("image")))
                 .collect();
-            let copied = copy_frozen(&copies, &|name| self.step(name))?;
+            let copied = copy_frozen(&copies, &|name| self.steps.step(name))?;
             for spec in group {
-                self.note_shared_log(ShareVersion::Share(spec.share));
+                self.brake.shares_its_log(ShareVersion::Share(spec.share));
             }
             for copied in copied {
                 copied.sync_all().during(|| "flushing a snapshot".to_owned())?;
@@ -469,21 +367,7 @@ impl ShareStore for ImageStore {
         let what = || format!("asking for the usage of {of}");
         let file = File::open(&image).during(what)?;
         let allocated_bytes = file.metadata().during(what)?.blocks() * 512;
-        let used_bytes = match self.mounts.find(of) {
-            Some(mounted) => {
-                let told = statvfs(&mounted.path)
-                    .map_err(std::io::Error::from)
-                    .during(what)?;
-                let kept_back = File::open(&mounted.path)
-                    .and_then(|root| kept_back_bytes(&root))
-                    .during(what)?;
-                ((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back)
-            }
-            None => Superblock::read(&file)
-                .during(what)?
-                .ok_or_else(|| corrupt(of, "there is no XFS in its image"))?
-                .used_bytes(),
-        };
+        let used_bytes = self.mounts.used_bytes(of, &file)?;
         Ok(ShareUsage {
             used_bytes,
             allocated_bytes,
@@ -500,15 +384,15 @@ impl ShareStore for ImageStore {
             ShareVersion::Share(_) => self.layout.image(of),
             ShareVersion::Snapshot(id) => self.make_view(id)?,
         };
-        self.step("prepared");
+        self.steps.step("prepared");
         let mode = match of {
             ShareVersion::Share(_) => LoopMode::ReadWrite,
             ShareVersion::Snapshot(_) => LoopMode::ReadOnly,
         };
         let device = LoopDevice::attach(&image, mode).during(|| format!("attaching {}", image.display()))?;
         let mounted = self.mounts.mount(of, device.path(), identity_of(of))?;
-        self.note_shared_log(of);
-        self.step("mounted");
+        self.brake.shares_its_log(of);
+        self.steps.step("mounted");
         if matches!(of, ShareVersion::Share(_)) {
             // A growth or a revert while it was not mounted is made up for now.
             let size_bytes = lock(&self.objects).size_bytes(of)?;
@@ -519,11 +403,11 @@ impl ShareStore for ImageStore {
 
     fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
         let _held = self.locks.take([of]);
-        self.step("begun");
+        self.steps.step("begun");
         if !self.mounts.unmount(of)? {
             return Ok(Outcome::Unchanged(()));
         }
-        self.step("unmounted");
+        self.steps.step("unmounted");
         if let ShareVersion::Snapshot(id) = of {
             self.remove_view(id)?;
         }
@@ -564,12 +448,6 @@ impl ImageStore {
         })
     }
 
-    fn step(&self, name: &'static str) {
-        if let Some(hook) = &self.on_step {
-            hook(name);
-        }
-    }
-
     /// Returns the size and the free space of the pool, in bytes.
     pub(crate) fn space(&self) -> Result<(u64, u64), StoreError> {
         space_of(self.layout.root())
@@ -578,54 +456,7 @@ impl ImageStore {
 
     /// Checks that the reserve stays when something takes this much (D1).
     fn check_space(&self, needed_bytes: u64) -> Result<(), StoreError> {
-        for tries_left in (0..FULL_TRIES).rev() {
-            let (total, free_bytes) = self.space()?;
-            let needed_bytes = needed_bytes + reserve_bytes(total);
-            if free_bytes >= needed_bytes {
-                break;
-            }
-            if tries_left == 0 {
-                let pool = format!("pool {}", self.name);
-                return Err(DriverError::Full {
-                    pool,
-                    needed_bytes,
-                    free_bytes,
-                }
-                .into());
-            }
-            std::thread::sleep(FULL_PAUSE);
-        }
-        Ok(())
-    }
-
-    /// Looks what has a name in the folder of what is no share.
-    fn foreign(&self, name: &str) -> Result<Foreign, StoreError> {
-        let unfit = |problem: &str| {
-            StoreError::from(DriverError::InvalidArgument {
-                field: "name".into(),
-                problem: format!("{name:?} {problem}"),
-            })
-        };
-        if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) || name.len() > 255 {
-            return Err(unfit("is no name of a file"));
-        }
-        let path = self.layout.foreign().join(name);
-        let found = match fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::Nothing,
-            Err(error) => return Err(error).during(|| format!("looking at {}", path.display())),
-            Ok(file) if !file.is_file() => return Err(unfit("is no file, but a link or a folder")),
-            Ok(file) => Found::Image {
-                length_bytes: file.len(),
-                names: file.nlink(),
-            },
-        };
-        Ok(Foreign { path, found })
-    }
-
-    fn remove_foreign(&self, path: &Path) -> Result<(), StoreError> {
-        fs::remove_file(path)
-            .and_then(|()| sync_folder(&self.layout.foreign()))
-            .during(|| format!("taking the name {} away", path.display()))
+        check_space(&self.name, needed_bytes, || self.space())
     }
 
     /// Describes the copy to make of a version, which may be mounted.
@@ -638,13 +469,6 @@ impl ImageStore {
                 ShareVersion::Snapshot(_) => None,
             },
             to: to.to_owned(),
-        }
-    }
-
-    /// Notes that another image has the blocks of a version's log, too.
-    fn note_shared_log(&self, version: ShareVersion) {
-        if let ShareVersion::Share(id) = version {
-            self.brake.shares_its_log(id);
         }
     }
 
@@ -666,11 +490,11 @@ impl ImageStore {
             }
         };
         let what = || format!("putting {name} into its place");
-        self.step("made");
+        self.steps.step("made");
         self.layout.commit(&name).during(what)?;
-        self.step("committed");
+        self.steps.step("committed");
         self.layout.settle_commit(&name).during(what)?;
-        self.step("settled");
+        self.steps.step("settled");
         let mut objects = lock(&self.objects);
         for (version, (record, size_bytes)) in versions.iter().zip(records) {
             objects.insert(*version, record, size_bytes)?;
@@ -693,9 +517,9 @@ impl ImageStore {
         for folder in &folders {
             make_folder(folder).during(what)?;
         }
-        self.step("begun");
+        self.steps.step("begun");
         let records = fill(&folders)?;
-        self.step("filled");
+        self.steps.step("filled");
         for (folder, (record, _)) in folders.iter().zip(&records) {
             finish_object(folder, record).during(what)?;
         }
@@ -721,24 +545,6 @@ impl ImageStore {
             .during(|| format!("setting the length of {}", image.display()))
     }
 
-    fn check_unmounted(&self, version: ShareVersion) -> Result<(), StoreError> {
-        match self.mounts.find(version) {
-            None => Ok(()),
-            Some(mounted) => Err(DriverError::Busy {
-                object: version.to_string(),
-                blockers: vec![format!("its mount at {}", mounted.path.display())],
-            }
-            .into()),
-        }
-    }
-
-    fn lock_group(&self, group: &[ShareSnapshotSpec]) -> Held<'_> {
-        let members = group
-            .iter()
-            .flat_map(|spec| [ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id)]);
-        self.locks.take(members)
-    }
-
     /// Makes what is mounted for a snapshot: a copy with its own identity and an empty log.
     fn make_view(&self, id: ShareSnapshotId) -> Result<PathBuf, StoreError> {
         let version = ShareVersion::Snapshot(id);
@@ -748,7 +554,7 @@ impl ImageStore {
         make_folder(&folder).during(|| format!("making {}", folder.display()))?;
         let image = folder.join("image");
         copy(&self.layout.image(version), &image)?;
-        self.step("viewed");
+        self.steps.step("viewed");
         set_identity(version, &image, &self.mounts.scratch(version))?;
         Ok(image)
     }
@@ -762,38 +568,6 @@ impl ImageStore {
             _ => Ok(()),
         }
     }
-}
-
-/// What has a name in the folder of what is no share.
-struct Foreign {
-    path: PathBuf,
-    found: Found,
-}
-
-#[derive(Clone, Copy)]
-enum Found {
-    Nothing,
-    Image { length_bytes: u64, names: u64 },
-}
-
-/// Checks that no loop device shows a file.
-fn check_unattached(path: &Path) -> Result<(), StoreError> {
-    let what = || format!("looking who uses {}", path.display());
-    let file = path.canonicalize().during(what)?;
-    for device in fs::read_dir("/sys/block").during(what)?.flatten() {
-        let shown = fs::read_to_string(device.path().join("loop/backing_file"));
-        if shown.is_ok_and(|shown| Path::new(shown.trim_end_matches('\n')) == file) {
-            return Err(DriverError::Busy {
-                object: path.display().to_string(),
-                blockers: vec![format!(
-                    "the loop device {}",
-                    device.file_name().to_string_lossy()
-                )],
-            }
-            .into());
-        }
-    }
-    Ok(())
 }
 
 /// The images of a pool, below their file systems.

@@ -20,7 +20,8 @@ mod store;
 mod tools;
 
 pub use place::{IfAbsent, PoolPlace, is_lvm_name};
-pub use store::{LvmStore, StepHook, StoreOptions};
+pub use quarry_xfs::backend::StepHook;
+pub use store::{LvmStore, StoreOptions};
 
 /// The driver.
 pub type LvmBackend = quarry_xfs::backend::StoreBackend<LvmStore>;

@@ -13,27 +13,24 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use nix::libc::O_DIRECT;
 use nix::sys::stat::{major, minor};
-use nix::sys::statvfs::statvfs;
 use quarry_contract::{
     DriverError, MountedShare, Outcome, PoolName, ShareCapabilities, ShareCapability, ShareId, ShareInfo,
     SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec,
     ShareUsage, ShareVersion, adopted_as_another, name_is_taken, nothing_named,
 };
-use quarry_xfs::backend::ShareStore;
-use quarry_xfs::brake::{Brake, Medium, kept_back_bytes, reserve_bytes};
-use quarry_xfs::error::{During, StoreError, corrupt, not_found};
+use quarry_xfs::backend::{ShareStore, StepHook, Steps};
+use quarry_xfs::brake::{Brake, Medium, check_space};
+use quarry_xfs::error::{During, StoreError, not_found};
 use quarry_xfs::filesystem::{
     BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, Sectors, adoptable_size,
     device_bytes, identity_of, make, replay_log, set_identity,
 };
 use quarry_xfs::locks::{Locks, lock};
 use quarry_xfs::mounts::Mounts;
-use quarry_xfs::objects::{ObjectRecord, Objects, same_or_differs};
-use quarry_xfs::superblock::Superblock;
+use quarry_xfs::objects::{ObjectRecord, Objects, PoolSpace};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -48,13 +45,6 @@ use crate::tools::{Activation, LogicalVolume, Skipped};
 
 /// What a copy of a share takes of the pool at once, about: what its log and superblocks diverge by.
 const COPY_BYTES: u64 = 4 << 20;
-/// What was deleted is counted as free a moment later: full is what stays so.
-const FULL_TRIES: u32 = 10;
-const FULL_PAUSE: Duration = Duration::from_millis(50);
-
-/// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
-/// end it there.
-pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 /// How a store is opened.
 #[derive(Clone)]
@@ -77,7 +67,7 @@ pub struct LvmStore {
     active: Mutex<BTreeSet<String>>,
     locks: Arc<Locks>,
     mounts: Arc<Mounts>,
-    on_step: Option<StepHook>,
+    steps: Steps,
     /// Held by who adopts or releases: names of what is no share have no locks of their own.
     adoption: Mutex<()>,
     brake: Brake,
@@ -109,7 +99,7 @@ impl ShareStore for LvmStore {
             active: Mutex::new(settled.active),
             locks,
             mounts,
-            on_step: options.on_step.clone(),
+            steps: Steps(options.on_step.clone()),
             adoption: Mutex::default(),
             brake,
             pool,
@@ -165,50 +155,27 @@ impl ShareStore for LvmStore {
 
     fn pool_status(&self) -> Result<SharePoolStatus, StoreError> {
         let figures = self.figures()?;
-        let (shares, snapshots) = {
-            let objects = lock(&self.objects);
-            (objects.shares(), objects.snapshots())
-        };
-        Ok(SharePoolStatus {
-            name: self.name.clone(),
-            uuid: self.pool.uuid,
+        let space = PoolSpace {
             state: figures.state,
             total_bytes: figures.total_bytes,
             free_bytes: figures.free_bytes,
             // A delete gives it back before it returns.
             reclaimable_bytes: 0,
-            provisioned_bytes: shares.iter().map(|share| share.size_bytes).sum(),
-            share_count: shares.len() as u64,
-            snapshot_count: snapshots.len() as u64,
-        })
+        };
+        Ok(lock(&self.objects).status(&self.name, self.pool.uuid, space))
     }
 
     fn create_share(&self, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
         let version = ShareVersion::Share(spec.id);
-        let source = match spec.source {
-            ShareSource::Blank => None,
-            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
-            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
-        };
+        let source = spec.source.version();
         let _held = self.locks.take([version].into_iter().chain(source));
-        if let Ok(existing) = self.share(spec.id) {
-            return same_or_differs(existing, spec);
-        }
-        self.capabilities().check_size(spec.size_bytes)?;
-        if let Some(source) = source {
-            let least = lock(&self.objects).size_bytes(source)?;
-            if spec.size_bytes < least {
-                return Err(DriverError::InvalidArgument {
-                    field: "size_bytes".into(),
-                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
-                }
-                .into());
-            }
+        if let Some(answer) = lock(&self.objects).admit(spec, &self.capabilities())? {
+            return Ok(answer);
         }
         self.check_space(if source.is_some() { COPY_BYTES } else { BLANK_BYTES })?;
         let record = ObjectRecord::Share { source: spec.source };
         let volume = object_name(version);
-        self.step("begun");
+        self.steps.step("begun");
         let length = device_bytes(spec.size_bytes);
         let tags = [&*record_tag(record), UNFINISHED];
         let group = &self.pool.group;
@@ -217,13 +184,13 @@ impl ShareStore for LvmStore {
             Some(source) => group.snapshot(&object_name(source), &volume, Activation::Active, &tags),
         })?;
         lock(&self.active).insert(volume.clone());
-        self.step("created");
+        self.steps.step("created");
         let filled = match source {
             None => make(&self.pool.device(&volume), spec.size_bytes, spec.id.0),
             Some(source) => self.complete_clone(source, spec, &volume),
         };
         let made = filled.and_then(|()| {
-            self.step("filled");
+            self.steps.step("filled");
             // From here on it is there (L2).
             self.pool.group.remove_tag(&volume, UNFINISHED)
         });
@@ -232,7 +199,7 @@ impl ShareStore for LvmStore {
             drop(self.remove(&volume));
             return Err(error);
         }
-        self.step("made");
+        self.steps.step("made");
         lock(&self.objects).insert(version, record, spec.size_bytes)?;
         Ok(Outcome::Changed(self.share(spec.id)?))
     }
@@ -261,13 +228,13 @@ impl ShareStore for LvmStore {
             return Err(self.unsupported(ShareCapability::Shrink));
         }
         self.check_space(COPY_BYTES)?;
-        self.step("begun");
+        self.steps.step("begun");
         self.pool
             .group
             .extend(&object_name(version), device_bytes(size_bytes))?;
         // It is that large now, whatever comes: a volume that shrinks could lose what its file system has taken up.
         lock(&self.objects).resize(id, size_bytes);
-        self.step("longer");
+        self.steps.step("longer");
         if let Some(mounted) = mounted {
             self.fit(&mounted, size_bytes)?;
         }
@@ -278,33 +245,26 @@ impl ShareStore for LvmStore {
         let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
         let _held = self.locks.take([version, origin]);
         let info = self.share(id)?;
-        let of = self.snapshot(snapshot)?;
-        if of.share != id {
-            return Err(DriverError::InvalidArgument {
-                field: "snapshot".into(),
-                problem: format!("{snapshot} is a snapshot of share {}", of.share),
-            }
-            .into());
-        }
-        self.check_unmounted(version)?;
+        let of = lock(&self.objects).snapshot_of(id, snapshot)?;
+        self.mounts.check_unmounted(version)?;
         self.check_space(COPY_BYTES)?;
         let (volume, successor, predecessor) = (object_name(version), successor_name(id), predecessor_name());
         let group = &self.pool.group;
-        self.step("begun");
+        self.steps.step("begun");
         let tag = record_tag(ObjectRecord::Share { source: info.source });
         self.begin(&successor, || {
             group.snapshot(&object_name(origin), &successor, Activation::Inactive, &[&tag])
         })?;
-        self.step("copied");
+        self.steps.step("copied");
         let prepared = match of.size_bytes < info.size_bytes {
             true => group.extend(&successor, device_bytes(info.size_bytes)),
             false => Ok(()),
         };
         let replaced = prepared.and_then(|()| {
-            self.step("prepared");
+            self.steps.step("prepared");
             // From here on it is reverted (L3).
             group.rename(&volume, &predecessor)?;
-            self.step("taken away");
+            self.steps.step("taken away");
             group
                 .rename(&successor, &volume)
                 .inspect_err(|_| drop(group.rename(&predecessor, &volume)))
@@ -314,7 +274,7 @@ impl ShareStore for LvmStore {
             return Err(error);
         }
         lock(&self.active).remove(&volume);
-        self.step("replaced");
+        self.steps.step("replaced");
         if let Err(error) = group.remove(&predecessor) {
             // The next start deletes it.
             warn!(%version, %error, "what it was before a revert keeps its space");
@@ -345,10 +305,8 @@ impl ShareStore for LvmStore {
         let limits = self.capabilities();
         let identified =
             adoptable_size(&device, foreign.length_bytes, Sectors::Any, &limits).and_then(|size_bytes| {
-                self.step("begun");
-                set_identity(version, &device, identity_of(version), || {
-                    replay_log(&device, &self.mounts.scratch(version))
-                })?;
+                self.steps.step("begun");
+                self.identify(version, name)?;
                 Ok(size_bytes)
             });
         let size_bytes = match identified {
@@ -360,16 +318,16 @@ impl ShareStore for LvmStore {
                 return Err(error);
             }
         };
-        self.step("identified");
+        self.steps.step("identified");
         let record = ObjectRecord::Share {
             source: ShareSource::Blank,
         };
         group.add_tag(name, &record_tag(record))?;
         group.set_skipped(name, Skipped::Yes)?;
-        self.step("tagged");
+        self.steps.step("tagged");
         // From here on it is ours (L1).
         group.rename(name, &volume)?;
-        self.step("renamed");
+        self.steps.step("renamed");
         lock(&self.active).insert(volume);
         lock(&self.objects).insert(version, record, size_bytes)?;
         Ok(Outcome::Changed(self.share(id)?))
@@ -388,12 +346,12 @@ impl ShareStore for LvmStore {
                 Some(source) => (Outcome::Unchanged(()), format!("{SOURCE_TAG}={source}")),
             },
             (Ok(info), None) => {
-                self.check_unmounted(version)?;
-                self.step("begun");
+                self.mounts.check_unmounted(version)?;
+                self.steps.step("begun");
                 let volume = object_name(version);
                 // From here on it is not ours (L1).
                 self.pool.group.rename(&volume, name)?;
-                self.step("renamed");
+                self.steps.step("renamed");
                 lock(&self.active).remove(&volume);
                 lock(&self.objects).remove(version);
                 let tag = record_tag(ObjectRecord::Share { source: info.source });
@@ -412,10 +370,10 @@ impl ShareStore for LvmStore {
         if lock(&self.objects).size_bytes(version).is_err() {
             return Ok(Outcome::Unchanged(()));
         }
-        self.check_unmounted(version)?;
-        self.step("begun");
+        self.mounts.check_unmounted(version)?;
+        self.steps.step("begun");
         self.remove(&object_name(version))?;
-        self.step("removed");
+        self.steps.step("removed");
         lock(&self.objects).remove(version);
         Ok(Outcome::Changed(()))
     }
@@ -424,16 +382,8 @@ impl ShareStore for LvmStore {
         &self,
         group: &[ShareSnapshotSpec],
     ) -> Result<Outcome<Vec<ShareSnapshotInfo>>, StoreError> {
-        ShareSnapshotSpec::check_group(group)?;
-        let members = group
-            .iter()
-            .flat_map(|spec| [ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id)]);
-        let _held = self.locks.take(members);
-        let existing: Vec<ShareSnapshotInfo> = group
-            .iter()
-            .filter_map(|spec| self.snapshot(spec.id).ok())
-            .collect();
-        if ShareSnapshotSpec::group_exists(group, &existing)? {
+        let _held = self.locks.take_group(group);
+        if let Some(existing) = lock(&self.objects).group(group)? {
             return Ok(Outcome::Unchanged(existing));
         }
         let shares = group
@@ -446,15 +396,15 @@ impl ShareStore for LvmStore {
         self.check_space(COPY_BYTES)?;
         let (of, version) = (ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id));
         let record = ObjectRecord::Snapshot { share: spec.share };
-        self.step("begun");
+        self.steps.step("begun");
         self.pool.group.snapshot(
             &object_name(of),
             &object_name(version),
             Activation::Inactive,
             &[&record_tag(record)],
         )?;
-        self.step("taken");
-        self.note_shared_log(of);
+        self.steps.step("taken");
+        self.brake.shares_its_log(of);
         lock(&self.objects).insert(version, record, share.size_bytes)?;
         Ok(Outcome::Changed(vec![self.snapshot(spec.id)?]))
     }
@@ -474,19 +424,7 @@ impl ShareStore for LvmStore {
         let device = self.activate(&volume)?;
         let what = || format!("asking for the usage of {of}");
         let allocated_bytes = mapped_bytes(&self.pool.group.device_name(&volume)).during(what)?;
-        let used_bytes = match self.mounts.find(of) {
-            Some(mounted) => {
-                let told = statvfs(&mounted.path).map_err(io::Error::from).during(what)?;
-                let kept_back = File::open(&mounted.path)
-                    .and_then(|root| kept_back_bytes(&root))
-                    .during(what)?;
-                ((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back)
-            }
-            None => Superblock::read(&File::open(&device).during(what)?)
-                .during(what)?
-                .ok_or_else(|| corrupt(of, "there is no XFS in it"))?
-                .used_bytes(),
-        };
+        let used_bytes = self.mounts.used_bytes(of, &File::open(&device).during(what)?)?;
         Ok(ShareUsage {
             used_bytes,
             allocated_bytes,
@@ -499,15 +437,15 @@ impl ShareStore for LvmStore {
         if let Some(mounted) = self.mounts.find(of) {
             return Ok(Outcome::Unchanged(mounted));
         }
-        self.step("begun");
+        self.steps.step("begun");
         let device = match of {
             ShareVersion::Share(_) => self.activate(&object_name(of))?,
             ShareVersion::Snapshot(id) => self.make_view(id)?,
         };
-        self.step("prepared");
+        self.steps.step("prepared");
         let mounted = self.mounts.mount(of, &device, identity_of(of))?;
-        self.note_shared_log(of);
-        self.step("mounted");
+        self.brake.shares_its_log(of);
+        self.steps.step("mounted");
         if matches!(of, ShareVersion::Share(_)) {
             // A growth or a revert while it was not mounted is made up for now.
             self.fit(&mounted, size_bytes)?;
@@ -517,11 +455,11 @@ impl ShareStore for LvmStore {
 
     fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
         let _held = self.locks.take([of]);
-        self.step("begun");
+        self.steps.step("begun");
         if !self.mounts.unmount(of)? {
             return Ok(Outcome::Unchanged(()));
         }
-        self.step("unmounted");
+        self.steps.step("unmounted");
         if let ShareVersion::Snapshot(id) = of {
             self.remove(&view_name(id))?;
         }
@@ -538,12 +476,6 @@ impl ShareStore for LvmStore {
 }
 
 impl LvmStore {
-    fn step(&self, name: &'static str) {
-        if let Some(hook) = &self.on_step {
-            hook(name);
-        }
-    }
-
     fn figures(&self) -> Result<PoolFigures, StoreError> {
         self.pool
             .figures()
@@ -560,36 +492,10 @@ impl LvmStore {
 
     /// Checks that the reserve stays when something takes this much (D1).
     fn check_space(&self, needed_bytes: u64) -> Result<(), StoreError> {
-        for tries_left in (0..FULL_TRIES).rev() {
+        check_space(&self.name, needed_bytes, || {
             let figures = self.figures()?;
-            let free_bytes = figures.free_bytes;
-            let needed_bytes = needed_bytes + reserve_bytes(figures.total_bytes);
-            if free_bytes >= needed_bytes {
-                break;
-            }
-            if tries_left == 0 {
-                let pool = format!("pool {}", self.name);
-                return Err(DriverError::Full {
-                    pool,
-                    needed_bytes,
-                    free_bytes,
-                }
-                .into());
-            }
-            std::thread::sleep(FULL_PAUSE);
-        }
-        Ok(())
-    }
-
-    fn check_unmounted(&self, version: ShareVersion) -> Result<(), StoreError> {
-        match self.mounts.find(version) {
-            None => Ok(()),
-            Some(mounted) => Err(DriverError::Busy {
-                object: version.to_string(),
-                blockers: vec![format!("its mount at {}", mounted.path.display())],
-            }
-            .into()),
-        }
+            Ok((figures.total_bytes, figures.free_bytes))
+        })
     }
 
     /// Looks for a volume of the pool that is not ours.
@@ -632,9 +538,9 @@ impl LvmStore {
 
     /// Makes the copy of a share a share of its own.
     fn complete_clone(&self, source: ShareVersion, spec: &ShareSpec, volume: &str) -> Result<(), StoreError> {
-        self.note_shared_log(source);
+        self.brake.shares_its_log(source);
         self.identify(ShareVersion::Share(spec.id), volume)?;
-        self.step("identified");
+        self.steps.step("identified");
         match lock(&self.objects).size_bytes(source)? < spec.size_bytes {
             true => self.pool.group.extend(volume, device_bytes(spec.size_bytes)),
             false => Ok(()),
@@ -660,7 +566,7 @@ impl LvmStore {
                 .snapshot(&origin, &volume, Activation::Active, &[&tag])
         })?;
         lock(&self.active).insert(volume.clone());
-        self.step("viewed");
+        self.steps.step("viewed");
         self.identify(version, &volume)?;
         Ok(self.pool.device(&volume))
     }
@@ -679,13 +585,6 @@ impl LvmStore {
         self.pool.group.remove(volume)?;
         lock(&self.active).remove(volume);
         Ok(())
-    }
-
-    /// Notes that another volume has the blocks of a version's log, too.
-    fn note_shared_log(&self, version: ShareVersion) {
-        if let ShareVersion::Share(id) = version {
-            self.brake.shares_its_log(id);
-        }
     }
 
     /// Makes the file system of a mounted share as large as its volume, whose device is so already.

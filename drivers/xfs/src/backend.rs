@@ -54,6 +54,23 @@ pub trait ShareStore: Sized + Send + Sync + 'static {
     fn stopped(&self) -> Vec<ShareVersion>;
 }
 
+/// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
+/// end it there.
+pub type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+/// Calls a hook where there is one.
+#[derive(Clone, Default)]
+pub struct Steps(pub Option<StepHook>);
+
+impl Steps {
+    /// Says that a step comes next.
+    pub fn step(&self, name: &'static str) {
+        if let Some(hook) = &self.0 {
+            hook(name);
+        }
+    }
+}
+
 /// A pool of shares in a store. Its calls run on threads of tokio's for what blocks.
 pub struct StoreBackend<S> {
     /// `None` once it is closed.

@@ -25,10 +25,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
-use quarry_contract::{ShareId, ShareVersion};
+use quarry_contract::{DriverError, PoolName, ShareId, ShareVersion};
 use quarry_sys::filesystem::{freeze, set_xfs_reserve, xfs_geometry, xfs_reserve};
 use tracing::{info, warn};
 
+use crate::error::StoreError;
 use crate::filesystem::{BLOCK_BYTES, LOG_BYTES};
 use crate::locks::{Locks, lock};
 use crate::mounts::Mounts;
@@ -46,10 +47,42 @@ const LEAST_CHANGE_BLOCKS: u64 = 64;
 /// How much of a log is copied at a time, in bytes.
 const LOG_STEP_BYTES: u64 = 4 << 20;
 
+/// What was deleted is counted as free a moment later: full is what stays so.
+const FULL_TRIES: u32 = 10;
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+
 /// Returns the reserve of a pool, in bytes (D1): nothing is made without that much left, so that what is there can go on
 /// and be deleted.
 pub fn reserve_bytes(total_bytes: u64) -> u64 {
     (total_bytes / 20).min(RESERVE_MAX_BYTES)
+}
+
+/// Checks that the reserve stays when something takes this much.
+///
+/// # Errors
+/// `Full`, and what `space` says, which gives the size and the free space of the pool, in bytes.
+pub fn check_space(
+    pool: &PoolName,
+    needed_bytes: u64,
+    space: impl Fn() -> Result<(u64, u64), StoreError>,
+) -> Result<(), StoreError> {
+    for tries_left in (0..FULL_TRIES).rev() {
+        let (total_bytes, free_bytes) = space()?;
+        let needed_bytes = needed_bytes + reserve_bytes(total_bytes);
+        if free_bytes >= needed_bytes {
+            break;
+        }
+        if tries_left == 0 {
+            return Err(DriverError::Full {
+                pool: format!("pool {pool}"),
+                needed_bytes,
+                free_bytes,
+            }
+            .into());
+        }
+        std::thread::sleep(FULL_PAUSE);
+    }
+    Ok(())
 }
 
 /// Returns how much of what is not free in a mounted share is kept back beyond what XFS keeps back of itself, in bytes.
@@ -150,9 +183,11 @@ impl Brake {
         })
     }
 
-    /// Says that the log of a share may have no blocks of its own: it was mounted, or a snapshot was taken.
-    pub fn shares_its_log(&self, share: ShareId) {
-        lock(&self.shared.state).own_logs.remove(&share);
+    /// Says that the log of a share may have no blocks of its own: it was mounted, or a copy was taken. A snapshot writes to none.
+    pub fn shares_its_log(&self, version: ShareVersion) {
+        if let ShareVersion::Share(share) = version {
+            lock(&self.shared.state).own_logs.remove(&share);
+        }
     }
 }
 

@@ -11,11 +11,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use quarry_contract::{DriverError, ShareCapabilities, ShareVersion};
-use quarry_sys::filesystem::{MountMode, unmount};
+use quarry_sys::filesystem::MountMode;
 use uuid::Uuid;
 
 use crate::error::{During, StoreError, corrupt};
-use crate::mounts::{make_folder, mount_xfs};
+use crate::mounts::{make_folder, mount_xfs, unmount_soon};
 use crate::superblock::Superblock;
 
 /// The block of every file system, in bytes.
@@ -205,7 +205,7 @@ pub fn replay_log(device: &Path, scratch: &Path) -> Result<(), StoreError> {
     let what = || format!("replaying the log of {}", device.display());
     make_folder(scratch).during(what)?;
     let mounted = mount_xfs(device, scratch, MountMode::ReadWrite, "nouuid");
-    let result = mounted.and_then(|()| unmount(scratch)).during(what);
+    let result = mounted.and_then(|()| unmount_soon(scratch)).during(what);
     std::fs::remove_dir(scratch).during(what)?;
     result
 }

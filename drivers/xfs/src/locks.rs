@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use quarry_contract::ShareVersion;
+use quarry_contract::{ShareSnapshotSpec, ShareVersion};
 
 /// Locks a mutex, also after another thread has panicked: every critical section leaves its data whole.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -41,6 +41,13 @@ impl Locks {
             locks: self,
             versions,
         }
+    }
+
+    /// Takes what snapshots that are taken together concern.
+    pub fn take_group(&self, group: &[ShareSnapshotSpec]) -> Held<'_> {
+        let of =
+            |spec: &ShareSnapshotSpec| [ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id)];
+        self.take(group.iter().flat_map(of))
     }
 
     /// Takes one when nobody has it.

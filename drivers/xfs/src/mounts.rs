@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use nix::sys::statvfs::statvfs;
 use quarry_contract::{DriverError, MountedShare, ShareVersion};
 use quarry_sys::filesystem::{
     Mount, MountMode, grow_xfs, is_root_of, mount_device, mount_tmpfs, mounts_below, thaw, unmount,
@@ -22,14 +23,17 @@ use quarry_sys::filesystem::{
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::brake::kept_back_bytes;
 use crate::error::{During, StoreError, corrupt};
 use crate::filesystem::{BLOCK_BYTES, check_superblock};
 use crate::locks::lock;
 use crate::objects::{member_name, parse_member};
+use crate::superblock::Superblock;
 
 /// The tmpfs holds folders only.
 const FOLDERS_BYTES: u64 = 16 << 20;
-/// A server may need a moment to close what it has open.
+/// A server may need a moment to close what it has open, and a program that is being started has all that its parent has open
+/// until it runs.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// The options that shares are mounted with: what is deleted in them is given back to the pool.
@@ -222,6 +226,39 @@ impl Mounts {
         }
     }
 
+    /// Checks that a version is not mounted.
+    ///
+    /// # Errors
+    /// `Busy`.
+    pub fn check_unmounted(&self, version: ShareVersion) -> Result<(), DriverError> {
+        match self.find(version) {
+            None => Ok(()),
+            Some(mounted) => Err(DriverError::Busy {
+                object: version.to_string(),
+                blockers: vec![format!("its mount at {}", mounted.path.display())],
+            }),
+        }
+    }
+
+    /// Returns what clients see as used of a version, in bytes: of one that is not mounted, what its superblock says; `device` is
+    /// what it lies on.
+    ///
+    /// # Errors
+    /// `Corrupt`, and what the operating system says.
+    pub fn used_bytes(&self, version: ShareVersion, device: &File) -> Result<u64, StoreError> {
+        let what = || format!("asking for the usage of {version}");
+        let Some(mounted) = self.find(version) else {
+            let superblock = Superblock::read(device).during(what)?;
+            let superblock = superblock.ok_or_else(|| corrupt(version, "there is no XFS in it"))?;
+            return Ok(superblock.used_bytes());
+        };
+        let told = statvfs(&mounted.path).map_err(io::Error::from).during(what)?;
+        let kept_back = File::open(&mounted.path)
+            .and_then(|root| kept_back_bytes(&root))
+            .during(what)?;
+        Ok(((told.blocks() - told.blocks_free()) * told.fragment_size()).saturating_sub(kept_back))
+    }
+
     /// Unmounts a version. False when it is not mounted.
     ///
     /// # Errors
@@ -231,21 +268,13 @@ impl Mounts {
             return Ok(false);
         };
         let what = || format!("unmounting {version} from {}", mounted.path.display());
-        let mut tries = 0;
-        loop {
-            match unmount(&mounted.path) {
-                Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < BUSY_TRIES => {
-                    tries += 1;
-                    std::thread::sleep(BUSY_PAUSE);
-                }
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                    let blockers = holders(mounted.device);
-                    let object = version.to_string();
-                    return Err(DriverError::Busy { object, blockers }.into());
-                }
-                Err(error) => return Err(error).during(what),
+        match unmount_soon(&mounted.path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                let blockers = holders(mounted.device);
+                let object = version.to_string();
+                return Err(DriverError::Busy { object, blockers }.into());
             }
+            unmounted => unmounted.during(what)?,
         }
         lock(&self.mounted).remove(&version);
         drop(fs::remove_dir(&mounted.path));
@@ -279,11 +308,25 @@ impl Mounts {
     /// Gives the folder up when nothing is mounted in it any more.
     pub fn close(&self) {
         if self.all().is_empty()
-            && let Err(error) = unmount(&self.folder)
+            && let Err(error) = unmount_soon(&self.folder)
         {
             warn!(path = %self.folder.display(), %error, "the folder for mounts stays");
         }
     }
+}
+
+/// Unmounts what may be in use for a moment longer.
+///
+/// # Errors
+/// What the operating system says, `ResourceBusy` when it still is in use after a second.
+pub fn unmount_soon(at: &Path) -> io::Result<()> {
+    for _ in 0..BUSY_TRIES {
+        match unmount(at) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(BUSY_PAUSE),
+            unmounted => return unmounted,
+        }
+    }
+    unmount(at)
 }
 
 /// Makes a folder that only its owner may look into; one that is there is fine.

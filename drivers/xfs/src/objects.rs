@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use quarry_contract::{
-    DriverError, FieldDifference, Outcome, ShareId, ShareInfo, ShareSnapshotId, ShareSnapshotInfo,
-    ShareSource, ShareSpec, ShareVersion,
+    DriverError, FieldDifference, Outcome, PoolName, PoolState, ShareCapabilities, ShareId, ShareInfo,
+    SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec,
+    ShareVersion,
 };
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::error::{StoreError, corrupt, not_found};
+use crate::error::{corrupt, not_found};
 
 /// What an object was made of. Never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,19 @@ pub enum ObjectRecord {
         /// The share it is of.
         share: ShareId,
     },
+}
+
+/// How a pool is, and what room it has.
+#[derive(Debug)]
+pub struct PoolSpace {
+    /// Whether it works.
+    pub state: PoolState,
+    /// Its size, in bytes.
+    pub total_bytes: u64,
+    /// What is free, in bytes.
+    pub free_bytes: u64,
+    /// What was deleted and is not free yet, in bytes.
+    pub reclaimable_bytes: u64,
 }
 
 /// The shares and snapshots of a pool.
@@ -69,6 +84,78 @@ impl Objects {
         match version {
             ShareVersion::Share(id) => Ok(self.share(id)?.size_bytes),
             ShareVersion::Snapshot(id) => Ok(self.snapshot(id)?.size_bytes),
+        }
+    }
+
+    /// Checks what a share is to be made of, and returns the answer when it is there already (S1).
+    ///
+    /// # Errors
+    /// `AlreadyExists` naming in what it differs, `NotFound` for the source, `InvalidArgument` for the size.
+    pub fn admit(
+        &self,
+        spec: &ShareSpec,
+        limits: &ShareCapabilities,
+    ) -> Result<Option<Outcome<ShareInfo>>, DriverError> {
+        if let Ok(existing) = self.share(spec.id) {
+            return same_or_differs(existing, spec).map(Some);
+        }
+        limits.check_size(spec.size_bytes)?;
+        if let Some(source) = spec.source.version() {
+            let least = self.size_bytes(source)?;
+            if spec.size_bytes < least {
+                return Err(DriverError::InvalidArgument {
+                    field: "size_bytes".into(),
+                    problem: format!("{} is below the {least} of {source}", spec.size_bytes),
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns a snapshot of a share.
+    ///
+    /// # Errors
+    /// `NotFound`; `InvalidArgument` when it is another share's.
+    pub fn snapshot_of(
+        &self,
+        share: ShareId,
+        snapshot: ShareSnapshotId,
+    ) -> Result<ShareSnapshotInfo, DriverError> {
+        let found = self.snapshot(snapshot)?;
+        if found.share == share {
+            return Ok(found);
+        }
+        Err(DriverError::InvalidArgument {
+            field: "snapshot".into(),
+            problem: format!("{snapshot} is a snapshot of share {}", found.share),
+        })
+    }
+
+    /// Returns the snapshots of a group when they are there already.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for the group; `AlreadyExists` when only some are there, or of other shares.
+    pub fn group(&self, group: &[ShareSnapshotSpec]) -> Result<Option<Vec<ShareSnapshotInfo>>, DriverError> {
+        ShareSnapshotSpec::check_group(group)?;
+        let existing: Vec<ShareSnapshotInfo> = group
+            .iter()
+            .filter_map(|spec| self.snapshot(spec.id).ok())
+            .collect();
+        Ok(ShareSnapshotSpec::group_exists(group, &existing)?.then_some(existing))
+    }
+
+    /// Describes the pool that holds these.
+    pub fn status(&self, name: &PoolName, uuid: Uuid, space: PoolSpace) -> SharePoolStatus {
+        SharePoolStatus {
+            name: name.clone(),
+            uuid,
+            state: space.state,
+            total_bytes: space.total_bytes,
+            free_bytes: space.free_bytes,
+            reclaimable_bytes: space.reclaimable_bytes,
+            provisioned_bytes: self.shares.values().map(|share| share.size_bytes).sum(),
+            share_count: self.shares.len() as u64,
+            snapshot_count: self.snapshots.len() as u64,
         }
     }
 
@@ -125,7 +212,7 @@ impl Objects {
 ///
 /// # Errors
 /// `AlreadyExists` naming in what it differs.
-pub fn same_or_differs(existing: ShareInfo, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, StoreError> {
+fn same_or_differs(existing: ShareInfo, spec: &ShareSpec) -> Result<Outcome<ShareInfo>, DriverError> {
     let mut differences = Vec::new();
     let mut compare = |field: &str, existing: String, requested: String| {
         if existing != requested {
@@ -148,8 +235,7 @@ pub fn same_or_differs(existing: ShareInfo, spec: &ShareSpec) -> Result<Outcome<
     Err(DriverError::AlreadyExists {
         object: ShareVersion::Share(spec.id).to_string(),
         differences,
-    }
-    .into())
+    })
 }
 
 /// Returns the name of an object where shares and snapshots lie side by side.

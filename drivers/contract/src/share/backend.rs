@@ -182,6 +182,17 @@ pub enum ShareSource {
     Share(ShareId),
 }
 
+impl ShareSource {
+    /// Returns what it is the contents of; `None` for an empty file system.
+    pub fn version(self) -> Option<ShareVersion> {
+        match self {
+            ShareSource::Blank => None,
+            ShareSource::Share(id) => Some(ShareVersion::Share(id)),
+            ShareSource::Snapshot(id) => Some(ShareVersion::Snapshot(id)),
+        }
+    }
+}
+
 impl fmt::Display for ShareSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

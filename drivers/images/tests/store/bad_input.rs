@@ -96,7 +96,14 @@ fn a_second_user_is_told_who_has_the_pool() {
     let error = refused(&folder.options(None)).to_string();
     let holder = format!("held by process {}", std::process::id());
     assert!(error.contains(&holder), "S10: {error}");
+    // A program that is being started has what is open here until it runs.
+    let open = std::fs::File::open(folder.root().join("pool.json")).unwrap();
+    let program = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(open);
+    });
     pool.0.shutdown().unwrap();
+    program.join().unwrap();
     assert_eq!(
         block_on(pool.0.pool_status()).unwrap_err().kind(),
         ErrorKind::Unavailable,
@@ -123,7 +130,7 @@ fn a_pool_in_a_folder_is_as_good_as_one_in_a_file() {
         mounts: folder.path().join("inner"),
         ..folder.options(None)
     };
-    let open = || crate::kit::Pool(std::sync::Arc::new(ImageBackend::open(&options).unwrap()));
+    let open = || crate::kit::Pool::open(&options);
     let inner = open();
     inner.create(1, ShareSource::Blank).unwrap();
     inner.write(share(1), "file", b"contents");

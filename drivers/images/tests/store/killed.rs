@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use quarry_contract::ShareSource;
-use quarry_images::ImageBackend;
 
 use crate::kit::{
     FIRST_ID, Folder, Pool, SHARE_BYTES, can_run, options_in, runtime, share, share_id, snapshot, snapshot_id,
@@ -174,7 +173,7 @@ fn victim() {
         }
     };
     let options = options_in(Path::new(&folder), Some(Arc::new(on_step)));
-    let pool = Pool(Arc::new(ImageBackend::open(&options).unwrap()));
+    let pool = Pool::open(&options);
     let call = CALLS.iter().find(|one| one.name == call).unwrap();
     (call.run)(&pool);
 }

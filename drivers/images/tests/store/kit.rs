@@ -2,15 +2,17 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use quarry_contract::conformance::block_on;
+use quarry_contract::conformance::share_backend::BlockingShares;
 use quarry_contract::{
-    DriverError, MountedShare, Outcome, PoolName, ShareBackend, ShareId, ShareSnapshotId, ShareSnapshotSpec,
-    ShareSource, ShareSpec, ShareVersion,
+    DriverError, PoolName, ShareBackend, ShareId, ShareSnapshotId, ShareSnapshotSpec, ShareSource, ShareSpec,
+    ShareVersion,
 };
 use quarry_images::{IfAbsent, ImageBackend, PoolPlace, StepHook, StoreOptions};
 use quarry_sys::filesystem::{mounts_below, unmount};
@@ -72,7 +74,9 @@ impl Folder {
     }
 
     pub fn open(&self) -> Pool {
-        Pool(Arc::new(ImageBackend::open(&self.options(None)).unwrap()))
+        Pool(BlockingShares(Arc::new(
+            ImageBackend::open(&self.options(None)).unwrap(),
+        )))
     }
 
     /// Asserts that nothing half-made is left: not in the pool, not mounted, not attached.
@@ -168,7 +172,7 @@ pub fn names(folder: &Path) -> Vec<String> {
 }
 
 /// An open pool with calls that block.
-pub struct Pool(pub Arc<ImageBackend>);
+pub struct Pool(pub BlockingShares<ImageBackend>);
 
 thread_local! {
     /// Where the ids of a test begin: the kernel mounts no two file systems of one identity, and tests run side by side.
@@ -191,7 +195,19 @@ pub fn snapshot(number: u128) -> ShareVersion {
     ShareVersion::Snapshot(snapshot_id(number))
 }
 
+impl Deref for Pool {
+    type Target = BlockingShares<ImageBackend>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
 impl Pool {
+    pub fn open(options: &StoreOptions) -> Self {
+        Self(BlockingShares(Arc::new(ImageBackend::open(options).unwrap())))
+    }
+
     pub fn create(&self, number: u128, source: ShareSource) -> Result<(), DriverError> {
         block_on(self.0.create_share(&ShareSpec {
             id: share_id(number),
@@ -226,51 +242,5 @@ impl Pool {
 
     pub fn resize(&self, number: u128, size_bytes: u64) -> Result<(), DriverError> {
         block_on(self.0.resize_share(share_id(number), size_bytes)).map(drop)
-    }
-
-    pub fn delete(&self, version: ShareVersion) -> Result<(), DriverError> {
-        match version {
-            ShareVersion::Share(id) => block_on(self.0.delete_share(id)),
-            ShareVersion::Snapshot(id) => block_on(self.0.delete_snapshot(id)),
-        }
-        .map(drop)
-    }
-
-    pub fn mount(&self, version: ShareVersion) -> Result<MountedShare, DriverError> {
-        block_on(self.0.mount(version)).map(Outcome::into_inner)
-    }
-
-    pub fn unmount(&self, version: ShareVersion) -> Result<(), DriverError> {
-        block_on(self.0.unmount(version)).map(drop)
-    }
-
-    pub fn write(&self, version: ShareVersion, name: &str, bytes: &[u8]) {
-        let mounted = self.mount(version).unwrap();
-        fs::write(mounted.path.join(name), bytes).unwrap();
-    }
-
-    /// Reads a file, and leaves mounted what was so.
-    pub fn read(&self, version: ShareVersion, name: &str) -> Option<Vec<u8>> {
-        let was_mounted = self.is_mounted(version);
-        let mounted = self.mount(version).unwrap();
-        let contents = fs::read(mounted.path.join(name)).ok();
-        if !was_mounted {
-            self.unmount(version).unwrap();
-        }
-        contents
-    }
-
-    pub fn is_mounted(&self, version: ShareVersion) -> bool {
-        block_on(self.0.mounted())
-            .unwrap()
-            .iter()
-            .any(|one| one.version == version)
-    }
-
-    pub fn exists(&self, version: ShareVersion) -> bool {
-        match version {
-            ShareVersion::Share(id) => block_on(self.0.share(id)).is_ok(),
-            ShareVersion::Snapshot(id) => block_on(self.0.snapshot(id)).is_ok(),
-        }
     }
 }

@@ -1,12 +1,8 @@
 //! The contract's suite.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use nix::sys::statvfs::statvfs;
-use quarry_contract::conformance::share_backend::{self, ShareBackendFixture, ShareFiles};
+use quarry_contract::conformance::share_backend::{self, FolderFiles, ShareBackendFixture, ShareFiles};
 use quarry_contract::{MountedShare, ShareBackend};
 use quarry_lvm::LvmBackend;
 
@@ -15,24 +11,6 @@ use crate::kit::{ThinPool, can_run, runtime};
 /// Pools, one after another: the last is taken away when the next is wanted.
 struct Pools {
     pool: ThinPool,
-}
-
-struct Files(PathBuf);
-
-impl ShareFiles for Files {
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        // Not flushed: a snapshot holds what was completed, wherever it is.
-        File::create(self.0.join(name))?.write_all(bytes)
-    }
-
-    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        fs::read(self.0.join(name))
-    }
-
-    fn size_bytes(&self) -> io::Result<u64> {
-        let told = statvfs(&self.0)?;
-        Ok(told.blocks() * told.fragment_size())
-    }
 }
 
 impl ShareBackendFixture for Pools {
@@ -48,7 +26,7 @@ impl ShareBackendFixture for Pools {
     }
 
     fn files(&mut self, _backend: &Arc<dyn ShareBackend>, mounted: &MountedShare) -> Box<dyn ShareFiles> {
-        Box::new(Files(mounted.path.clone()))
+        Box::new(FolderFiles(mounted.path.clone()))
     }
 }
 

@@ -1,15 +1,17 @@
 //! A volume group on the guest's disk, a thin pool in it, and what is left of it.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use quarry_contract::conformance::block_on;
+use quarry_contract::conformance::share_backend::BlockingShares;
 use quarry_contract::{
-    DriverError, MountedShare, Outcome, PoolName, ShareBackend, ShareId, ShareSnapshotId, ShareSnapshotSpec,
-    ShareSource, ShareSpec, ShareVersion,
+    DriverError, PoolName, ShareBackend, ShareId, ShareSnapshotId, ShareSnapshotSpec, ShareSource, ShareSpec,
+    ShareVersion,
 };
 use quarry_lvm::{IfAbsent, LvmBackend, PoolPlace, StepHook, StoreOptions};
 use quarry_sys::filesystem::{mounts_below, unmount};
@@ -98,7 +100,9 @@ impl ThinPool {
     }
 
     pub fn open(&self) -> Pool {
-        Pool(Arc::new(LvmBackend::open(&self.options(None)).unwrap()))
+        Pool(BlockingShares(Arc::new(
+            LvmBackend::open(&self.options(None)).unwrap(),
+        )))
     }
 
     /// Returns the names of all volumes of the group, ordered.
@@ -108,6 +112,18 @@ impl ThinPool {
         names.retain(|name| !name.starts_with('['));
         names.sort_unstable();
         names
+    }
+
+    /// Returns the tags of a volume.
+    pub fn tags(volume: &str) -> String {
+        let said = lvm(&[
+            "lvs",
+            "--noheadings",
+            "-o",
+            "lv_tags",
+            &format!("{GROUP}/{volume}"),
+        ]);
+        said.trim().to_owned()
     }
 
     /// Returns how LVM's tools call a volume.
@@ -134,7 +150,7 @@ impl Drop for ThinPool {
 }
 
 /// An open pool with calls that block.
-pub struct Pool(pub Arc<LvmBackend>);
+pub struct Pool(pub BlockingShares<LvmBackend>);
 
 pub fn share_id(number: u128) -> ShareId {
     ShareId(Uuid::from_u128(0x7000 + number))
@@ -152,7 +168,19 @@ pub fn snapshot(number: u128) -> ShareVersion {
     ShareVersion::Snapshot(snapshot_id(number))
 }
 
+impl Deref for Pool {
+    type Target = BlockingShares<LvmBackend>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
 impl Pool {
+    pub fn open(options: &StoreOptions) -> Self {
+        Self(BlockingShares(Arc::new(LvmBackend::open(options).unwrap())))
+    }
+
     pub fn create(&self, number: u128, source: ShareSource) -> Result<(), DriverError> {
         block_on(self.0.create_share(&ShareSpec {
             id: share_id(number),
@@ -170,53 +198,15 @@ impl Pool {
         .map(drop)
     }
 
+    pub fn adopt(&self, number: u128, name: &str) -> Result<(), DriverError> {
+        block_on(self.0.adopt_share(share_id(number), name)).map(drop)
+    }
+
+    pub fn release(&self, number: u128, name: &str) -> Result<(), DriverError> {
+        block_on(self.0.release_share(share_id(number), name)).map(drop)
+    }
+
     pub fn revert(&self, number: u128, snapshot: u128) -> Result<(), DriverError> {
         block_on(self.0.revert_share(share_id(number), snapshot_id(snapshot))).map(drop)
-    }
-
-    pub fn delete(&self, version: ShareVersion) -> Result<(), DriverError> {
-        match version {
-            ShareVersion::Share(id) => block_on(self.0.delete_share(id)),
-            ShareVersion::Snapshot(id) => block_on(self.0.delete_snapshot(id)),
-        }
-        .map(drop)
-    }
-
-    pub fn write(&self, version: ShareVersion, name: &str, bytes: &[u8]) {
-        let mounted = self.mount(version).unwrap();
-        fs::write(mounted.path.join(name), bytes).unwrap();
-    }
-
-    /// Reads a file, and leaves mounted what was so.
-    pub fn read(&self, version: ShareVersion, name: &str) -> Vec<u8> {
-        let was_mounted = self.is_mounted(version);
-        let mounted = self.mount(version).unwrap();
-        let contents = fs::read(mounted.path.join(name)).unwrap();
-        if !was_mounted {
-            self.unmount(version).unwrap();
-        }
-        contents
-    }
-
-    pub fn is_mounted(&self, version: ShareVersion) -> bool {
-        block_on(self.0.mounted())
-            .unwrap()
-            .iter()
-            .any(|one| one.version == version)
-    }
-
-    pub fn exists(&self, version: ShareVersion) -> bool {
-        match version {
-            ShareVersion::Share(id) => block_on(self.0.share(id)).is_ok(),
-            ShareVersion::Snapshot(id) => block_on(self.0.snapshot(id)).is_ok(),
-        }
-    }
-
-    pub fn mount(&self, version: ShareVersion) -> Result<MountedShare, DriverError> {
-        block_on(self.0.mount(version)).map(Outcome::into_inner)
-    }
-
-    pub fn unmount(&self, version: ShareVersion) -> Result<(), DriverError> {
-        block_on(self.0.unmount(version)).map(drop)
     }
 }

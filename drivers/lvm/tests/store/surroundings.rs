@@ -223,6 +223,6 @@ fn a_full_pool_refuses_and_goes_on_when_there_is_room() {
             && File::open(root.join("after")).unwrap().sync_all().is_ok()
     });
     pool.snapshot(2, 1).unwrap();
-    assert_eq!(pool.read(snapshot(1), "file"), written, "S4");
+    assert_eq!(pool.read(snapshot(1), "file"), Some(written), "S4");
     pool.0.shutdown().unwrap();
 }

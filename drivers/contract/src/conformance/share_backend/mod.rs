@@ -4,7 +4,9 @@
 //! clone), `mounts` (S6 to S9), `endurance` (S2), `adoption` (S12).
 
 mod adoption;
+mod blocking;
 mod endurance;
+mod folder;
 mod mounts;
 mod objects;
 mod versions;
@@ -12,6 +14,9 @@ mod versions;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::{Arc, OnceLock};
+
+pub use blocking::BlockingShares;
+pub use folder::FolderFiles;
 
 use super::block_on;
 use crate::{
