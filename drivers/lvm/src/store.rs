@@ -260,17 +260,21 @@ impl ShareStore for LvmStore {
             true => group.extend(&successor, device_bytes(info.size_bytes)),
             false => Ok(()),
         };
-        let replaced = prepared.and_then(|()| {
+        let taken_away = prepared.and_then(|()| {
             self.steps.step("prepared");
             // From here on it is reverted (L3).
-            group.rename(&volume, &predecessor)?;
-            self.steps.step("taken away");
-            group
-                .rename(&successor, &volume)
-                .inspect_err(|_| drop(group.rename(&predecessor, &volume)))
+            group.rename(&volume, &predecessor)
         });
-        if let Err(error) = replaced {
+        if let Err(error) = taken_away {
             drop(group.remove(&successor));
+            return Err(error);
+        }
+        self.steps.step("taken away");
+        if let Err(error) = group.rename(&successor, &volume) {
+            // Where there is no way back either, the next start goes on: the successor is all that is left of the share.
+            if group.rename(&predecessor, &volume).is_ok() {
+                drop(group.remove(&successor));
+            }
             return Err(error);
         }
         lock(&self.active).remove(&volume);

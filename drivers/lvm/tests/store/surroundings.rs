@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use quarry_contract::conformance::block_on;
 use quarry_contract::{DriverError, ErrorKind, ShareBackend, ShareSource, ShareVersion};
@@ -12,7 +13,8 @@ use quarry_lvm::{IfAbsent, LvmBackend, StoreOptions};
 use quarry_sys::filesystem::{unmount, xfs_geometry, xfs_reserve};
 
 use crate::kit::{
-    SHARE_BYTES, ThinPool, can_run, eventually, lvm, run, runtime, share, share_id, snapshot, snapshot_id,
+    Pool, SHARE_BYTES, ThinPool, can_run, eventually, lvm, run, runtime, share, share_id, snapshot,
+    snapshot_id,
 };
 
 const MIB: u64 = 1 << 20;
@@ -224,5 +226,48 @@ fn a_full_pool_refuses_and_goes_on_when_there_is_room() {
     });
     pool.snapshot(2, 1).unwrap();
     assert_eq!(pool.read(snapshot(1), "file"), Some(written), "S4");
+    pool.0.shutdown().unwrap();
+}
+
+/// L3: what a revert has taken away comes back by its successor, whatever keeps that from its name.
+#[test]
+fn a_revert_that_can_neither_end_nor_go_back_is_ended_by_the_next_start() {
+    if !can_run("a_revert_that_can_neither_end_nor_go_back_is_ended_by_the_next_start") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let thin = ThinPool::new();
+    let name = format!("quarry-share-{}", share_id(1));
+    let in_the_way = thin.path(&name);
+    let thin_pool = thin.path("thin-pool");
+    let on_step = move |step: &'static str| {
+        if step == "taken away" {
+            lvm(&[
+                "lvcreate",
+                "--yes",
+                "--type",
+                "thin",
+                "--virtualsize",
+                "64m",
+                "--thinpool",
+                &thin_pool,
+                "--name",
+                &name,
+            ]);
+        }
+    };
+    let pool = Pool::open(&thin.options(Some(Arc::new(on_step))));
+    pool.create(1, ShareSource::Blank).unwrap();
+    pool.write(share(1), "file", b"first");
+    pool.snapshot(1, 1).unwrap();
+    pool.write(share(1), "file", b"second");
+    pool.unmount(share(1)).unwrap();
+    pool.revert(1, 1).unwrap_err();
+    lvm(&["lvremove", "--yes", &in_the_way]);
+    drop(pool);
+    let pool = thin.open();
+    assert_eq!(pool.read(share(1), "file").unwrap(), b"first");
+    pool.revert(1, 1).unwrap();
     pool.0.shutdown().unwrap();
 }
