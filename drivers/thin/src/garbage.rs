@@ -11,6 +11,8 @@ use crate::map::{Node, Slot};
 pub(crate) struct Garbage {
     pointers: Vec<PagePointer>,
     nodes: Vec<Arc<Node>>,
+    /// Whether there are some that nothing takes the place of.
+    has_removed: bool,
 }
 
 impl Garbage {
@@ -24,8 +26,9 @@ impl Garbage {
         }
     }
 
-    /// Adds a page taken out of its slot.
-    pub fn push_slot(&mut self, slot: Slot) {
+    /// Adds a page taken out of its slot; nothing takes its place.
+    pub fn push_removed(&mut self, slot: Slot) {
+        self.has_removed = true;
         match slot.into_node() {
             Ok(node) => self.push(node),
             Err(pointer) => self.push_pointer(pointer),
@@ -39,6 +42,11 @@ impl Garbage {
         }
     }
 
+    /// Tells whether there are pages that nothing takes the place of: a checkpoint leaves fewer than there were.
+    pub fn has_removed(&self) -> bool {
+        self.has_removed && !self.is_empty()
+    }
+
     /// Tells whether there is nothing to free.
     pub fn is_empty(&self) -> bool {
         self.pointers.is_empty() && self.nodes.is_empty()
@@ -46,7 +54,7 @@ impl Garbage {
 
     /// Lets go of nodes that have been stored by now, so that they take no memory until they are freed.
     pub fn let_go_of_stored(&mut self) {
-        let Self { pointers, nodes } = self;
+        let Self { pointers, nodes, .. } = self;
         nodes.retain(|node| match node.stored() {
             Some(pointer) => {
                 pointers.push(pointer);

@@ -14,6 +14,10 @@ use crate::{Pool, PoolError};
 const IDLE: Duration = Duration::from_millis(250);
 /// Changes that nobody flushed or checkpointed become durable after this long, and the log stays short.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// Where one would give space back, the next checkpoint waits this long only, when there is nothing else to do; and no less than so
+/// many times what the last one took, so that it costs a busy pool next to nothing.
+const GIVE_BACK_AFTER: Duration = Duration::from_millis(500);
+const GIVE_BACK_PART: u32 = 50;
 
 /// Runs [`Pool::maintain`] on a thread of its own until it is dropped.
 pub struct Maintainer {
@@ -140,21 +144,47 @@ impl Pace {
     }
 }
 
+/// The checkpoints that come by time, and not because of something else.
+struct Checkpoints {
+    last: Instant,
+    last_took: Duration,
+}
+
+impl Checkpoints {
+    fn is_due(&self, pool: &Pool, is_idle: bool) -> bool {
+        let since = self.last.elapsed();
+        let gives_back = || is_idle && since >= self.until_give_back() && pool.has_pages_to_give_back();
+        since >= CHECKPOINT_EVERY || gives_back()
+    }
+
+    fn until_give_back(&self) -> Duration {
+        GIVE_BACK_AFTER.max(self.last_took * GIVE_BACK_PART)
+    }
+
+    fn store_one(&mut self, pool: &Pool) -> Result<Duration, PoolError> {
+        let begun = Instant::now();
+        let stored = pool.checkpoint();
+        self.last = Instant::now();
+        self.last_took = self.last - begun;
+        stored.map(|()| Duration::ZERO)
+    }
+}
+
 fn run(pool: &Pool, signal: &Signal) {
     let mut wait = Duration::ZERO;
-    let mut last_checkpoint = Instant::now();
+    let now = Instant::now();
+    let mut checkpoints = Checkpoints {
+        last: now,
+        last_took: Duration::ZERO,
+    };
     let mut paces = Paces {
-        reclaim: Pace::new(pool.options.reclaim_leaves_per_second, last_checkpoint),
-        fill: Pace::new(pool.options.fill_chunks_per_second, last_checkpoint),
-        scrub: Pace::new(pool.scrub_chunks_per_second(), last_checkpoint),
+        reclaim: Pace::new(pool.options.reclaim_leaves_per_second, now),
+        fill: Pace::new(pool.options.fill_chunks_per_second, now),
+        scrub: Pace::new(pool.scrub_chunks_per_second(), now),
     };
     while signal.wait(wait) {
-        let checkpoint_due = last_checkpoint.elapsed() >= CHECKPOINT_EVERY;
-        let step = match checkpoint_due {
-            true => pool.checkpoint().map(|()| {
-                last_checkpoint = Instant::now();
-                Duration::ZERO
-            }),
+        let step = match checkpoints.is_due(pool, !wait.is_zero()) {
+            true => checkpoints.store_one(pool),
             false => step(pool, &mut paces),
         };
         wait = match step {
@@ -166,7 +196,7 @@ fn run(pool: &Pool, signal: &Signal) {
                     error = &error as &dyn std::error::Error,
                     "background work failed; trying again later"
                 );
-                last_checkpoint = Instant::now();
+                checkpoints.last = Instant::now();
                 IDLE
             }
         };
@@ -193,7 +223,81 @@ fn step(pool: &Pool, paces: &mut Paces) -> Result<Duration, PoolError> {
 
 #[cfg(test)]
 mod tests {
+    use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeSpec};
+    use uuid::Uuid;
+
     use super::*;
+    use crate::sim::SimDevice;
+    use crate::{FormatOptions, OpenOptions};
+
+    /// What the leaf of a map covers, in bytes.
+    const LEAF: u64 = 512 * 16384;
+
+    /// A volume with so many leaves in its map, which a checkpoint has stored.
+    fn volume_of_many_pages(pool: &Arc<Pool>) -> VolumeId {
+        let id = VolumeId(Uuid::from_u128(1));
+        let spec = VolumeSpec::new(id, 1 << 40, DataSource::Blank);
+        pool.create_volume(&spec).unwrap();
+        let handle = pool
+            .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
+            .unwrap();
+        for leaf in 0..200 {
+            handle.write(leaf * LEAF, &[1; 4096], Durability::Cached).unwrap();
+        }
+        pool.checkpoint().unwrap();
+        id
+    }
+
+    fn pool() -> Arc<Pool> {
+        let device = SimDevice::new(16 << 20, 1);
+        let format = FormatOptions {
+            chunk_bytes: 16384,
+            log_bytes: 1 << 20,
+            ..FormatOptions::default()
+        };
+        Pool::format(&*device, &format).unwrap();
+        Pool::open(device, OpenOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn pages_of_a_deleted_volume_come_back_long_before_a_checkpoint_is_due_by_time() {
+        let pool = pool();
+        pool.checkpoint().unwrap();
+        let before = pool.stat().metadata_chunks;
+        let volume = volume_of_many_pages(&pool);
+        assert!(pool.stat().metadata_chunks > before + 90);
+        let maintainer = Maintainer::start(Arc::clone(&pool)).unwrap();
+        pool.delete_volume(volume).unwrap();
+        maintainer.nudge();
+        let limit = Instant::now() + CHECKPOINT_EVERY / 2;
+        while pool.stat().metadata_chunks > before + 2 {
+            assert!(Instant::now() < limit, "{} chunks", pool.stat().metadata_chunks);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn checkpoints_that_give_pages_back_are_as_far_apart_as_the_last_one_demands() {
+        let pool = pool();
+        let volume = volume_of_many_pages(&pool);
+        pool.delete_volume(volume).unwrap();
+        while pool.maintain().unwrap().more {}
+        assert!(pool.has_pages_to_give_back());
+        let second = Duration::from_secs(1);
+        let long_ago = |last_took| Checkpoints {
+            last: Instant::now() - 10 * second,
+            last_took,
+        };
+        assert!(long_ago(second / 10).is_due(&pool, true));
+        assert!(!long_ago(second / 10).is_due(&pool, false), "there is other work");
+        assert!(
+            !long_ago(second).is_due(&pool, true),
+            "it would be a tenth of the time"
+        );
+        let mut checkpoints = long_ago(Duration::ZERO);
+        checkpoints.store_one(&pool).unwrap();
+        assert!(!pool.has_pages_to_give_back() && !checkpoints.is_due(&pool, true));
+    }
 
     #[test]
     fn reclaim_waits_as_long_as_what_it_went_through_takes_and_saves_nothing_up() {

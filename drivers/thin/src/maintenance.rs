@@ -95,6 +95,12 @@ impl Pool {
         state.space.free() + state.space.waiting_for_discard() < state.reserve_chunks() + spare
     }
 
+    /// Tells whether a checkpoint would give back pages of maps of which what they say is gone: the space of a deleted volume is
+    /// short of them until then.
+    pub(crate) fn has_pages_to_give_back(&self) -> bool {
+        read(&self.state).garbage.has_removed()
+    }
+
     /// Tells whether so many chunks are partial that soon no other could begin to be.
     pub(crate) fn has_many_partial_chunks(&self) -> bool {
         read(&self.state).partials.len() > self.options.max_partial_chunks / 2

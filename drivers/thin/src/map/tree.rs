@@ -152,7 +152,7 @@ impl Walk<'_> {
         let owned = self.owns.owns(slot.birth(), end);
         let removed = std::mem::take(slot);
         if owned {
-            self.garbage.push_slot(removed);
+            self.garbage.push_removed(removed);
         }
     }
 }
