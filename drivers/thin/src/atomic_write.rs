@@ -84,15 +84,13 @@ impl VersionHandle {
     fn piece<'a>(&self, index: u64, within: &Range<u64>, bytes: &'a [u8]) -> Result<Given<'a>, IoError> {
         let located = self.locate(index).map_err(PoolError::into_io_error)?;
         let old = located.entry.is_mapped().then(|| located.entry.chunk());
-        // A lender has to be whole (F2).
+        // What it replaces stays as an orphan while it lends: a row of them would take space.
         let borrows = located.partial.is_none() && self.pool.may_begin_partial(&read(&self.pool.state));
         let content = Content::Data(bytes);
+        let source = old.map(|chunk| (chunk, located.partial.as_ref()));
         match borrows {
-            true => self.given_part(index, within, content, old),
-            false => {
-                let source = old.map(|chunk| (chunk, located.partial.as_ref()));
-                self.given_whole(index, within, content, source)
-            }
+            true => self.given_part(index, within, content, source),
+            false => self.given_whole(index, within, content, source),
         }
     }
 

@@ -447,8 +447,10 @@ impl Check<'_> {
         }
         for (chunk, lender) in &picture.loans {
             let holds_data = |chunk: u64| picture.data.get(chunk as usize).copied().unwrap_or(false);
-            if !self.seen_chunks.contains(chunk) {
-                self.problem(format!("chunk {chunk} is partial, but no version owns it"));
+            if !self.seen_chunks.contains(chunk) && !picture.orphans.contains(chunk) {
+                self.problem(format!(
+                    "chunk {chunk} is partial, but no version owns it and it does not lend"
+                ));
             }
             if let Some(lender) = lender.filter(|lender| !holds_data(*lender)) {
                 self.repairable(format!(

@@ -277,19 +277,15 @@ impl VersionHandle {
                 .pool
                 .may_begin_partial_with_room()
                 .map_err(PoolError::into_io_error)?;
-        match (mapped, &located.partial) {
-            (None, _) if matches!(content, Content::Zeros) => return Ok(()),
-            // A lender has to be whole (F2).
-            (lender, None) if begins_partial => return self.map_part(index, &within, content, lender),
-            (Some(chunk), Some(view))
-                if begins_partial && self.map_over_partial(index, &within, content, (chunk, view))? =>
-            {
-                return Ok(());
-            }
-            _ => {}
-        }
         let source = mapped.map(|chunk| (chunk, located.partial.as_ref()));
-        self.map_whole(index, &within, content, source)
+        match source {
+            None if matches!(content, Content::Zeros) => Ok(()),
+            Some((chunk, Some(view))) if begins_partial => {
+                self.map_over_partial(index, &within, content, (chunk, view))
+            }
+            lender if begins_partial => self.map_part(index, &within, content, lender),
+            _ => self.map_whole(index, &within, content, source),
+        }
     }
 
     fn is_whole_chunk(&self, within: &Range<u64>) -> bool {

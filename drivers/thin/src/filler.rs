@@ -91,7 +91,7 @@ impl Pool {
         let Some(view) = read(&self.state).partials.view(chunk) else {
             return true;
         };
-        if view.lender.is_some() || view.checksums.are_on() {
+        if !view.lenders.is_empty() || view.checksums.are_on() {
             return false;
         }
         let place = self.chunk_offset(chunk);

@@ -11,6 +11,7 @@ use smallvec::{SmallVec, smallvec};
 use crate::data_path::{Content, medium};
 use crate::format::BLOCK;
 use crate::handle::VersionHandle;
+use crate::locks::read;
 use crate::part_write::{Cover, whole_blocks};
 use crate::partial::{BlockMask, Blocks, PartialView};
 use crate::pool::{Decision, Priority};
@@ -27,10 +28,8 @@ pub(crate) struct Given<'a> {
     pub sums: Option<BlockSums>,
 }
 
-/// The most runs of blocks that a new chunk of a checksummed version takes over one by one.
+/// The most runs of blocks that a new chunk takes over one by one: each is a read and a write.
 const MOST_KEPT_RUNS: usize = 16;
-/// The same without checksums: each is a read and a write, and two of these already take as long as a copy of the chunk.
-const MOST_KEPT_RUNS_UNSUMMED: usize = 2;
 
 impl VersionHandle {
     /// Maps a chunk index to a new chunk with these blocks; `map` makes the records of which the last gives it the first ones.
@@ -81,17 +80,17 @@ impl VersionHandle {
         self.map_given(&[given], |chunk| smallvec![Record::Map { node, index, chunk }])
     }
 
-    /// Returns the blocks that this content touches, completed with what `lender` holds, or zeros.
+    /// Returns the blocks that this content touches, completed with what `lender` with its view holds, or zeros.
     pub(crate) fn given_part<'a>(
         &self,
         index: u64,
         within: &Range<u64>,
         content: Content<'a>,
-        lender: Option<u64>,
+        lender: Option<(u64, Option<&PartialView>)>,
     ) -> Result<Given<'a>, IoError> {
         let blocks = Blocks::touching(within);
         let bytes = whole_blocks(blocks, within, content, |bytes, target| match lender {
-            Some(lender) => self.read_blocks(index, lender, None, bytes, target),
+            Some((lender, view)) => self.read_blocks(index, lender, view, bytes, target),
             None => Ok(()),
         })?;
         let sums = self.checksums.of(&bytes);
@@ -153,33 +152,52 @@ impl VersionHandle {
         })
     }
 
-    /// Maps a chunk index to a new chunk that takes the place of one that is partial: this content, what else that one holds,
-    /// and the rest from the same lender. False, and nothing is done, when that one holds too many pieces, or has a lender and the
-    /// version no checksums: no record says that.
+    /// Maps a chunk index to a new chunk with this content that takes the place of one that is partial: it borrows the rest from
+    /// that one, or where it may not, or need not, takes it over. The caller holds the index's latch exclusively.
     pub(crate) fn map_over_partial(
         &self,
         index: u64,
         within: &Range<u64>,
         content: Content<'_>,
         (replaced, view): (u64, &PartialView),
-    ) -> Result<bool, IoError> {
+    ) -> Result<(), IoError> {
         let blocks = Blocks::touching(within);
-        let mut kept = view.mask;
-        kept.clear(blocks);
-        let is_summed = self.checksums.are_on();
-        let most = match is_summed {
-            true => MOST_KEPT_RUNS,
-            false => MOST_KEPT_RUNS_UNSUMMED,
-        };
-        let runs: Vec<Blocks> = runs_of(&kept).take(most + 1).collect();
-        if runs.len() > most || (!is_summed && view.lender.is_some()) {
-            return Ok(false);
+        let source = Some((replaced, Some(view)));
+        if self.checksums.are_on() {
+            return self.map_with_kept(index, within, content, (replaced, view));
         }
-        let bytes = whole_blocks(blocks, within, content, |bytes, target| {
-            self.read_blocks(index, replaced, Some(view), bytes, target)
-        })?;
-        let sums = self.checksums.of(&bytes);
-        let mut given = vec![Given { blocks, bytes, sums }];
+        let from_nothing = view.mask.is_within(blocks) && view.lenders.is_empty();
+        let may_borrow = || {
+            let state = read(&self.pool.state);
+            self.pool
+                .may_borrow_from_partial(&state, replaced, self.checksums)
+        };
+        if !from_nothing && !may_borrow() {
+            return self.map_whole(index, within, content, source);
+        }
+        let given = self.given_part(index, within, content, source)?;
+        self.map_given(&[given], |chunk| {
+            records_of_part(self.node, index, chunk, blocks, from_nothing)
+        })
+    }
+
+    /// Maps a chunk index of a checksummed version to a new chunk with this content and all else that the replaced one, which is
+    /// partial, holds; it borrows from the lender of that.
+    fn map_with_kept(
+        &self,
+        index: u64,
+        within: &Range<u64>,
+        content: Content<'_>,
+        (replaced, view): (u64, &PartialView),
+    ) -> Result<(), IoError> {
+        let source = Some((replaced, Some(view)));
+        let mut kept = view.mask;
+        kept.clear(Blocks::touching(within));
+        let runs: Vec<Blocks> = runs_of(&kept).take(MOST_KEPT_RUNS + 1).collect();
+        if runs.len() > MOST_KEPT_RUNS {
+            return self.map_whole(index, within, content, source);
+        }
+        let mut given = vec![self.given_part(index, within, content, source)?];
         for blocks in runs {
             let range = blocks.bytes();
             let at = self.pool.chunk_offset(replaced) + range.start;
@@ -188,20 +206,17 @@ impl VersionHandle {
                 .device
                 .read_at(at, &mut bytes)
                 .map_err(medium("reading", at))?;
-            let sums = match is_summed {
-                true => Some(self.pool.sums_under(replaced, Some(view), blocks)),
-                false => None,
-            };
+            let sums = self.pool.sums_under(replaced, Some(view), blocks);
             given.push(Given {
                 blocks,
                 bytes: Cover::Completed(bytes),
-                sums: sums.transpose().map_err(PoolError::into_io_error)?,
+                sums: Some(sums.map_err(PoolError::into_io_error)?),
             });
         }
+        let blocks = given[0].blocks;
         self.map_given(&given, |chunk| {
-            records_of_part(self.node, index, chunk, blocks, !is_summed)
-        })?;
-        Ok(true)
+            records_of_part(self.node, index, chunk, blocks, false)
+        })
     }
 }
 

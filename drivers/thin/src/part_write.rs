@@ -43,14 +43,14 @@ pub(crate) enum Landed {
 }
 
 impl VersionHandle {
-    /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by `lender`, or zeros. The caller
-    /// holds the index's latch exclusively.
+    /// Maps a chunk index to a new chunk that holds only this content; the rest is lent by what is mapped there, `lender` with
+    /// its view, or zeros. The caller holds the index's latch exclusively.
     pub(crate) fn map_part(
         &self,
         index: u64,
         within: &Range<u64>,
         content: Content<'_>,
-        lender: Option<u64>,
+        lender: Option<(u64, Option<&PartialView>)>,
     ) -> Result<(), IoError> {
         let given = self.given_part(index, within, content, lender)?;
         let blocks = given.blocks;
@@ -80,7 +80,7 @@ impl VersionHandle {
         if self.checksums.are_on() && view.mask.touches(blocks) {
             return Ok(Landed::Nowhere);
         }
-        if matches!(content, Content::Zeros) && view.lender.is_none() && !view.mask.touches(blocks) {
+        if matches!(content, Content::Zeros) && view.lenders.is_empty() && !view.mask.touches(blocks) {
             return Ok(Landed::Here);
         }
         // Blocks of the mask among them are overwritten.
@@ -249,6 +249,12 @@ impl Pool {
     /// Tells whether another chunk may become partial.
     pub(crate) fn may_begin_partial(&self, state: &State) -> bool {
         state.allows_partials && state.partials.len() < self.options.max_partial_chunks
+    }
+
+    /// Tells whether a new chunk of a version may borrow from one that is partial (F2). With checksums a record that replaces one
+    /// means another lender.
+    pub(crate) fn may_borrow_from_partial(&self, state: &State, chunk: u64, checksums: Checksums) -> bool {
+        !checksums.are_on() && state.partials_may_lend() && state.partials.may_lend(chunk)
     }
 }
 

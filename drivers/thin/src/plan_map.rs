@@ -154,16 +154,21 @@ impl VersionHandle {
         };
         let mut from_nothing = false;
         if blocks != Blocks::all(chunk_bytes) {
-            // A lender has to be whole (F2), or what it holds itself be written over.
             let partial = match entry.is_mapped() {
                 true => state.partials.view(entry.chunk()),
                 false => None,
             };
-            let replaces = partial.is_none_or(|view| {
-                from_nothing = !self.checksums.are_on();
-                view.mask.is_within(blocks) && !(from_nothing && view.lender.is_some())
+            let may_begin = partial.is_none_or(|view| {
+                // All that it holds itself is written over.
+                let is_covered = view.mask.is_within(blocks);
+                from_nothing = is_covered && view.lenders.is_empty() && !self.checksums.are_on();
+                from_nothing
+                    || is_covered && self.checksums.are_on()
+                    || self
+                        .pool
+                        .may_borrow_from_partial(state, entry.chunk(), self.checksums)
             });
-            if !replaces || !self.pool.may_begin_partial(state) {
+            if !may_begin || !self.pool.may_begin_partial(state) {
                 return Err(Unplanned::NeedsSlowPath);
             }
         }

@@ -300,9 +300,9 @@ impl Space {
             ended.push(entry.freed);
         }
         for mut freed in ended {
-            match freed.users.as_mut().map(Arc::get_mut) {
-                Some(None) => self.in_use.push(freed),
-                Some(Some(())) | None => self.free_now(freed.chunk, discard),
+            match freed.users.iter_mut().all(|users| Arc::get_mut(users).is_some()) {
+                false => self.in_use.push(freed),
+                true => self.free_now(freed.chunk, discard),
             }
         }
     }
@@ -369,6 +369,8 @@ fn bit(words: &[u64], chunk: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::SmallVec;
+
     use super::*;
 
     #[test]
@@ -416,9 +418,12 @@ mod tests {
             let chunk = space.take(SearchFrom::Cursor).unwrap();
             assert!(space.record_mapped(chunk, false));
             assert!(!space.record_mapped(chunk, false), "a chunk holds data once");
-            let freed = |users| Freed { chunk, users };
-            assert!(space.record_freed(freed(None), 7));
-            assert!(!space.record_freed(freed(None), 7));
+            let freed = || Freed {
+                chunk,
+                users: SmallVec::new(),
+            };
+            assert!(space.record_freed(freed(), 7));
+            assert!(!space.record_freed(freed(), 7));
             space.release(6, discard);
             assert_eq!(space.take(SearchFrom::Cursor), None);
             assert!(space.take_discards(10).is_empty());
@@ -433,7 +438,7 @@ mod tests {
         let chunk = space.take(SearchFrom::Cursor).unwrap();
         assert!(space.record_mapped(chunk, false));
         let reader = Arc::new(());
-        let users = Some(Arc::clone(&reader));
+        let users = SmallVec::from_iter([Arc::default(), Arc::clone(&reader)]);
         assert!(space.record_freed(Freed { chunk, users }, 7));
         space.release(7, false);
         assert_eq!((space.take(SearchFrom::Cursor), space.quarantined()), (None, 1));

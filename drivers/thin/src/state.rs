@@ -12,8 +12,8 @@
 use std::sync::Arc;
 
 use crate::format::{
-    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_SCRUB,
-    LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
+    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION,
+    INCOMPAT_PARTIAL_LENDERS, INCOMPAT_SCRUB, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
 };
 use crate::garbage::Garbage;
 use crate::keys::{KeyAreas, KeyRef};
@@ -254,6 +254,11 @@ impl State {
         self.incompat & INCOMPAT_CHECKSUMS != 0
     }
 
+    /// Tells whether the superblock says that partial chunks may lend.
+    pub fn partials_may_lend(&self) -> bool {
+        self.incompat & INCOMPAT_PARTIAL_LENDERS != 0
+    }
+
     /// Tells whether the superblock says that there may have been a scrub.
     pub fn allows_scrub(&self) -> bool {
         self.incompat & INCOMPAT_SCRUB != 0
@@ -423,10 +428,10 @@ impl State {
     fn apply_fill(&mut self, chunk: u64, blocks: Blocks, batch: u64) -> Result<(), String> {
         self.check_blocks(blocks)?;
         let block_count = self.geometry.pages_per_chunk();
-        match self.partials.add(chunk, blocks, block_count)? {
-            Some(freed) => self.record_freed(freed, batch),
-            None => Ok(()),
-        }
+        let freed = self.partials.add(chunk, blocks, block_count)?;
+        freed
+            .into_iter()
+            .try_for_each(|freed| self.record_freed(freed, batch))
     }
 
     pub(crate) fn check_blocks(&self, blocks: Blocks) -> Result<(), String> {

@@ -230,7 +230,7 @@ fn a_4_kib_write_after_a_snapshot_is_one_write_of_4_kib() {
 }
 
 #[test]
-fn a_4_kib_write_over_a_partial_chunk_of_a_snapshot_moves_what_that_holds_and_no_more() {
+fn a_4_kib_write_over_a_partial_chunk_of_a_snapshot_is_one_write_of_4_kib() {
     let fixture = Fixture::new();
     // Nothing lies below these chunks, and nothing has filled them.
     for chunk in 0..3 {
@@ -238,8 +238,7 @@ fn a_4_kib_write_over_a_partial_chunk_of_a_snapshot_moves_what_that_holds_and_no
     }
     let snapshot = fixture.snapshot(7);
     let beside = fixture.cost_of_write(20480, 4096, 2);
-    assert_eq!((beside.reads, beside.read_bytes), (1, 4096));
-    assert_eq!((beside.writes, beside.written_bytes), (2, 8192));
+    assert_eq!(beside, one_write_of(4096), "the rest is lent");
     let over = fixture.cost_of_write(CHUNK + 8192, 4096, 3);
     assert_eq!(over, one_write_of(4096), "nothing else is in the chunk");
     let (plan, data) = planned(&fixture, 2 * CHUNK + 4096, 8192, 4);
@@ -288,6 +287,101 @@ fn a_4_kib_write_over_a_partial_chunk_of_a_snapshot_moves_what_that_holds_and_no
     );
     let pool = Arc::clone(&pool);
     check(&Fixture { device, pool, handle }, &snapshot);
+}
+
+#[test]
+fn a_4_kib_write_over_a_row_of_lenders_is_one_write_of_4_kib_until_there_are_eight() {
+    let fixture = Fixture::new();
+    fixture.write(0, CHUNK, 1).unwrap();
+    let mut snapshots = Vec::new();
+    for number in 2..=9 {
+        snapshots.push(fixture.snapshot(number.into()));
+        let cost = fixture.cost_of_write(number * 4096, 4096, number);
+        assert_eq!(cost, one_write_of(4096), "write {number}");
+    }
+    snapshots.push(fixture.snapshot(10));
+    let cost = fixture.cost_of_write(10 * 4096, 4096, 10);
+    assert_eq!((cost.writes, cost.written_bytes), (1, CHUNK));
+    let check = |fixture: &Fixture, snapshots: &[Arc<VersionHandle>]| {
+        let holds = |handle: &VersionHandle, upto: u64| {
+            for block in 0..16 {
+                let stamp = if (2..=upto).contains(&block) { block } else { 1 };
+                assert_holds(handle, block * 4096, 4096, stamp);
+            }
+        };
+        for (number, snapshot) in snapshots.iter().enumerate() {
+            holds(snapshot, number as u64 + 1);
+        }
+        holds(&fixture.handle, 10);
+        fixture.assert_sound();
+    };
+    check(&fixture, &snapshots);
+    fixture.pool.checkpoint().unwrap();
+
+    let Fixture { device, pool, handle } = fixture;
+    drop((handle, snapshots, pool));
+    let device = device.power_cycle();
+    let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
+    let volume = VersionId::Volume(VolumeId(Uuid::from_u128(1)));
+    let handle = pool.open_version(volume, OpenMode::ReadWrite).unwrap();
+    let ids = (2..=10).map(|number| SnapshotId(Uuid::from_u128(number)));
+    let open = |id| pool.open_version(VersionId::Snapshot(id), OpenMode::ReadOnly);
+    let snapshots: Vec<_> = ids.map(|id| open(id).unwrap()).collect();
+    let fixture = Fixture {
+        device,
+        pool: Arc::clone(&pool),
+        handle,
+    };
+    check(&fixture, &snapshots);
+    while pool.maintain().unwrap().more {}
+    check(&fixture, &snapshots);
+}
+
+#[test]
+fn what_lends_goes_with_the_last_that_borrows_from_it() {
+    let fixture = Fixture::new();
+    fixture.write(0, CHUNK, 1).unwrap();
+    fixture.snapshot(2);
+    fixture.write(2 * 4096, 4096, 2).unwrap();
+    fixture.snapshot(3);
+    fixture.write(3 * 4096, 4096, 3).unwrap();
+    for number in [2, 3] {
+        let id = SnapshotId(Uuid::from_u128(number));
+        fixture.pool.delete_snapshot(id).unwrap();
+    }
+    let expected = |fixture: &Fixture| {
+        for block in 0..16 {
+            let stamp = if [2, 3].contains(&block) { block } else { 1 };
+            assert_holds(&fixture.handle, block * 4096, 4096, stamp);
+        }
+        fixture.assert_sound();
+    };
+    expected(&fixture);
+    // Their space is reclaimed, but what they lend cannot be filled in.
+    fixture.device.fail(OpKind::Read, 0, 1000, Fault::Io);
+    for _ in 0..10 {
+        fixture.pool.maintain().unwrap();
+    }
+    fixture.device.heal();
+    let stat = fixture.pool.stat();
+    assert_eq!(
+        (stat.data_chunks, stat.partial_chunks, stat.orphan_chunks),
+        (3, 2, 2),
+        "F3"
+    );
+    expected(&fixture);
+    fixture.pool.checkpoint().unwrap();
+    expected(&fixture);
+    while fixture.pool.maintain().unwrap().more {}
+    expected(&fixture);
+    fixture.pool.checkpoint().unwrap();
+    while fixture.pool.maintain().unwrap().more {}
+    let stat = fixture.pool.stat();
+    assert_eq!(
+        (stat.data_chunks, stat.partial_chunks, stat.orphan_chunks),
+        (1, 0, 0),
+        "F3"
+    );
 }
 
 #[test]

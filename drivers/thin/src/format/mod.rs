@@ -20,8 +20,8 @@ pub(crate) use segments::{
     ADDED_DATA_START, AddedDevice, AddedDevices, DeviceLabel, MAX_ADDED_DEVICES, split_address,
 };
 pub(crate) use superblock::{
-    BASE_INCOMPAT, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_RESERVED_VOLUMES, INCOMPAT_SCRUB,
-    INCOMPAT_SEGMENTS, Superblock, SuperblockFields,
+    BASE_INCOMPAT, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_PARTIAL_LENDERS,
+    INCOMPAT_RESERVED_VOLUMES, INCOMPAT_SCRUB, INCOMPAT_SEGMENTS, Superblock, SuperblockFields,
 };
 pub(crate) use table::{
     DirectoryEntry, FLAG_CHECKSUMS, FLAG_RESERVED, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row,

@@ -28,8 +28,11 @@ pub(crate) const INCOMPAT_SEGMENTS: u64 = 16;
 pub(crate) const INCOMPAT_CHECKSUMS: u64 = 32;
 /// There may have been a scrub: the index stream says how it is, and the log has records for it.
 pub(crate) const INCOMPAT_SCRUB: u64 = 64;
+/// What lends to a partial chunk may be partial itself.
+pub(crate) const INCOMPAT_PARTIAL_LENDERS: u64 = 128;
 /// What every checkpoint sets.
-pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES;
+pub(crate) const BASE_INCOMPAT: u64 =
+    INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES | INCOMPAT_PARTIAL_LENDERS;
 const KNOWN_INCOMPAT: u64 =
     BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS | INCOMPAT_CHECKSUMS | INCOMPAT_SCRUB;
 const KNOWN_RO_COMPAT: u64 = 0;

@@ -22,12 +22,14 @@ pub(crate) struct Blocks {
     pub count: u16,
 }
 
-/// A partial chunk as of one moment. While it is held, neither it nor its lender is handed out again (F4).
+/// A partial chunk as of one moment. While it is held, neither it nor what it borrows from is handed out again (F4).
 #[derive(Debug, Clone)]
 pub(crate) struct PartialView {
     pub mask: BlockMask,
-    pub lender: Option<u64>,
-    /// Whether it has checksums, and its lender.
+    /// Whom to ask for what it does not hold, one after the other: each with the blocks that it holds, or `None` when it is
+    /// whole.
+    pub lenders: SmallVec<[(u64, Option<BlockMask>); 1]>,
+    /// Whether it has checksums, and its lenders.
     pub checksums: Checksums,
     #[expect(dead_code, reason = "held, not read")]
     pub(super) users: SmallVec<[Users; 2]>,
@@ -129,19 +131,23 @@ impl PartialView {
             if from >= within.end {
                 return None;
             }
-            let own = self.mask.get((from / BLOCK) as usize);
+            let home = self.home((from / BLOCK) as usize);
             let mut upto = from / BLOCK * BLOCK + BLOCK;
-            while upto < within.end && self.mask.get((upto / BLOCK) as usize) == own {
+            while upto < within.end && self.home((upto / BLOCK) as usize) == home {
                 upto += BLOCK;
             }
             let piece = from..upto.min(within.end);
             from = piece.end;
-            let home = match self.lender {
-                _ if own => Home::Own,
-                Some(lender) => Home::Lender(lender),
-                None => Home::Nowhere,
-            };
             Some((piece, home))
         })
+    }
+
+    fn home(&self, block: usize) -> Home {
+        let holds = |mask: &Option<BlockMask>| mask.is_none_or(|mask| mask.get(block));
+        if self.mask.get(block) {
+            return Home::Own;
+        }
+        let lender = self.lenders.iter().find(|(_, mask)| holds(mask));
+        lender.map_or(Home::Nowhere, |(lender, _)| Home::Lender(*lender))
     }
 }

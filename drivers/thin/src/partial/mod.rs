@@ -7,10 +7,12 @@
 //! Part of the state, under its lock, and like the rest of it a function of the records applied.
 //!
 //! Invariants
-//! - F1: a block outside a chunk's mask is never read from the chunk: it reads as the lender's block, or as zeros.
-//! - F2: a lender is not partial itself, and nothing is written to it while it lends.
+//! - F1: a block outside a chunk's mask is never read from the chunk: it reads as the lender's block, or as zeros. Where the
+//!   lender is partial itself, its block is found in the same way.
+//! - F2: while a chunk lends, nothing is written to it but what it borrows itself. No more than [`MOST_LENDERS`] lie below a
+//!   chunk, and it is not one of them.
 //! - F3: a lender is not freed while it lends. A record that would free it makes it an orphan, which no version
-//!   owns; the record that ends its last loan frees it.
+//!   owns; the record that ends its last loan frees it, and ends its own loan with that.
 //! - F4: what is freed is not handed out again while a read from a lender, or the filling of a chunk, that began
 //!   before is in progress: each holds the `users` of what it uses.
 //! - F5: blocks outside the mask are written only by who holds them, or the whole chunk, of the [`FillLatches`], until the
@@ -33,6 +35,10 @@ pub(crate) use fill_latches::{FillLatches, WholeChunk};
 
 /// Held by whoever uses a chunk in a way that no latch covers (F4).
 pub(crate) type Users = Arc<()>;
+
+/// The most chunks that what a chunk holds may come from, besides itself: each has to be asked for what the ones above it do not
+/// hold.
+pub(crate) const MOST_LENDERS: usize = 8;
 
 /// The chunks of a pool that are partial, and those that lend to them.
 #[derive(Debug, Default)]
@@ -57,11 +63,11 @@ struct Lender {
     users: Users,
 }
 
-/// A chunk to be freed, and who may be using it still.
+/// A chunk to be freed, and who may be using it still: as a partial chunk, and as a lender.
 #[derive(Debug)]
 pub(crate) struct Freed {
     pub chunk: u64,
-    pub users: Option<Users>,
+    pub users: SmallVec<[Users; 2]>,
 }
 
 impl PartialChunks {
@@ -93,26 +99,42 @@ impl PartialChunks {
     /// Returns what a partial chunk consists of now; `None` for a chunk that is whole.
     pub fn view(&self, chunk: u64) -> Option<PartialView> {
         let partial = self.chunks.get(&chunk)?;
-        let lender = partial.lender.and_then(|lender| self.lenders.get(&lender));
-        let lender_users = lender.map(|lender| Arc::clone(&lender.users));
+        let mut users = SmallVec::from_iter([Arc::clone(&partial.users)]);
+        let mut lenders = SmallVec::new();
+        for lender in self.below(chunk) {
+            let mask = self.chunks.get(&lender).map(|partial| partial.mask);
+            lenders.push((lender, mask));
+            users.extend(self.lenders.get(&lender).map(|lender| Arc::clone(&lender.users)));
+        }
         Some(PartialView {
             mask: partial.mask,
-            lender: partial.lender,
+            lenders,
             checksums: partial.checksums,
-            users: [Arc::clone(&partial.users)]
-                .into_iter()
-                .chain(lender_users)
-                .collect(),
+            users,
         })
     }
 
-    /// Returns some of the partial chunks: in order from `chunk` on, and then from the first.
+    /// Returns what lies below a chunk: its lender, the lender of that, and so on.
+    fn below(&self, chunk: u64) -> impl Iterator<Item = u64> + '_ {
+        let lender_of = |chunk: &u64| self.chunks.get(chunk).and_then(|partial| partial.lender);
+        std::iter::successors(lender_of(&chunk), lender_of)
+    }
+
+    /// Tells whether a new chunk may borrow from this one (F2).
+    pub fn may_lend(&self, chunk: u64) -> bool {
+        self.below(chunk).take(MOST_LENDERS).count() < MOST_LENDERS
+    }
+
+    /// Returns some of the partial chunks that versions own: in order from `chunk` on, and then from the first. Orphans go
+    /// when those that borrow from them are whole.
     pub fn some_from(&self, chunk: u64, limit: usize) -> Vec<u64> {
         let behind = self.chunks.range(chunk..);
         let before = self.chunks.range(..chunk);
+        let is_orphan = |chunk: &u64| self.lenders.get(chunk).is_some_and(|lender| lender.orphan);
         behind
             .chain(before)
             .map(|(chunk, _)| *chunk)
+            .filter(|chunk| !is_orphan(chunk))
             .take(limit)
             .collect()
     }
@@ -120,7 +142,7 @@ impl PartialChunks {
     /// A chunk begins with these blocks of its own and borrows the rest.
     ///
     /// # Errors
-    /// When the lender is partial itself (F2), or the chunk is partial already.
+    /// When the lender may not lend (F2), or the chunk is partial already or lends itself.
     pub fn begin(
         &mut self,
         chunk: u64,
@@ -130,7 +152,20 @@ impl PartialChunks {
     ) -> Result<(), String> {
         let mut mask = BlockMask::default();
         mask.set(blocks);
+        if self.lends(chunk) {
+            return Err(format!("chunk {chunk} lends before it is anything"));
+        }
+        if lender.is_some_and(|lender| lender == chunk || !self.may_lend(lender)) {
+            return Err(format!(
+                "chunk {chunk} borrows from chunk {lender:?}, which may not lend"
+            ));
+        }
         self.insert(chunk, mask, lender, checksums)
+    }
+
+    /// Tells whether another chunk borrows from this one.
+    fn lends(&self, chunk: u64) -> bool {
+        self.lenders.get(&chunk).is_some_and(|lender| lender.loans > 0)
     }
 
     fn insert(
@@ -141,11 +176,6 @@ impl PartialChunks {
         checksums: Checksums,
     ) -> Result<(), String> {
         if let Some(lender) = lender {
-            if self.contains(lender) || lender == chunk {
-                return Err(format!(
-                    "chunk {chunk} borrows from chunk {lender}, which is not whole"
-                ));
-            }
             self.lenders.entry(lender).or_default().loans += 1;
         }
         let partial = Partial {
@@ -160,37 +190,60 @@ impl PartialChunks {
         }
     }
 
-    /// More blocks of a partial chunk are its own now. When all are, it is whole, and an orphaned lender may have to
-    /// be freed (F3).
+    /// More blocks of a partial chunk are its own now. When all are, it is whole, and orphaned lenders may have to be freed
+    /// (F3).
     ///
     /// # Errors
     /// When the chunk is not partial.
-    pub fn add(&mut self, chunk: u64, blocks: Blocks, block_count: u64) -> Result<Option<Freed>, String> {
+    pub fn add(
+        &mut self,
+        chunk: u64,
+        blocks: Blocks,
+        block_count: u64,
+    ) -> Result<SmallVec<[Freed; 2]>, String> {
+        let mut freed = SmallVec::new();
         let partial = self.chunks.get_mut(&chunk);
         let partial = partial.ok_or_else(|| format!("fills chunk {chunk}, which is not partial"))?;
         partial.mask.set(blocks);
         if u64::from(partial.mask.count()) < block_count {
-            return Ok(None);
+            return Ok(freed);
         }
         let lender = partial.lender;
         self.chunks.remove(&chunk);
-        Ok(lender.and_then(|lender| self.end_loan(lender)))
+        if let Some(lender) = lender {
+            self.end_loan(lender, &mut freed);
+        }
+        Ok(freed)
     }
 
-    fn end_loan(&mut self, chunk: u64) -> Option<Freed> {
-        let lender = self.lenders.get_mut(&chunk)?;
+    fn end_loan(&mut self, chunk: u64, freed: &mut SmallVec<[Freed; 2]>) {
+        let Some(lender) = self.lenders.get_mut(&chunk) else {
+            return;
+        };
         lender.loans -= 1;
         if lender.loans > 0 {
-            return None;
+            return;
         }
         if lender.orphan {
-            let users = self.lenders.remove(&chunk).map(|lender| lender.users);
-            return Some(Freed { chunk, users });
-        }
-        if Arc::get_mut(&mut lender.users).is_some() {
+            self.free(chunk, freed);
+        } else if Arc::get_mut(&mut lender.users).is_some() {
             self.lenders.remove(&chunk);
         }
-        None
+    }
+
+    /// Forgets a chunk that nobody owns or borrows from, and what it has borrowed.
+    fn free(&mut self, chunk: u64, freed: &mut SmallVec<[Freed; 2]>) {
+        let lent = self.lenders.remove(&chunk).map(|lender| lender.users);
+        let partial = self.chunks.remove(&chunk);
+        let lender = partial.as_ref().and_then(|partial| partial.lender);
+        let users = partial.map(|partial| partial.users).into_iter().chain(lent);
+        freed.push(Freed {
+            chunk,
+            users: users.collect(),
+        });
+        if let Some(lender) = lender {
+            self.end_loan(lender, freed);
+        }
     }
 
     /// A chunk loses its owner. Returns what is to be freed: nothing while it lends (F3).
@@ -198,20 +251,16 @@ impl PartialChunks {
     /// # Errors
     /// When it has lost its owner before.
     pub fn release(&mut self, chunk: u64) -> Result<SmallVec<[Freed; 2]>, String> {
+        let mut freed = SmallVec::new();
         if let Some(lender) = self.lenders.get_mut(&chunk)
             && lender.loans > 0
         {
             return match std::mem::replace(&mut lender.orphan, true) {
-                false => Ok(SmallVec::new()),
+                false => Ok(freed),
                 true => Err(format!("frees chunk {chunk}, which no version owns")),
             };
         }
-        let lent = self.lenders.remove(&chunk).map(|lender| lender.users);
-        let partial = self.chunks.remove(&chunk);
-        let borrowed_from = partial.as_ref().and_then(|partial| partial.lender);
-        let users = partial.map(|partial| partial.users).or(lent);
-        let mut freed = SmallVec::from_iter([Freed { chunk, users }]);
-        freed.extend(borrowed_from.and_then(|lender| self.end_loan(lender)));
+        self.free(chunk, &mut freed);
         Ok(freed)
     }
 
@@ -293,12 +342,9 @@ impl PartialChunks {
                 None => return Err(format!("orphan {orphan} lends to no chunk")),
             }
         }
-        match partials
-            .chunks
-            .keys()
-            .find(|chunk| partials.lenders.contains_key(chunk))
-        {
-            Some(chunk) => Err(format!("chunk {chunk} lends and is not whole")),
+        let too_deep = |chunk: &&u64| partials.below(**chunk).take(MOST_LENDERS + 1).count() > MOST_LENDERS;
+        match partials.chunks.keys().find(too_deep) {
+            Some(chunk) => Err(format!("chunk {chunk} has too many lenders")),
             None => Ok(partials),
         }
     }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use quarry_contract::conformance::SplitMix;
-use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeSpec};
+use quarry_contract::{
+    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
+};
 use quarry_thin::sim::{Action, SECTOR_BYTES, Setup, SimDevice, Stamp, Violation, World};
 use quarry_thin::{FormatOptions, OpenOptions, Pool, PoolError};
 
@@ -393,6 +395,41 @@ fn a_pool_without_the_feature_commits_with_one_flush_after_its_first_checkpoint(
     assert_eq!(flushes_of_write(0), 2);
     pool.checkpoint().unwrap();
     assert_eq!(flushes_of_write(4096), 1);
+}
+
+/// A pool from before partial chunks could lend: no older Quarry may meet one that does before the superblock tells it.
+#[test]
+fn a_pool_without_the_feature_lets_partial_chunks_lend_after_its_first_checkpoint() {
+    let device = formatted();
+    let all_before = 7u64;
+    rewrite_superblocks(&device, 56, &all_before.to_le_bytes());
+    let pool = open(&device).expect("an older pool opens");
+    let volume = VolumeId(uuid::Uuid::from_u128(1));
+    let spec = VolumeSpec::new(volume, 1 << 20, DataSource::Blank);
+    pool.create_volume(&spec).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(volume), OpenMode::ReadWrite)
+        .unwrap();
+    let mut snapshots = 0;
+    let mut write_after_snapshot = |block: u64| {
+        snapshots += 1;
+        let id = SnapshotId(uuid::Uuid::from_u128(snapshots));
+        pool.create_snapshots(&[SnapshotSpec { id, volume }]).unwrap();
+        let before = device.counts().written_bytes;
+        handle
+            .write(block * 4096, &[block as u8; 4096], Durability::Cached)
+            .unwrap();
+        device.counts().written_bytes - before
+    };
+    handle.write(0, &[9; 64 << 10], Durability::Cached).unwrap();
+    assert_eq!(write_after_snapshot(1), 4096, "what lends is whole");
+    assert_eq!(write_after_snapshot(2), pool.chunk_bytes(), "a copy");
+    assert_eq!(write_after_snapshot(3), 4096);
+    pool.checkpoint().unwrap();
+    assert_eq!(write_after_snapshot(0), 4096);
+    drop((handle, pool));
+    let pool = open(&device.power_cycle()).unwrap();
+    assert!(pool.check().unwrap().problems.is_empty());
 }
 
 /// A pool from before partial chunks: no older Quarry may meet one in the log before the superblock tells it.

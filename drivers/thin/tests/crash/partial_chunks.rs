@@ -112,6 +112,56 @@ fn f4_a_lender_is_not_reused_while_a_planned_read_is_under_way() {
 }
 
 #[test]
+fn f4_what_lends_to_a_lender_is_not_reused_while_a_planned_read_is_under_way() {
+    let suite = "f4_what_lends_to_a_lender_is_not_reused_while_a_planned_read_is_under_way";
+    for_each_seed(suite, 1, |_| -> Result<(), Violation> {
+        let device = SimDevice::new(4 << 20, 1);
+        let pool = open(device.clone());
+        let (handle, other) = (volume(&pool, 1), volume(&pool, 2));
+        let mut expected = expected();
+        write(&handle, 0, CHUNK, 1);
+        snapshot_of(&pool, 1);
+        write(&handle, 4096, 4096, 2);
+        let second = SnapshotId(uuid::Uuid::from_u128(8));
+        let volume = VolumeId(uuid::Uuid::from_u128(1));
+        pool.create_snapshots(&[SnapshotSpec { id: second, volume }])
+            .unwrap();
+        write(&handle, 8192, 4096, 3);
+        expected[8192..12288].copy_from_slice(&Stamp(3).bytes(8192, 4096));
+        let Planned::Direct(plan) = handle.plan_read(0, CHUNK as usize) else {
+            panic!("nothing stands in the way of a plan");
+        };
+        let places: std::collections::BTreeSet<u64> = (plan.segments.iter())
+            .map(|segment| match segment.place {
+                Place::Device(at) => at / CHUNK,
+                Place::Zeros => panic!("everything was written"),
+            })
+            .collect();
+        assert_eq!(places.len(), 3, "two chunks lend");
+        for snapshot in [SNAPSHOT, second] {
+            pool.delete_snapshot(snapshot).unwrap();
+        }
+        background_work(&pool);
+        fill_up(&other);
+        let mut bytes = vec![0xa5; CHUNK as usize];
+        for segment in &plan.segments {
+            let Place::Device(at) = segment.place else {
+                panic!("everything was written");
+            };
+            device.read_at(at, &mut bytes[segment.buffer.clone()]).unwrap();
+        }
+        assert!(bytes == expected, "F4: a read in progress");
+        drop(plan);
+        other.discard(0, 1 << 20).unwrap();
+        background_work(&pool);
+        handle.read(0, &mut bytes).unwrap();
+        assert!(bytes == expected, "F1");
+        assert_sound(&pool);
+        Ok(())
+    });
+}
+
+#[test]
 fn f4_a_chunk_is_not_reused_while_it_is_being_filled() {
     let suite = "f4_a_chunk_is_not_reused_while_it_is_being_filled";
     for_each_seed(suite, 1, |_| -> Result<(), Violation> {

@@ -25,6 +25,8 @@ const ENCRYPTED_IMAGE: &str = "1-encryption";
 const CHECKSUMS_IMAGE: &str = "1-checksums";
 /// The image of a pool like that, in which a scrub is running.
 const SCRUB_IMAGE: &str = "1-scrub";
+/// The image in which a partial chunk lends.
+const LENDERS_IMAGE: &str = "1-partial-lenders";
 const BLOCK: usize = 4096;
 
 /// The key of the volumes in the images that have encrypted ones.
@@ -76,6 +78,15 @@ fn write_image(image: &Path) {
         let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
         volume.flush().unwrap();
     }
+    if image.ends_with(LENDERS_IMAGE) {
+        let pool = open(&path);
+        // A clone that shares a partial chunk; what it is given there is what it holds.
+        let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(3)));
+        let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
+        let (at, mut bytes) = (104 << 10, [0; BLOCK]);
+        volume.read(at, &mut bytes).unwrap();
+        volume.write(at, &bytes, Durability::Flushed).unwrap();
+    }
     let bytes = fs::read(&path).unwrap();
     let mut packed = (bytes.len() as u64).to_le_bytes().to_vec();
     for (number, block) in bytes.chunks(BLOCK).enumerate() {
@@ -123,6 +134,17 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
                 (true, _) => ScrubState::Done,
             };
             assert_eq!(pool.scrub_status().unwrap().state, scrub, "{image:?}");
+            let partial = pool.partial_chunks();
+            let is_partial = |chunk| partial.iter().any(|partial| partial.chunk == chunk);
+            let some_lend = partial
+                .iter()
+                .filter_map(|partial| partial.lender)
+                .any(is_partial);
+            assert_eq!(
+                some_lend,
+                image.ends_with(LENDERS_IMAGE) && round < 2,
+                "{image:?}"
+            );
             let report = pool.check().unwrap();
             assert!(report.problems.is_empty(), "{image:?}, round {round}: {report:?}");
             model.compare(&pool, &format!("{image:?}, round {round}"));
@@ -148,5 +170,5 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         assert_eq!(bytes, [7; 4096], "{image:?}");
         opened += 1;
     }
-    assert!(opened >= 7, "{opened} images");
+    assert!(opened >= 8, "{opened} images");
 }
