@@ -13,6 +13,8 @@ pub struct Findings {
     pub found: Vec<String>,
     /// Those that a repair does not put right, or has not.
     pub remaining: Vec<String>,
+    /// What lost pages of maps were for and the chunk table has made again, or can.
+    pub rebuilt: Vec<String>,
 }
 
 /// A check or repair as JSON.
@@ -21,6 +23,7 @@ struct Record<'a> {
     sound: bool,
     found: &'a [String],
     remaining: &'a [String],
+    rebuilt: &'a [String],
 }
 
 impl Findings {
@@ -30,7 +33,10 @@ impl Findings {
             (0, _) => format!("{what} is sound"),
             (found, 0) => format!("{what}: {found} problems; quarry pool repair puts them right"),
             (found, remaining) => {
-                format!("{what}: {found} problems, {remaining} of which only a backup puts right")
+                format!(
+                    "{what}: {found} problems, {remaining} of which only a backup puts right{}",
+                    self.advice()
+                )
             }
         };
         self.told(sentence, self.found.is_empty())
@@ -42,10 +48,21 @@ impl Findings {
             (0, _) => format!("{what} is sound, nothing was changed"),
             (found, 0) => format!("{what} is sound again: {found} problems were put right"),
             (_, remaining) => {
-                format!("{what}: {remaining} problems are left, which only a backup puts right")
+                format!(
+                    "{what}: {remaining} problems are left, which only a backup puts right{}",
+                    self.advice()
+                )
             }
         };
         self.told(sentence, self.remaining.is_empty())
+    }
+
+    /// Tells what else there is to do.
+    fn advice(&self) -> &'static str {
+        match self.rebuilt.is_empty() {
+            true => "",
+            false => ", or quarry pool repair --discarded-may-come-back",
+        }
     }
 
     fn told(&self, sentence: String, sound: bool) -> Answer {
@@ -58,11 +75,13 @@ impl Findings {
             .iter()
             .filter(|problem| !self.found.contains(problem));
         let lines = lines.chain(new.map(|problem| format!("! {problem}\n")));
+        let lines = lines.chain(self.rebuilt.iter().map(|one| format!("= {one}\n")));
         let text = lines.collect::<String>() + &sentence;
         let record = Record {
             sound,
             found: &self.found,
             remaining: &self.remaining,
+            rebuilt: &self.rebuilt,
         };
         Answer::done(text, &record).with_exit((!sound).then_some(Exit::Damaged))
     }
@@ -78,12 +97,14 @@ mod tests {
         let sound = Findings {
             found: vec![],
             remaining: vec![],
+            rebuilt: vec![],
         };
         assert_eq!(sound.of_check("pool a").exit(), None);
         assert_eq!(sound.of_check("pool a").render(Format::Table), "pool a is sound");
         let damaged = Findings {
             found: vec!["one".into(), "two".into()],
             remaining: vec!["two".into()],
+            rebuilt: vec![],
         };
         for answer in [damaged.of_check("pool a"), damaged.of_repair("pool a")] {
             assert_eq!(answer.exit(), Some(Exit::Damaged));
@@ -92,8 +113,15 @@ mod tests {
         let repaired = Findings {
             found: vec!["one".into()],
             remaining: vec![],
+            rebuilt: vec!["its map".into()],
         };
         assert_eq!(repaired.of_repair("pool a").exit(), None);
+        assert!(
+            repaired
+                .of_repair("pool a")
+                .render(Format::Table)
+                .contains("\n= its map\n")
+        );
         assert_eq!(repaired.of_check("pool a").exit(), Some(Exit::Damaged));
     }
 }

@@ -92,6 +92,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
             let findings = Findings {
                 remaining: problems.iter().filter(left).map(sentence).collect(),
                 found: problems.iter().map(sentence).collect(),
+                rebuilt: Vec::new(),
             };
             Ok(findings.of_check(&format!("pool {name}")))
         }

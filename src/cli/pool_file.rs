@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use quarry_thin::{
-    Access, BitmapSource, DeviceSet, FileDevice, FileDeviceError, IoMode, LogBatch, OpenOptions, Pool,
-    PoolError, assemble, repair,
+    Access, BitmapSource, DeviceSet, Discarded, FileDevice, FileDeviceError, IoMode, LogBatch, OpenOptions,
+    Pool, PoolError, assemble, repair,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -30,10 +30,11 @@ Exit codes: 0 sound, 5 something is wrong with it, 1 it cannot be checked.")]
     Check(CheckArgs),
     /// Put right what a check finds, as far as the pool says itself what belongs where
     #[command(after_help = "\
-Put right: superblock copies, map pages of which one copy is left, the chunk bitmap. What can only be guessed is
-named and left as it is. Make a copy of the file first when the disk under it is failing.
+Put right: superblock copies, map pages of which one copy is left, the chunk bitmap, the chunk table; and from the
+chunk table map pages of which no copy is left. What can only be guessed is named and left as it is. Make a copy of the
+file first when the disk under it is failing.
 Exit codes: 0 nothing is left, 5 something is left, 1 it cannot be repaired.")]
-    Repair(FileArgs),
+    Repair(RepairArgs),
     /// Show the figures of a pool file that no agent has open
     Stat(FileArgs),
     /// Show a structure of a pool file as it lies on the medium (docs/formats/pool.md)
@@ -45,6 +46,16 @@ Exit codes: 0 nothing is left, 5 something is left, 1 it cannot be repaired.")]
 pub struct FileArgs {
     /// The pool's file or block device
     file: PathBuf,
+}
+
+/// What to repair.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// The pool's file or block device
+    file: PathBuf,
+    /// Also make map pages below which something was discarded: it holds again what it held before
+    #[arg(long)]
+    discarded_may_come_back: bool,
 }
 
 /// What to check.
@@ -105,27 +116,34 @@ impl Command {
 pub fn run(command: Command) -> Result<Answer, Failure> {
     match command {
         Command::Check(args) => check(&args.file.expect("clap requires a file or a pool")),
-        Command::Repair(args) => repair_file(&args.file),
+        Command::Repair(args) => repair_file(&args),
         Command::Stat(args) => stat(&args.file),
         Command::Dump(args) => dump(&args),
     }
 }
 
 fn check(file: &Path) -> Result<Answer, Failure> {
-    Ok(findings(file, Access::ReadOnly)?.of_check(&file.display().to_string()))
+    let findings = findings(file, Access::ReadOnly, Discarded::StaysAway)?;
+    Ok(findings.of_check(&file.display().to_string()))
 }
 
-fn repair_file(file: &Path) -> Result<Answer, Failure> {
-    Ok(findings(file, Access::ReadWrite)?.of_repair(&file.display().to_string()))
+fn repair_file(args: &RepairArgs) -> Result<Answer, Failure> {
+    let discarded = match args.discarded_may_come_back {
+        true => Discarded::MayComeBack,
+        false => Discarded::StaysAway,
+    };
+    let findings = findings(&args.file, Access::ReadWrite, discarded)?;
+    Ok(findings.of_repair(&args.file.display().to_string()))
 }
 
-fn findings(file: &Path, access: Access) -> Result<Findings, Failure> {
+fn findings(file: &Path, access: Access, discarded: Discarded) -> Result<Findings, Failure> {
     let device = open_device(file, access)?;
-    let report =
-        repair(&device, &OpenOptions::default(), access).map_err(|error| pool_failure(file, &error))?;
+    let report = repair(&device, &OpenOptions::default(), access, discarded)
+        .map_err(|error| pool_failure(file, &error))?;
     Ok(Findings {
         found: report.found,
         remaining: report.remaining,
+        rebuilt: report.rebuilt,
     })
 }
 
@@ -151,6 +169,7 @@ struct StatRecord {
     snapshot_count: u64,
     dead_version_count: u64,
     checksummed_version_count: u64,
+    chunk_table_complete: bool,
 }
 
 fn stat(file: &Path) -> Result<Answer, Failure> {
@@ -175,6 +194,7 @@ fn stat(file: &Path) -> Result<Answer, Failure> {
         snapshot_count: stat.snapshots,
         dead_version_count: stat.dead_versions,
         checksummed_version_count: stat.checksummed_versions,
+        chunk_table_complete: stat.is_table_complete,
     };
     let chunks = |count: u64| format!("{count} ({})", show_size(count * stat.chunk_bytes));
     let properties = vec![
@@ -197,6 +217,15 @@ fn stat(file: &Path) -> Result<Answer, Failure> {
         ("snapshots", stat.snapshots.to_string()),
         ("deleted, not reclaimed", stat.dead_versions.to_string()),
         ("of all with checksums", stat.checksummed_versions.to_string()),
+        (
+            "chunk table",
+            if stat.is_table_complete {
+                "complete"
+            } else {
+                "incomplete"
+            }
+            .to_owned(),
+        ),
     ];
     Ok(Answer::show(properties, &record))
 }

@@ -15,14 +15,15 @@
 //! - K3: two superblock copies stay untouched until the two others are durable.
 //! - K4: a node counts as stored only after its page has been written, so eviction never loses it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, MutexGuard};
 
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
+use crate::chunk_table::{FrozenTable, StoredTable};
 use crate::format::{
-    AddedDevices, BASE_INCOMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS,
+    AddedDevices, BASE_INCOMPAT, BASE_RO_COMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS,
     INCOMPAT_ENCRYPTION, INCOMPAT_SCRUB, INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader,
     PagePointer, ROWS_PER_PAGE, SuperblockFields,
 };
@@ -55,12 +56,21 @@ pub(crate) struct Frozen {
     sum_roots: Option<Vec<Slot>>,
     /// As the index stream has it; `None` in a pool without one.
     scrub: Option<Vec<u64>>,
+    table: FrozenTable,
     reservation: Reservation,
     previous: StoredIndex,
     version_rows: usize,
     next_node: u64,
     log_batch: u64,
     log_block: u64,
+}
+
+/// Where what the index stream lists has been written.
+struct Lists {
+    bitmap_pages: Vec<PagePointer>,
+    row_pages: Vec<PagePointer>,
+    sum_roots: Option<Vec<PagePointer>>,
+    table: StoredTable,
 }
 
 /// How a checkpoint flushes: what it says it is doing is for an error.
@@ -79,6 +89,7 @@ pub(crate) struct Stored {
     incompat: u64,
     index: StoredIndex,
     pages: PageSpace,
+    table: StoredTable,
     log_batch: u64,
     log_block: u64,
 }
@@ -87,7 +98,7 @@ impl State {
     /// Returns how many page pairs a checkpoint may need when `extra_nodes` further map pages become dirty.
     pub fn checkpoint_pages(&self, extra_nodes: u64) -> u64 {
         let row_pages = self.versions.dirty_row_pages() as u64 + extra_nodes.min(1);
-        let nodes = self.gauge.dirty() + extra_nodes;
+        let nodes = self.gauge.dirty() + self.table.changed_pages() + extra_nodes;
         // Every further page may open a chunk of its own in each class.
         let new_chunks = 2 * ((nodes + row_pages) / self.geometry.pages_per_chunk() + 2);
         // Any of the bitmap's pages may change.
@@ -111,7 +122,8 @@ impl State {
             + partials
             + keys
             + sums
-            + scrub;
+            + scrub
+            + 8 * self.table.most_encoded_words(&self.geometry);
         bytes.div_ceil(INDEX_PAYLOAD_BYTES as u64)
     }
 
@@ -135,7 +147,14 @@ impl State {
     /// free space does not suffice. The caller has sealed the open batch in the same critical section (K2).
     pub fn freeze(&mut self, layout: Layout) -> Option<Frozen> {
         let needed = self.checkpoint_pages(0);
-        let reservation = self.pages.reserve(&self.geometry, &mut self.space, needed)?;
+        let (mut unneeded, more_tops) = self.take_unneeded_of_table();
+        let mut reserve = |pages| self.pages.reserve(&self.geometry, &mut self.space, pages);
+        let (reservation, postponed) = match reserve(needed + more_tops) {
+            Some(reservation) => (Some(reservation), BTreeSet::new()),
+            None => (reserve(needed), std::mem::take(&mut unneeded)),
+        };
+        self.table.postpone(postponed);
+        let reservation = reservation?;
         let rows = self.versions.take_dirty_rows();
         let mut garbage = std::mem::take(&mut self.garbage);
         for page in &rows {
@@ -160,6 +179,7 @@ impl State {
             keys: self.keys.wanted.then(|| self.keys.encode()),
             sum_roots: self.sums.wanted.then(|| self.sums.roots().to_vec()),
             scrub: self.scrub.wanted.then(|| self.scrub.encode()),
+            table: self.table.freeze(unneeded),
             garbage,
             pages: self.pages.clone(),
             reservation,
@@ -184,6 +204,7 @@ impl State {
         self.allows_partials = true;
         self.log.unsettled.allowed = true;
         self.incompat = stored.incompat;
+        self.table.settle(stored.table);
         self.garbage.let_go_of_stored();
     }
 }
@@ -209,8 +230,10 @@ impl Pool {
         self.commit()?;
         {
             let state = read(&self.state);
-            let unchanged =
-                state.garbage.is_empty() && state.versions.dirty_row_pages() == 0 && !state.space.is_dirty();
+            let unchanged = state.garbage.is_empty()
+                && state.versions.dirty_row_pages() == 0
+                && !state.space.is_dirty()
+                && state.table.is_clean();
             let says_all = (state.allows_encryption() || !state.keys.wanted)
                 && (state.allows_checksums() || !state.sums.wanted)
                 && (state.allows_scrub() || !state.scrub.wanted);
@@ -272,14 +295,27 @@ impl Frozen {
         let row_pages = trees.store_rows(&self.rows, std::mem::take(&mut self.previous.row_pages))?;
         let bitmap_pages = std::mem::take(&mut self.previous.bitmap_pages);
         let bitmap_pages = trees.store_bitmap_pages(geometry, &self.bitmap, bitmap_pages)?;
-        let TreeWriter { writer, written, .. } = trees;
+        let TreeWriter {
+            mut writer,
+            reservation,
+            written,
+            ..
+        } = trees;
+        let mut freed = std::mem::take(&mut self.garbage).into_pointers();
+        let table = std::mem::take(&mut self.table);
+        let table = table.store(device, &mut writer, reservation, &mut freed)?;
         writer.finish()?;
         for (node, pointer) in written {
             node.set_stored(pointer);
         }
 
-        let freed = std::mem::take(&mut self.garbage).into_pointers();
-        let (index, pages) = self.index_stream(&bitmap_pages, &row_pages, sum_roots.as_deref(), &freed);
+        let lists = Lists {
+            bitmap_pages,
+            row_pages,
+            sum_roots,
+            table,
+        };
+        let (index, pages) = self.index_stream(&lists, &freed);
         let index_bytes = index.len() as u64;
         let index_pages = self.store_index(device, &index)?;
         let (directory, directory_side, directory_crc32c) = self.store_bitmap(device, geometry)?;
@@ -291,7 +327,7 @@ impl Frozen {
             uuid,
             generation,
             compat: 0,
-            ro_compat: 0,
+            ro_compat: BASE_RO_COMPAT,
             incompat,
             geometry: *geometry,
             directory_crc32c,
@@ -312,11 +348,12 @@ impl Frozen {
                 generation,
                 directory_side,
                 directory,
-                row_pages,
-                bitmap_pages,
+                row_pages: lists.row_pages,
+                bitmap_pages: lists.bitmap_pages,
                 index_pages,
             },
             pages,
+            table: lists.table,
             log_batch: self.log_batch,
             log_block: self.log_block,
         })
@@ -343,20 +380,12 @@ impl Frozen {
 
     /// Encodes the index stream and returns it with the page chunks that it lists: those that are left once this
     /// checkpoint is durable, with the pages that the stream itself is going to take.
-    fn index_stream(
-        &self,
-        bitmap_pages: &[PagePointer],
-        row_pages: &[PagePointer],
-        sum_roots: Option<&[PagePointer]>,
-        freed: &[PagePointer],
-    ) -> (Vec<u8>, PageSpace) {
+    fn index_stream(&self, lists: &Lists, freed: &[PagePointer]) -> (Vec<u8>, PageSpace) {
         let geometry = &self.layout.geometry;
-        let has_segments = self.incompat() & INCOMPAT_SEGMENTS != 0;
-        let bitmap_pages = has_segments.then_some(bitmap_pages);
         let mut own_pages = 1;
         loop {
             let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
-            let stream = self.encode_index(bitmap_pages, row_pages, sum_roots, &pages);
+            let stream = self.encode_index(lists, &pages);
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
                 debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
@@ -366,18 +395,13 @@ impl Frozen {
         }
     }
 
-    fn encode_index(
-        &self,
-        bitmap_pages: Option<&[PagePointer]>,
-        row_pages: &[PagePointer],
-        sum_roots: Option<&[PagePointer]>,
-        pages: &PageSpace,
-    ) -> Vec<u8> {
+    fn encode_index(&self, lists: &Lists, pages: &PageSpace) -> Vec<u8> {
         let mask_words = mask_words(&self.layout.geometry);
         let mut stream = IndexWriter(Vec::new());
-        for list in bitmap_pages.into_iter().chain([row_pages]) {
-            stream.pointers(list);
+        if self.incompat() & INCOMPAT_SEGMENTS != 0 {
+            stream.pointers(&lists.bitmap_pages);
         }
+        stream.pointers(&lists.row_pages);
         stream.word(pages.chunk_count());
         for (chunk, page_chunk) in pages.chunks() {
             stream.word(chunk);
@@ -386,10 +410,12 @@ impl Frozen {
         }
         stream.words(&self.partials);
         stream.words(self.keys.as_deref().unwrap_or_default());
-        if let Some(roots) = sum_roots {
+        if let Some(roots) = &lists.sum_roots {
             stream.pointers(roots);
         }
         stream.words(self.scrub.as_deref().unwrap_or_default());
+        stream.pointers(&lists.table.tops);
+        stream.words(&lists.table.words());
         stream.0
     }
 
@@ -507,7 +533,7 @@ impl IndexWriter {
     }
 }
 
-fn reserved(reservation: &mut Reservation) -> (u64, u64) {
+pub(crate) fn reserved(reservation: &mut Reservation) -> (u64, u64) {
     reservation
         .next()
         .expect("the freeze reserved a page for everything that can be dirty")

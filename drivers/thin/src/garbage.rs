@@ -29,6 +29,11 @@ impl Garbage {
     /// Adds a page taken out of its slot; nothing takes its place.
     pub fn push_removed(&mut self, slot: Slot) {
         self.has_removed = true;
+        self.push_slot(slot);
+    }
+
+    /// Adds a page whose slot holds another one now.
+    pub fn push_slot(&mut self, slot: Slot) {
         match slot.into_node() {
             Ok(node) => self.push(node),
             Err(pointer) => self.push_pointer(pointer),

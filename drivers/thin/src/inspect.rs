@@ -57,6 +57,8 @@ pub struct PoolStat {
     pub dead_versions: u64,
     /// Versions of all kinds whose data has checksums.
     pub checksummed_versions: u64,
+    /// Whether the chunk table has an entry of every chunk that a version owns.
+    pub is_table_complete: bool,
 }
 
 /// One copy of the superblock.
@@ -162,6 +164,7 @@ impl Pool {
             checksummed_versions: (state.versions.iter())
                 .filter(|version| version.checksums.are_on())
                 .count() as u64,
+            is_table_complete: state.table.walk.has_seen_everything(),
         }
     }
 

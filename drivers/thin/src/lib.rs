@@ -17,10 +17,11 @@
 //! | volumes and snapshots | `control`, `handle` |
 //! | encrypted volumes | `keys` |
 //! | checksummed volumes | `sums`, `scrub` |
+//! | whose a chunk is, when a map cannot tell | `chunk_table` |
 //! | what runs in the background | `maintenance`, on the thread of [`Maintainer`] |
 //! | the driver of the control plane | [`ThinBackend`] |
 //! | the proof that a pool is sound | `check` |
-//! | tools that look into a pool or put it right | `inspect`, `repair`, `salvage` |
+//! | tools that look into a pool or put it right | `inspect`, `repair`, `salvage`, `rebuild` |
 
 mod allocation;
 mod assemble;
@@ -29,6 +30,7 @@ mod backend;
 mod check;
 mod checkpoint;
 mod chunk_places;
+mod chunk_table;
 mod commit;
 mod control;
 mod data_path;
@@ -57,6 +59,7 @@ mod map;
 mod metrics;
 mod options;
 mod page_io;
+mod page_set;
 mod page_space;
 mod part_write;
 mod partial;
@@ -65,6 +68,7 @@ mod plan_map;
 mod pool;
 mod queue;
 mod read_log;
+mod rebuild;
 mod record;
 mod recovery;
 mod repair;
@@ -99,4 +103,4 @@ pub use plan::{Finished, Place, Plan, PlanGuard, Planned, Segment};
 pub use pool::Pool;
 pub use queue::{VolumeDevice, VolumeQueue, Workers};
 pub use recovery::identify;
-pub use repair::{RepairReport, repair};
+pub use repair::{Discarded, RepairReport, repair};

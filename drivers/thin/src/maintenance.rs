@@ -21,6 +21,8 @@ const REAP_LEAVES: usize = 64;
 const QUARANTINED_CHUNKS: u64 = 4096;
 /// Reclaim goes as fast as it can when less than this part of the pool is left to data.
 const SHORT_OF_SPACE: u64 = 16;
+/// Entries of the chunk table, of 32 bytes each, that wait in memory for a checkpoint until one is made for them.
+const NEW_ENTRIES: usize = 1 << 19;
 /// Freed chunks that a step discards on the medium.
 const DISCARD_CHUNKS: usize = 256;
 
@@ -29,7 +31,7 @@ const DISCARD_CHUNKS: usize = 256;
 pub struct Maintenance {
     /// Another step would find work now.
     pub more: bool,
-    /// Leaves of deleted versions' maps that this one has gone through.
+    /// Leaves of deleted versions' maps that this one has gone through, or of all maps to fill the chunk table.
     pub reclaimed_leaves: u64,
     /// Partial chunks that this one has gone to fill.
     pub filled_chunks: u64,
@@ -76,6 +78,7 @@ impl Pool {
             || self.commit_if_much_is_quarantined()?
             || self.reap_and_fill(turns, &mut reclaimed_leaves, &mut filled_chunks)?
             || self.trim_sums()?
+            || turns.reclaim == Turn::Now && self.walk_for_table(&mut reclaimed_leaves)?
             || self.end_quarantine()?
             || self.settle_if_idle()?;
         // Whatever else there is to do.
@@ -135,7 +138,10 @@ impl Pool {
     fn checkpoint_if_due(&self) -> Result<bool, PoolError> {
         let due = {
             let state = read(&self.state);
-            state.log.is_half_full() || state.gauge.dirty() >= self.options.checkpoint_dirty_pages
+            let dirty = state.gauge.dirty() + state.table.changed_pages();
+            state.log.is_half_full()
+                || dirty >= self.options.checkpoint_dirty_pages
+                || state.table.new_entries().len() >= NEW_ENTRIES
         };
         if due {
             self.checkpoint()?;
@@ -162,8 +168,8 @@ impl Pool {
         Ok(reaped || filled)
     }
 
-    /// Reclaims a part of one deleted version; says how many leaves it went through. One that has come to a lost page is left
-    /// for good, and keeps nothing else from getting on.
+    /// Reclaims a part of one deleted version; says how many leaves it went through. A lost page that it comes to is made again from the
+    /// chunk table; where that cannot be, the version is left, and keeps nothing else from getting on.
     fn reap_step(&self, leaves: &mut u64) -> Result<bool, PoolError> {
         let mut found = None;
         let step = self.change(Priority::Reclaim, |state| {
@@ -178,11 +184,15 @@ impl Pool {
         });
         match (step, found) {
             (Err(error @ PoolError::Damaged { .. }), Some(node)) => {
-                tracing::error!(
-                    pool = %self.options.name, node = node.0, %error,
-                    "the space of a deleted version does not come back, its map is lost"
-                );
+                // Nobody else goes on with it meanwhile.
                 lock(&self.held_up).insert(node);
+                match self.rebuild_dead(node)? {
+                    true => drop(lock(&self.held_up).remove(&node)),
+                    false => tracing::error!(
+                        pool = %self.options.name, node = node.0, %error,
+                        "the space of a deleted version does not come back, its map is lost"
+                    ),
+                }
                 Ok(true)
             }
             (step, found) => step.map(|()| found.is_some()),

@@ -100,7 +100,8 @@ pub struct OpenOptions {
     /// Whether freed chunks are discarded on the medium (by [`Pool::maintain`](crate::Pool::maintain)), so that
     /// a sparse file gives its space back.
     pub discard_freed: bool,
-    /// How many leaves of deleted versions' maps the [`Maintainer`](crate::Maintainer) goes through in a second, each
+    /// How many leaves of deleted versions' maps, and of all maps where the chunk table has to be filled, the
+    /// [`Maintainer`](crate::Maintainer) goes through in a second, each
     /// 512 chunks and at most two pages to read, unless the pool is short of space: there is no limit then.
     pub reclaim_leaves_per_second: u32,
     /// How many partial chunks the [`Maintainer`](crate::Maintainer) fills in a second, unless more than half of those that

@@ -6,7 +6,7 @@
 //! Invariant P1: a page is handed out only when no superblock, durable or being written, needs it: pages are
 //! freed only by [`settle`](PageSpace::settle), after the superblock is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::format::{Geometry, PagePointer};
 use crate::space::{SearchFrom, Space};
@@ -107,6 +107,23 @@ impl PageSpace {
                 .get(&chunk)
                 .is_some_and(|c| c.class == class && c.used.get(page))
         })
+    }
+
+    /// Returns the pages in use that are not among these, as pairs; `None` when they are not as many of each class.
+    pub fn pages_but(&self, geometry: &Geometry, known: &HashSet<u64>) -> Option<Vec<PagePointer>> {
+        let mut unknown = [Vec::new(), Vec::new()];
+        for (chunk, page_chunk) in &self.chunks {
+            let used = (0..geometry.pages_per_chunk()).filter(|page| page_chunk.used.get(*page));
+            let numbers = used.map(|page| geometry.page_number(*chunk, page));
+            unknown[page_chunk.class as usize].extend(numbers.filter(|number| !known.contains(number)));
+        }
+        let [first, second] = unknown;
+        let pair = |(first, second)| PagePointer {
+            first,
+            second,
+            ..PagePointer::NONE
+        };
+        (first.len() == second.len()).then(|| first.into_iter().zip(second).map(pair).collect())
     }
 
     /// Returns how many further chunks a checkpoint of `pages` page pairs needs.

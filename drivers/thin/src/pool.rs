@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::chunk_places::ChunkPlaces;
+use crate::chunk_table::ChunkTable;
 use crate::commit::Rounds;
 use crate::format::{Geometry, LEAF_ENTRIES};
 use crate::handle::Openings;
@@ -305,9 +306,9 @@ impl State {
             .map(Obstacle::Page)
     }
 
-    /// Returns how many map pages and pages of sums records make dirty at most. Neighbours are in the same leaf.
+    /// Returns how many map pages, pages of sums and pages of the chunk table records make dirty at most. Neighbours are in the same leaf.
     fn dirtied_pages(&self, records: &[Record]) -> u64 {
-        let (mut last_leaf, mut last_sums) = (None, None);
+        let (mut last_leaf, mut last_sums, mut last_page) = (None, None, None);
         let pages = records.iter().map(|record| {
             let is_same = match *record {
                 Record::Map { node, index, .. } => {
@@ -320,7 +321,17 @@ impl State {
                 }
                 _ => false,
             };
-            if is_same { 0 } else { dirtied_by(record) }
+            let of_table = match *record {
+                Record::Map { chunk, .. } | Record::MapPart { chunk, .. } => {
+                    let page = Some(ChunkTable::page_of(chunk));
+                    match std::mem::replace(&mut last_page, page) == page {
+                        true => 0,
+                        false => self.table.pages_changed_by(chunk),
+                    }
+                }
+                _ => 0,
+            };
+            of_table + if is_same { 0 } else { dirtied_by(record) }
         });
         pages.sum()
     }

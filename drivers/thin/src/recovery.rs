@@ -17,6 +17,7 @@ use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::checkpoint::mask_words;
+use crate::chunk_table::ChunkTable;
 use crate::format::{
     AddedDevice, BITS_PER_BLOCK, BLOCK, BLOCK_BYTES, DirectoryEntry, Geometry, INDEX_PAYLOAD_BYTES,
     IndexPageHeader, MAX_ADDED_DEVICES, PagePointer, ROWS_PER_PAGE, SUPERBLOCK_COPIES, Superblock,
@@ -32,6 +33,7 @@ use crate::page_space::{CopyClass, PageChunk, PageMask, PageSpace};
 use crate::partial::PartialChunks;
 use crate::pool::Pool;
 use crate::read_log::{LoggedBatch, read_log};
+use crate::rebuild::{Rebuilt, rebuild_maps};
 use crate::record::Record;
 use crate::salvage::bitmap_from_maps;
 use crate::scrub::Scrub;
@@ -85,6 +87,26 @@ impl Pool {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_set(device: Arc<DeviceSet>, options: OpenOptions) -> Result<Arc<Pool>, PoolError> {
+        Self::open_and(device, options, |_, _| Ok(())).map(|(pool, ())| pool)
+    }
+
+    /// As [`open_set`](Self::open_set), with the pages of maps made again that are lost; in memory, until the next checkpoint.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); `Damaged` also when they cannot be made.
+    pub(crate) fn open_rebuilt(
+        device: Arc<DeviceSet>,
+        options: OpenOptions,
+    ) -> Result<(Arc<Pool>, Rebuilt), PoolError> {
+        Self::open_and(device, options, rebuild_maps)
+    }
+
+    /// Opens a pool; `put_right` sees its checkpoint before the log is applied.
+    fn open_and<R>(
+        device: Arc<DeviceSet>,
+        options: OpenOptions,
+        put_right: impl FnOnce(&dyn PoolDevice, &mut State) -> Result<R, PoolError>,
+    ) -> Result<(Arc<Pool>, R), PoolError> {
         let superblock = choose_superblock(&*device)?;
         check_devices(&device, &superblock)?;
         let writable = options.access == Access::ReadWrite && superblock.unknown_ro_compat() == 0;
@@ -92,6 +114,7 @@ impl Pool {
             heal_superblocks(&*device, &superblock)?;
         }
         let mut state = load_checkpoint(&*device, &superblock, options.bitmap)?;
+        let result = put_right(&*device, &mut state)?;
         let log = read_log(&*device, &superblock)?;
         if writable {
             log.make_durable(&*device)?;
@@ -119,7 +142,7 @@ impl Pool {
         if pool.stopped().is_none() {
             pool.erase_stale_slots()?;
         }
-        Ok(Arc::new(pool))
+        Ok((Arc::new(pool), result))
     }
 }
 
@@ -129,6 +152,7 @@ impl State {
             geometry,
             versions: VersionTree::default(),
             space: Space::new(geometry.chunk_count),
+            table: ChunkTable::default(),
             partials: PartialChunks::default(),
             allows_partials: false,
             incompat: 0,
@@ -398,6 +422,11 @@ fn load_checkpoint(
     if superblock.allows_scrub() {
         state.scrub = Scrub::decode(|| reader.word()).map_err(|detail| damaged(&detail))?;
     }
+    state.table = match superblock.has_chunk_table() {
+        true => ChunkTable::decode(geometry.chunk_count, || reader.word())
+            .ok_or_else(|| damaged("cut short in the chunk table"))?,
+        false => ChunkTable::to_be_filled(),
+    };
     let slots = state.keys.slots(&geometry);
     if let Some(slot) = state
         .versions

@@ -11,8 +11,9 @@
 
 use std::sync::Arc;
 
+use crate::chunk_table::ChunkTable;
 use crate::format::{
-    AddedDevices, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION,
+    AddedDevices, ChunkEntry, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION,
     INCOMPAT_PARTIAL_LENDERS, INCOMPAT_SCRUB, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
 };
 use crate::garbage::Garbage;
@@ -35,6 +36,7 @@ pub(crate) struct State {
     pub geometry: Geometry,
     pub versions: VersionTree,
     pub space: Space,
+    pub table: ChunkTable,
     pub partials: PartialChunks,
     /// Whether the superblock says that chunks may be partial, so that no older Quarry meets one.
     pub allows_partials: bool,
@@ -402,7 +404,7 @@ impl State {
         let replaced = update_leaf(&mut version.root, leaf, &mut walk, |entries| {
             std::mem::replace(&mut entries[index as usize % LEAF_ENTRIES], entry)
         });
-        let checksums = version.checksums;
+        let (checksums, birth) = (version.checksums, version.depth);
         version.own_chunks += 1;
         let frees = replaced.is_mapped() && owns.owns(replaced.birth(), leaf + 1);
         if !replaced.is_mapped() {
@@ -410,6 +412,8 @@ impl State {
         } else if frees {
             version.own_chunks -= 1;
         }
+        let name = node.0;
+        self.table.add(chunk, ChunkEntry { name, index, birth });
         if let Some(blocks) = part {
             let lender = match replaced.is_mapped() {
                 false => None,
@@ -514,6 +518,7 @@ impl State {
         );
         dead.own_chunks -= freed.len() as i64;
         if upto == MAX_LEAVES {
+            self.table.retire(dead, dead.children.first().copied());
             self.versions.retire(node);
         } else {
             self.versions.set_reap_cursor(node, upto);
@@ -536,6 +541,7 @@ impl State {
         self.log.unsettled.note_freed(chunk);
         if self.space.record_freed(freed, batch) {
             self.note_sums_unneeded(chunk);
+            self.table.note_unneeded(chunk);
             Ok(())
         } else {
             Err(format!("frees chunk {chunk}, which holds no data"))

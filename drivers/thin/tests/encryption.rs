@@ -7,7 +7,9 @@ use quarry_contract::{
     VersionId, VolumeId, VolumeKey, VolumeSpec, ZeroMode,
 };
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{Access, DeviceSet, FormatOptions, OpenOptions, Pool, PoolError, VersionHandle, repair};
+use quarry_thin::{
+    Access, DeviceSet, Discarded, FormatOptions, OpenOptions, Pool, PoolError, VersionHandle, repair,
+};
 use uuid::Uuid;
 
 const CHUNK: u64 = 16 << 10;
@@ -565,7 +567,13 @@ fn a_lost_copy_of_a_key_is_told_put_right_and_not_needed() {
             assert!(problems[0].contains("one copy of the key"), "{problems:?}");
             drop(pool);
             let medium = DeviceSet::of(device.clone());
-            let report = repair(&medium, &OpenOptions::default(), Access::ReadWrite).expect("repairing");
+            let report = repair(
+                &medium,
+                &OpenOptions::default(),
+                Access::ReadWrite,
+                Discarded::StaysAway,
+            )
+            .expect("repairing");
             assert_eq!((report.found.len(), report.remaining.len()), (1, 0), "{report:?}");
             assert_eq!(wrapped_keys(&device), wrapped_keys(&sound));
         }

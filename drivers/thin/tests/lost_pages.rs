@@ -8,7 +8,9 @@ use quarry_contract::{
     VolumeSpec,
 };
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{Access, DeviceSet, FormatOptions, OpenOptions, Pool, PoolDevice, VersionHandle, repair};
+use quarry_thin::{
+    Access, DeviceSet, Discarded, FormatOptions, OpenOptions, Pool, PoolDevice, VersionHandle, repair,
+};
 
 const CHUNK: u64 = 16 << 10;
 const MIB: u64 = 1 << 20;
@@ -120,46 +122,139 @@ fn what_is_below_a_lost_page_is_fenced_and_named_and_the_rest_works() {
     assert!(names(&pool, &leaf_of_version(4)));
     drop((handle, view));
     pool.close().unwrap();
-    // A repair does not take what is below it for free.
+    drop(pool);
+    // A repair makes it again.
+    let set = DeviceSet::of(Arc::clone(&device) as Arc<dyn PoolDevice>);
+    let discarded = Discarded::StaysAway;
+    let report = repair(&set, &OpenOptions::default(), Access::ReadWrite, discarded).unwrap();
+    assert_eq!(report.remaining, [] as [String; 0]);
+    let as_it_was = "its map is as it was";
+    assert_eq!(report.rebuilt.len(), 2, "{:?}", report.rebuilt);
+    assert!(
+        report
+            .rebuilt
+            .iter()
+            .all(|sentence| sentence.ends_with(as_it_was))
+    );
+    let pool = open(&device);
+    assert!(!is_fenced(&volume(&pool, 2), 0) && !is_fenced(&volume(&pool, 3), 0));
+    let mut found = vec![0; 4 * CHUNK as usize];
+    volume(&pool, 2).read(0, &mut found).unwrap();
+    assert_eq!(found, vec![2; 4 * CHUNK as usize]);
+}
+
+#[test]
+fn without_the_chunk_table_a_repair_names_what_is_lost_and_leaves_it_alone() {
+    let device = lose(&lose(&stored(), "page of the chunk table"), &leaf_of_version(2));
     let before = open(&device).status().free_bytes;
     let set = DeviceSet::of(Arc::clone(&device) as Arc<dyn PoolDevice>);
-    let report = repair(&set, &OpenOptions::default(), Access::ReadWrite).unwrap();
-    assert!(!report.remaining.is_empty());
+    let discarded = Discarded::MayComeBack;
+    let report = repair(&set, &OpenOptions::default(), Access::ReadWrite, discarded).unwrap();
+    assert!(
+        report.remaining.iter().any(|problem| problem.contains("whose")),
+        "{report:?}"
+    );
     let pool = open(&device);
+    // What is below it is not free.
     assert_eq!(pool.status().free_bytes, before);
     assert!(is_fenced(&volume(&pool, 2), 0) && !is_fenced(&volume(&pool, 3), 0));
 }
 
+/// Deletes volumes 1 to 3, of which 2 has lost this page, and lets the background work do what it can.
+fn delete_all(pool: &Arc<Pool>) {
+    let checksummed = VolumeSpec {
+        checksums: true,
+        ..spec(4)
+    };
+    pool.create_volume(&checksummed).unwrap();
+    write(&volume(pool, 4), 0, 4);
+    for number in 1..=3 {
+        pool.delete_volume(volume_id(number)).unwrap();
+    }
+}
+
+fn work_and_scrub(pool: &Pool) {
+    assert!(pool.start_scrub().unwrap().is_changed());
+    while pool.maintain().unwrap().more {}
+    assert_eq!(pool.scrub_status().unwrap().state, ScrubState::Done);
+}
+
+fn dead_versions(pool: &Pool) -> Vec<u64> {
+    let rows = pool.version_rows();
+    rows.iter().filter(|row| row.dead).map(|row| row.node).collect()
+}
+
 #[test]
-fn a_deleted_version_with_a_lost_page_holds_up_nothing_else() {
+fn the_space_of_a_deleted_version_comes_back_although_a_page_of_its_map_is_lost() {
     for page in [leaf_of_version(2), "level 3 page of version 2".to_owned()] {
         let device = lose(&stored(), &page);
+        let pool = open(&device);
+        delete_all(&pool);
+        work_and_scrub(&pool);
+        assert_eq!(pool.status().reclaim_debt_bytes, 0, "{page}");
+        assert_eq!(dead_versions(&pool), [], "{page}");
+        assert_eq!(pool.stat().data_chunks, 4, "{page}: what volume 4 has");
+        pool.close().unwrap();
+        drop(pool);
+        // What was below the root is not known to anybody but a repair.
+        let problems = open(&device).check().unwrap().problems;
+        assert_eq!(problems.is_empty(), page == leaf_of_version(2), "{problems:?}");
+        let set = DeviceSet::of(Arc::clone(&device) as Arc<dyn PoolDevice>);
+        let discarded = Discarded::StaysAway;
+        let report = repair(&set, &OpenOptions::default(), Access::ReadWrite, discarded).unwrap();
+        assert_eq!(report.remaining, [] as [String; 0], "{page}");
+        assert_eq!(
+            open(&device).check().unwrap().problems,
+            [] as [String; 0],
+            "{page}"
+        );
+    }
+}
+
+#[test]
+fn a_power_cut_while_a_page_of_a_deleted_version_is_made_again_leaves_before_or_after() {
+    let lost = lose(&stored(), &leaf_of_version(2));
+    let pool = open(&lost);
+    pool.delete_volume(volume_id(2)).unwrap();
+    pool.close().unwrap();
+    drop(pool);
+    for nth in 0.. {
+        let device = lost.fork(nth);
+        let pool = open(&device);
+        device.cut_power_at(nth);
+        while pool.maintain().is_ok_and(|step| step.more) {}
+        let _ = pool.close();
+        drop(pool);
+        let was_cut = device.is_cut();
+        let device = device.power_cycle();
+        let pool = open(&device);
+        while pool.maintain().unwrap().more {}
+        assert_eq!(dead_versions(&pool), [], "cut at {nth}");
+        assert_eq!(pool.stat().data_chunks, 16, "cut at {nth}");
+        pool.checkpoint().unwrap();
+        assert_eq!(pool.check().unwrap().problems, [] as [String; 0], "cut at {nth}");
+        if !was_cut {
+            assert!(nth > 10, "{nth} changes");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_deleted_version_whose_chunks_nobody_knows_holds_up_nothing_else() {
+    let without_table = lose(&stored(), "page of the chunk table");
+    for page in [leaf_of_version(2), "level 3 page of version 2".to_owned()] {
+        let device = lose(&without_table, &page);
         for round in 0..2 {
             let pool = open(&device);
             if round == 0 {
-                let checksummed = VolumeSpec {
-                    checksums: true,
-                    ..spec(4)
-                };
-                pool.create_volume(&checksummed).unwrap();
-                write(&volume(&pool, 4), 0, 4);
-                for number in 1..=3 {
-                    pool.delete_volume(volume_id(number)).unwrap();
-                }
+                delete_all(&pool);
             }
-            assert!(pool.start_scrub().unwrap().is_changed());
-            while pool.maintain().unwrap().more {}
-            assert_eq!(pool.scrub_status().unwrap().state, ScrubState::Done);
+            work_and_scrub(&pool);
             // Only what version 2 has stays: eight chunks.
             let status = pool.status();
             assert_eq!(status.reclaim_debt_bytes, 8 * CHUNK, "{page}, round {round}");
-            let versions = pool.version_rows();
-            let dead: Vec<u64> = versions
-                .iter()
-                .filter(|row| row.dead)
-                .map(|row| row.node)
-                .collect();
-            assert_eq!(dead, [2], "{page}, round {round}");
+            assert_eq!(dead_versions(&pool), [2], "{page}, round {round}");
             pool.close().unwrap();
         }
     }

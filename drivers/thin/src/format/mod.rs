@@ -9,6 +9,7 @@ mod map_page;
 mod segments;
 mod superblock;
 mod table;
+mod table_page;
 
 pub(crate) use batch::{BATCH_HEADER_BYTES, BatchHeader, FLAG_VERIFY};
 pub(crate) use geometry::{BITS_PER_BLOCK, Geometry, SUPERBLOCK_COPIES};
@@ -20,12 +21,13 @@ pub(crate) use segments::{
     ADDED_DATA_START, AddedDevice, AddedDevices, DeviceLabel, MAX_ADDED_DEVICES, split_address,
 };
 pub(crate) use superblock::{
-    BASE_INCOMPAT, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_PARTIAL_LENDERS,
+    BASE_INCOMPAT, BASE_RO_COMPAT, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_PARTIAL_LENDERS,
     INCOMPAT_RESERVED_VOLUMES, INCOMPAT_SCRUB, INCOMPAT_SEGMENTS, Superblock, SuperblockFields,
 };
 pub(crate) use table::{
     DirectoryEntry, FLAG_CHECKSUMS, FLAG_RESERVED, INDEX_PAYLOAD_BYTES, IndexPageHeader, ROWS_PER_PAGE, Row,
 };
+pub(crate) use table_page::{ChunkEntry, RawChunkEntry, TABLE_ENTRIES, decode_table_page, encode_table_page};
 
 /// The unit of metadata I/O, in bytes: a block of the log and a page of the map.
 pub(crate) const BLOCK_BYTES: usize = 4096;

@@ -35,7 +35,11 @@ pub(crate) const BASE_INCOMPAT: u64 =
     INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES | INCOMPAT_PARTIAL_LENDERS;
 const KNOWN_INCOMPAT: u64 =
     BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS | INCOMPAT_CHECKSUMS | INCOMPAT_SCRUB;
-const KNOWN_RO_COMPAT: u64 = 0;
+/// The pool has a chunk table: who writes without it makes entries that are wrong.
+const RO_COMPAT_CHUNK_TABLE: u64 = 1;
+/// What every checkpoint sets.
+pub(crate) const BASE_RO_COMPAT: u64 = RO_COMPAT_CHUNK_TABLE;
+const KNOWN_RO_COMPAT: u64 = BASE_RO_COMPAT;
 
 /// The block as it lies on the device.
 #[derive(Debug, Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -255,6 +259,11 @@ impl SuperblockFields {
     /// Tells whether volumes may be checksummed.
     pub fn allows_checksums(&self) -> bool {
         self.incompat & INCOMPAT_CHECKSUMS != 0
+    }
+
+    /// Tells whether the index stream has a chunk table.
+    pub fn has_chunk_table(&self) -> bool {
+        self.ro_compat & RO_COMPAT_CHUNK_TABLE != 0
     }
 
     /// Tells whether there may have been a scrub.

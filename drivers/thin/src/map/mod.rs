@@ -24,7 +24,7 @@ pub(crate) use node::{Child, Node, PageGauge, Slot};
 pub(crate) use owned::{OwnedLeaf, next_owned};
 pub(crate) use reap::{ReapScan, ReapSide, reap_range, scan_reap};
 pub(crate) use tree::{
-    LeafView, Missing, Ownership, Walk, find_leaf, install, missing_leaf, remove_leaf, update_leaf,
+    LeafView, Missing, Ownership, Walk, find_leaf, install, missing_leaf, put_page, remove_leaf, update_leaf,
 };
 
 use crate::format::{INNER_ENTRIES, LEAF_ENTRIES};

@@ -228,3 +228,32 @@ fn remove_below(slot: &mut Slot, level: u32, leaf: u64, walk: &mut Walk<'_>) -> 
     }
     needed
 }
+
+/// Puts another page in the place of one that cannot be loaded; the version owns it, and the pages above it are in memory.
+pub(crate) fn put_page(root: &mut Slot, place: &Missing, page: Slot, walk: &mut Walk<'_>) {
+    put_below(root, INNER_LEVELS, place, page, walk);
+}
+
+/// Returns whether the page in `slot` is still needed; an unneeded one is removed.
+fn put_below(slot: &mut Slot, level: u32, place: &Missing, page: Slot, walk: &mut Walk<'_>) -> bool {
+    let span = leaves_covered(level);
+    let end = (place.first_leaf / span + 1) * span;
+    if level == place.level {
+        walk.garbage.push_slot(std::mem::replace(slot, page));
+        return !slot.is_empty();
+    }
+    let needed = match walk.make_mut(slot, level, end) {
+        Child::Leaf(_) => true,
+        Child::Inner(slots) => {
+            let slots = slots
+                .get_mut()
+                .expect("no thread panicked while it changed a page");
+            let child = &mut slots[entry_of(level, place.first_leaf)];
+            put_below(child, level - 1, place, page, walk) || slots.iter().any(|slot| !slot.is_empty())
+        }
+    };
+    if !needed {
+        walk.remove(slot, end);
+    }
+    needed
+}

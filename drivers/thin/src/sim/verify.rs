@@ -22,6 +22,9 @@ pub struct DamageSurvey {
     pub unreadable: usize,
 }
 
+/// Compares what was read of a version at an offset with what it is to hold.
+type Compare<'a> = dyn Fn(&str, &Contents, u64, &[u8]) -> Result<(), Violation> + 'a;
+
 /// What a pool was found to hold.
 struct Observed {
     volumes: BTreeMap<u64, Found>,
@@ -129,6 +132,30 @@ impl World {
     /// # Errors
     /// When something reads wrong, or an object is missing or made up.
     pub fn survey_damage(&mut self) -> Result<DamageSurvey, Violation> {
+        self.survey(&compare_current)
+    }
+
+    /// As [`survey_damage`](Self::survey_damage), of a pool in which what was discarded may be there again.
+    ///
+    /// # Errors
+    /// When something reads wrong, or an object is missing or made up.
+    pub fn survey_undiscarded(&mut self) -> Result<DamageSurvey, Violation> {
+        self.survey(&|name, contents, offset, bytes| {
+            for (at, sector) in bytes.chunks(SECTOR_BYTES as usize).enumerate() {
+                let lba = offset / SECTOR_BYTES + at as u64;
+                let (found, expected) = (identify(sector, lba), contents.current(lba));
+                let was_discarded = expected == Value::Zero && matches!(found, Value::Written(_));
+                if found != expected && !was_discarded {
+                    return Err(Violation(format!(
+                        "{name}: sector {lba} reads {found:?}, expected {expected:?}"
+                    )));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn survey(&mut self, compare: &Compare<'_>) -> Result<DamageSurvey, Violation> {
         let mut survey = DamageSurvey::default();
         match self.pool().check() {
             Ok(report) => survey.problems = report.problems,
@@ -138,13 +165,14 @@ impl World {
             for (number, volume) in &self.model.volumes {
                 let id = VersionId::Volume(volume_id(*number));
                 let name = format!("volume {number}");
-                survey.unreadable += self.survey_version(&name, id, volume.size_bytes, &volume.contents)?;
+                survey.unreadable +=
+                    self.survey_version(&name, id, volume.size_bytes, &volume.contents, compare)?;
             }
             for (number, snapshot) in &self.model.snapshots {
                 let id = VersionId::Snapshot(snapshot_id(*number));
                 let name = format!("snapshot {number}");
                 survey.unreadable +=
-                    self.survey_version(&name, id, snapshot.size_bytes, &snapshot.contents)?;
+                    self.survey_version(&name, id, snapshot.size_bytes, &snapshot.contents, compare)?;
             }
             Ok(())
         });
@@ -159,6 +187,7 @@ impl World {
         id: VersionId,
         size_bytes: u64,
         contents: &Contents,
+        compare: &Compare<'_>,
     ) -> Result<usize, Violation> {
         let handle = self.open_version(id, OpenMode::ReadOnly);
         let handle = handle.map_err(|error| Violation(format!("opening {name}: {}", chain(&error))))?;
@@ -167,7 +196,7 @@ impl World {
             let offset = index * self.setup.chunk_bytes;
             let mut bytes = vec![0xa5; self.setup.chunk_bytes.min(size_bytes - offset) as usize];
             match handle.read(offset, &mut bytes) {
-                Ok(()) => compare_current(name, contents, offset, &bytes)?,
+                Ok(()) => compare(name, contents, offset, &bytes)?,
                 Err(_) => unreadable += 1,
             }
         }

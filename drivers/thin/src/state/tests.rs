@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::FormatOptions;
+use crate::chunk_table::{Owners, WalkStep};
 use crate::format::{AddedDevice, BASE_INCOMPAT, MAX_ADDED_DEVICES};
 use crate::space::SearchFrom;
 use uuid::Uuid;
@@ -51,6 +52,7 @@ impl Model {
                 geometry,
                 versions: VersionTree::default(),
                 space: Space::new(geometry.chunk_count),
+                table: ChunkTable::default(),
                 partials: PartialChunks::default(),
                 allows_partials: true,
                 incompat: BASE_INCOMPAT,
@@ -204,6 +206,45 @@ impl Model {
             let version = self.state.versions.find(*node).unwrap();
             assert_eq!(version.mapped_chunks, contents.len() as u64);
         }
+        self.check_table(&owned);
+    }
+
+    /// The table says of each chunk whose it is (CT1), and with that what each version maps, but for what was discarded.
+    fn check_table(&self, owned: &BTreeMap<u64, NodeId>) {
+        let new = self.state.table.new_entries().iter();
+        let entries: BTreeMap<u64, ChunkEntry> = new.map(|new| (new.chunk, new.entry)).collect();
+        let mut owners = Owners::of(&self.state);
+        let mut placed = BTreeMap::new();
+        for (chunk, node) in owned {
+            let entry = entries[chunk];
+            assert_eq!(owners.owner(&entry), Some(*node), "CT1: chunk {chunk}, {entry:?}");
+            let other = placed.insert((*node, entry.index), LeafEntry::mapped(*chunk, entry.birth));
+            assert_eq!(other, None, "two chunks in one place");
+        }
+        for version in self.state.versions.iter() {
+            for index in INDICES {
+                let mut line = std::iter::successors(Some(version), |version| {
+                    version.parent.and_then(|parent| self.state.versions.find(parent))
+                });
+                let rebuilt = line.find_map(|version| placed.get(&(version.node, index)).copied());
+                let real = self.entry(version.node, index);
+                let was_reclaimed = index / 512 < version.reap_cursor;
+                let as_before = rebuilt == Some(real) || rebuilt.is_none() && !real.is_mapped();
+                let was_discarded = !real.is_mapped();
+                assert!(
+                    as_before || was_discarded || was_reclaimed,
+                    "version {} at {index}: {real:?} would be {rebuilt:?}",
+                    version.node.0
+                );
+            }
+        }
+    }
+
+    fn walk_step(&mut self) {
+        match self.state.walk_for_table() {
+            WalkStep::Moved(_) | WalkStep::Nothing => {}
+            step => panic!("{step:?}"),
+        }
     }
 }
 
@@ -237,6 +278,8 @@ fn s1_every_history_reads_as_the_oracle_and_owns_every_chunk_once() {
                     let live: Vec<NodeId> = model.contents.keys().copied().collect();
                     model.delete(random.pick(&live));
                 }
+                87..89 => model.state.table.begin_walk(),
+                89..93 => model.walk_step(),
                 _ => drop(model.reap_step()),
             }
             model.check();
@@ -251,6 +294,7 @@ fn s1_every_history_reads_as_the_oracle_and_owns_every_chunk_once() {
             0,
             "seed {seed}: all versions are gone"
         );
+        assert_eq!(model.state.table.links.len(), 0, "CT3: no name leads anywhere");
         assert_eq!(model.state.space.free(), model.state.geometry.chunk_count);
         model.state.garbage = Garbage::default();
         assert_eq!(

@@ -5,9 +5,9 @@
 
 use crate::format::{Geometry, LEAF_ENTRIES, LeafEntry, PagePointer};
 use crate::map::{LeafView, MAX_CHUNKS, Ownership, Slot, Walk, find_leaf, missing_leaf, update_leaf};
+use crate::page_set::PageSet;
 use crate::partial::Blocks;
 use crate::state::{State, Wanted};
-use crate::sums::trim::LeavesToTrim;
 use crate::sums::{BlockSums, FewSums};
 use crate::version::NodeId;
 
@@ -17,7 +17,8 @@ pub(crate) struct SumTrees {
     roots: Vec<Slot>,
     /// Whether the next checkpoint says that volumes may be checksummed.
     pub wanted: bool,
-    pub(super) to_trim: LeavesToTrim,
+    /// Leaves, numbered through all trees, that may be needed no more.
+    pub(super) to_trim: PageSet,
 }
 
 /// More trees than the largest pool needs, in which each chunk has 256 blocks.
@@ -59,7 +60,7 @@ impl SumTrees {
         Self {
             roots: roots.map(Slot::stored).collect(),
             wanted: true,
-            to_trim: LeavesToTrim::any_of(words.div_ceil(LEAF_ENTRIES as u64)),
+            to_trim: PageSet::first(words.div_ceil(LEAF_ENTRIES as u64)),
         }
     }
 

@@ -17,51 +17,6 @@ use crate::sums::tree::{BIRTH, OWNS_ALL, node_of};
 /// The most leaves that are looked at under the lock at once.
 const LEAVES_AT_ONCE: usize = 512;
 
-/// Which leaves of the sum trees, numbered through all trees, may be needed no more.
-#[derive(Debug, Default)]
-pub(crate) struct LeavesToTrim {
-    bits: Vec<u64>,
-}
-
-impl LeavesToTrim {
-    /// Any of the first `leaves`.
-    pub fn any_of(leaves: u64) -> Self {
-        Self {
-            bits: vec![u64::MAX; leaves.div_ceil(64) as usize],
-        }
-    }
-
-    /// Adds a leaf.
-    pub fn add(&mut self, leaf: u64) {
-        let word = (leaf / 64) as usize;
-        if self.bits.len() <= word {
-            self.bits.resize(word + 1, 0);
-        }
-        self.bits[word] |= 1 << (leaf % 64);
-    }
-
-    /// Takes out the first leaf.
-    fn take_first(&mut self) -> Option<u64> {
-        let word = self.bits.iter().position(|word| *word != 0)?;
-        let bit = self.bits[word].trailing_zeros();
-        self.bits[word] &= !(1 << bit);
-        Some(word as u64 * 64 + u64::from(bit))
-    }
-
-    /// Takes a leaf out; false when it was not in.
-    fn take(&mut self, leaf: u64) -> bool {
-        let bit = 1 << (leaf % 64);
-        match self.bits.get_mut((leaf / 64) as usize) {
-            Some(word) => std::mem::replace(word, *word & !bit) & bit != 0,
-            None => false,
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.bits.iter().all(|word| *word == 0)
-    }
-}
-
 /// Leaves below one inner page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LeafRun {
@@ -203,21 +158,5 @@ impl Pool {
             Ok(()) | Err(PoolError::Damaged { .. }) => Ok(true),
             Err(error) => Err(error),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_leaf_is_taken_once() {
-        let mut leaves = LeavesToTrim::default();
-        for leaf in [70, 3, 64, 3] {
-            leaves.add(leaf);
-        }
-        assert!(leaves.take(64) && !leaves.take(64) && !leaves.take(1000));
-        assert_eq!((leaves.take_first(), leaves.take_first()), (Some(3), Some(70)));
-        assert!(leaves.is_empty() && leaves.take_first().is_none());
     }
 }

@@ -16,6 +16,7 @@ mod growing;
 mod histories;
 mod long_traces;
 mod partial_chunks;
+mod rebuild;
 mod repair;
 mod seeds;
 mod small_cache;

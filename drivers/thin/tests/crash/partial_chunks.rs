@@ -8,7 +8,8 @@ use quarry_contract::{
 };
 use quarry_thin::sim::{Fault, OpKind, SimDevice, Stamp, Violation};
 use quarry_thin::{
-    Access, DeviceSet, FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle, repair,
+    Access, DeviceSet, Discarded, FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice,
+    VersionHandle, repair,
 };
 
 use crate::gated::{Call, GatedDevice};
@@ -225,7 +226,13 @@ fn lose_the_bitmap(device: &Arc<SimDevice>) {
     let word = |at: usize| u64::from_le_bytes(superblock[at..at + 8].try_into().unwrap());
     device.overwrite(word(96), &vec![0x5a; 2 * 4096 * word(104) as usize]);
     let device = Arc::clone(device) as Arc<dyn PoolDevice>;
-    let report = repair(&DeviceSet::of(device), &OpenOptions::default(), Access::ReadWrite).unwrap();
+    let report = repair(
+        &DeviceSet::of(device),
+        &OpenOptions::default(),
+        Access::ReadWrite,
+        Discarded::StaysAway,
+    )
+    .unwrap();
     assert!(
         !report.found.is_empty() && report.remaining.is_empty(),
         "{report:?}"

@@ -5,14 +5,19 @@ use std::sync::Arc;
 
 use quarry_contract::conformance::SplitMix;
 use quarry_thin::sim::{Action, Setup, SimDevice, Violation, World};
-use quarry_thin::{Access, DeviceSet, OpenOptions, PoolDevice, PoolError, RepairReport, repair};
+use quarry_thin::{Access, DeviceSet, Discarded, OpenOptions, PoolDevice, PoolError, RepairReport, repair};
 
 use crate::damage::{closed_pool, holds_data};
 use crate::seeds::for_each_seed;
 
 fn run(device: &Arc<SimDevice>, access: Access) -> Result<RepairReport, PoolError> {
     let device: Arc<dyn PoolDevice> = Arc::clone(device) as _;
-    repair(&DeviceSet::of(device), &OpenOptions::default(), access)
+    repair(
+        &DeviceSet::of(device),
+        &OpenOptions::default(),
+        access,
+        Discarded::StaysAway,
+    )
 }
 
 fn failed(what: &str) -> impl Fn(PoolError) -> Violation {
@@ -20,7 +25,7 @@ fn failed(what: &str) -> impl Fn(PoolError) -> Violation {
 }
 
 /// Makes a pool whose process was killed in the middle of things, with records in its log.
-fn killed_pool(seed: u64) -> Result<World, Violation> {
+pub fn killed_pool(seed: u64) -> Result<World, Violation> {
     let setup = Setup {
         discard_freed: false,
         encrypted: false,

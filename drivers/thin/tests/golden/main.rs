@@ -151,6 +151,7 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
             if round == 1 {
                 while pool.maintain().unwrap().more {}
                 pool.close().unwrap();
+                assert!(pool.stat().is_table_complete, "{image:?}");
             }
         }
         // And it can be gone on with, with what the format did not have then.

@@ -3,12 +3,15 @@
 //! It looks at the state as of one moment, while I/O goes on. Checkpoints wait for it, so that no page that it is
 //! going to read is freed. Each version is walked where it owns: a shared page is looked at once.
 
+mod table;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::PoolError;
 use crate::format::{
-    BITS_PER_BLOCK, BLOCK_BYTES, Geometry, LEAF_ENTRIES, PagePointer, SUPERBLOCK_COPIES, Superblock,
+    BITS_PER_BLOCK, BLOCK_BYTES, ChunkEntry, Geometry, LEAF_ENTRIES, PagePointer, RawChunkEntry,
+    SUPERBLOCK_COPIES, Superblock,
 };
 use crate::keys::KeyRef;
 use crate::locks::{lock, read};
@@ -33,6 +36,12 @@ pub struct CheckReport {
     pub(crate) lost_copies: Vec<(u64, PagePointer)>,
     /// Keys of which the other copy is left.
     pub(crate) lost_keys: Vec<KeyRef>,
+    /// The chunk table is not what the maps say.
+    pub(crate) table_is_wrong: bool,
+    /// Top pages of the chunk table of which no copy is left: what they point to is not known.
+    pub(crate) lost_tops: Vec<PagePointer>,
+    /// Pages that are in use, but not of anything.
+    pub(crate) leaked_pages: Vec<PagePointer>,
     /// Chunks that hold data.
     pub data_chunks: u64,
     /// Chunks that hold map pages.
@@ -74,15 +83,23 @@ struct Picture {
     key_chunks: HashSet<u64>,
     sum_roots: Vec<Slot>,
     keys: Vec<KeyRef>,
+    table: table::TablePicture,
     reclaim_in_progress: bool,
 }
 
 struct Check<'a> {
     pool: &'a Pool,
     report: CheckReport,
-    seen_chunks: HashSet<u64>,
+    /// For each chunk that a version owns what the chunk table has to say of it.
+    seen_chunks: Vec<RawChunkEntry>,
     seen_pages: HashSet<u64>,
     mapped_below: HashMap<PageIdentity, u64>,
+    /// What is wrong with both copies of pages of maps.
+    lost_maps: Vec<String>,
+    /// Counters that are not what was counted; where a page is lost, nothing was counted.
+    wrong_counters: Vec<String>,
+    /// Both copies of some page are lost, and what it pointed to may not have been seen.
+    has_lost_pages: bool,
 }
 
 /// Names a page for counting what is mapped below it once.
@@ -103,7 +120,7 @@ impl Pool {
 
     pub(crate) fn check_parts(&self, bitmap_blocks: BitmapBlocks) -> Result<CheckReport, PoolError> {
         let _no_checkpoint = lock(&self.checkpointing);
-        let picture = self.picture();
+        let mut picture = self.picture();
         let mut check = Check {
             pool: self,
             report: CheckReport {
@@ -112,9 +129,12 @@ impl Pool {
                 metadata_pages: picture.pages.used_pages(),
                 ..CheckReport::default()
             },
-            seen_chunks: HashSet::new(),
+            seen_chunks: vec![[0; 2]; picture.data.len()],
             seen_pages: HashSet::new(),
             mapped_below: HashMap::new(),
+            lost_maps: Vec::new(),
+            wrong_counters: Vec::new(),
+            has_lost_pages: false,
         };
         check.superblocks(&picture);
         if bitmap_blocks == BitmapBlocks::Verify {
@@ -127,6 +147,7 @@ impl Pool {
         for root in &picture.sum_roots {
             check.sum_pages(root, INNER_LEVELS, &picture);
         }
+        check.table(&mut picture)?;
         check.totals(&picture);
         check.keys(&picture.keys);
         Ok(check.report)
@@ -160,6 +181,7 @@ impl Pool {
             key_chunks: state.keys.chunks().collect(),
             sum_roots: state.sums.roots().to_vec(),
             keys: state.versions.live_keys().collect(),
+            table: table::TablePicture::of(&state),
             reclaim_in_progress: state.versions.iter().any(|version| version.reap_cursor > 0),
         }
     }
@@ -248,7 +270,7 @@ impl Check<'_> {
         let mut owned = 0;
         self.walk_owned(subject, &subject.root, INNER_LEVELS, 0, picture, &mut owned);
         if owned != subject.own_chunks && !picture.reclaim_in_progress {
-            self.problem(format!(
+            self.wrong_counters.push(format!(
                 "version {node} owns {owned} chunks, its counter says {}",
                 subject.own_chunks
             ));
@@ -256,7 +278,7 @@ impl Check<'_> {
         if subject.owns.cursor == 0 && !picture.reclaim_in_progress {
             let mapped = self.count_mapped(&subject.root, INNER_LEVELS);
             if mapped != subject.mapped_chunks {
-                self.problem(format!(
+                self.wrong_counters.push(format!(
                     "version {node} maps {mapped} chunks, its counter says {}",
                     subject.mapped_chunks
                 ));
@@ -286,7 +308,9 @@ impl Check<'_> {
                 first * leaf_bytes,
                 end * leaf_bytes
             );
-            self.own_page(pointer, picture, &what);
+            let lost = self.own_copies(pointer, picture, &what);
+            self.has_lost_pages |= !lost.is_empty();
+            self.lost_maps.extend(lost);
         }
         let Some(page) = self.page(slot, level) else {
             return;
@@ -300,7 +324,12 @@ impl Check<'_> {
                     *owned += 1;
                     let chunk = entry.chunk();
                     let index = first * entries.len() as u64 + i as u64;
-                    if !self.seen_chunks.insert(chunk) {
+                    let entry_of_chunk = ChunkEntry {
+                        name: node,
+                        index,
+                        birth: entry.birth(),
+                    };
+                    if !self.see_chunk(chunk, entry_of_chunk) {
                         self.problem(format!(
                             "chunk {chunk} is owned twice, by version {node} at {index} too"
                         ));
@@ -341,20 +370,31 @@ impl Check<'_> {
         }
     }
 
+    /// Notes who owns a chunk; false when somebody does already. A chunk that does not exist is free in the bitmap, which is noted.
+    fn see_chunk(&mut self, chunk: u64, entry: ChunkEntry) -> bool {
+        let seen = self.seen_chunks.get_mut(chunk as usize);
+        seen.is_none_or(|seen| std::mem::replace(seen, entry.to_raw()) == [0; 2])
+    }
+
+    pub(crate) fn has_seen(&self, chunk: u64) -> bool {
+        self.seen_chunks
+            .get(chunk as usize)
+            .is_some_and(|seen| *seen != [0; 2])
+    }
+
     /// Notes the owner of a stored page and verifies both copies.
     fn own_page(&mut self, pointer: PagePointer, picture: &Picture, what: &str) {
-        let copies = [
-            (pointer.first, CopyClass::First),
-            (pointer.second, CopyClass::Second),
-        ];
+        for problem in self.own_copies(pointer, picture, what) {
+            self.has_lost_pages = true;
+            self.problem(problem);
+        }
+    }
+
+    /// As [`own_page`](Self::own_page); returns what is wrong with both copies when none is left.
+    fn own_copies(&mut self, pointer: PagePointer, picture: &Picture, what: &str) -> Vec<String> {
+        self.own_numbers(pointer, picture, what);
         let mut lost = Vec::new();
-        for (number, class) in copies {
-            if !self.seen_pages.insert(number) {
-                self.problem(format!("page {number} is owned twice, as {what} too"));
-            }
-            if !picture.pages.is_used(&picture.geometry, number, class) {
-                self.problem(format!("page {number}, a {what}, is free"));
-            }
+        for number in [pointer.first, pointer.second] {
             if let Err(problem) = read_copy(&*self.pool.device, number, pointer.crc32c, what) {
                 lost.push((number, format!("{what}: {problem}")));
             }
@@ -363,8 +403,25 @@ impl Check<'_> {
             Ok([(number, problem)]) => {
                 self.report.lost_copies.push((number, pointer));
                 self.repairable(problem);
+                Vec::new()
             }
-            Err(both) => both.into_iter().for_each(|(_, problem)| self.problem(problem)),
+            Err(both) => both.into_iter().map(|(_, problem)| problem).collect(),
+        }
+    }
+
+    /// Notes whose the places of a page's copies are.
+    fn own_numbers(&mut self, pointer: PagePointer, picture: &Picture, what: &str) {
+        let copies = [
+            (pointer.first, CopyClass::First),
+            (pointer.second, CopyClass::Second),
+        ];
+        for (number, class) in copies {
+            if !self.seen_pages.insert(number) {
+                self.problem(format!("page {number} is owned twice, as {what} too"));
+            }
+            if !picture.pages.is_used(&picture.geometry, number, class) {
+                self.problem(format!("page {number}, a {what}, is free"));
+            }
         }
     }
 
@@ -431,13 +488,15 @@ impl Check<'_> {
 
     fn totals(&mut self, picture: &Picture) {
         for (chunk, _) in picture.data.iter().enumerate().filter(|(_, data)| **data) {
-            let owned = self.seen_chunks.contains(&(chunk as u64));
+            let owned = self.has_seen(chunk as u64);
             let is_orphan = picture.orphans.contains(&(chunk as u64));
             let holds_keys = picture.key_chunks.contains(&(chunk as u64));
             if holds_keys && (owned || is_orphan) {
                 self.problem(format!("chunk {chunk} holds keys and data"));
             }
             match (owned, is_orphan || holds_keys) {
+                // What is below a lost page is told of together.
+                (false, false) if !self.lost_maps.is_empty() => {}
                 (false, false) => {
                     self.repairable(format!("chunk {chunk} is allocated, but no version owns it"));
                 }
@@ -447,7 +506,7 @@ impl Check<'_> {
         }
         for (chunk, lender) in &picture.loans {
             let holds_data = |chunk: u64| picture.data.get(chunk as usize).copied().unwrap_or(false);
-            if !self.seen_chunks.contains(chunk) && !picture.orphans.contains(chunk) {
+            if !self.has_seen(*chunk) && !picture.orphans.contains(chunk) && self.lost_maps.is_empty() {
                 self.problem(format!(
                     "chunk {chunk} is partial, but no version owns it and it does not lend"
                 ));
@@ -467,7 +526,8 @@ impl Check<'_> {
             self.own_page(*pointer, picture, "index stream page");
         }
         for pointer in &picture.garbage {
-            self.own_page(*pointer, picture, "replaced page");
+            // It may be garbage because it cannot be read.
+            self.own_numbers(*pointer, picture, "replaced page");
         }
         for (chunk, page_chunk) in picture.pages.chunks() {
             if picture.data.get(chunk as usize).copied().unwrap_or(false) {
@@ -476,8 +536,17 @@ impl Check<'_> {
             debug_assert!(page_chunk.used.count() as usize <= BLOCK_BYTES);
         }
         let (used, seen) = (picture.pages.used_pages(), self.seen_pages.len() as u64);
-        if used != seen {
-            self.problem(format!("{used} map pages are in use, but {seen} are owned"));
+        if used == seen {
+            return;
+        }
+        let problem = format!("{used} map pages are in use, but {seen} are owned");
+        let leaked = picture.pages.pages_but(&picture.geometry, &self.seen_pages);
+        match leaked.filter(|leaked| !self.has_lost_pages && 2 * leaked.len() as u64 + seen == used) {
+            Some(leaked) => {
+                self.report.leaked_pages = leaked;
+                self.repairable(problem);
+            }
+            None => self.problem(problem),
         }
     }
 }
