@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
+use quarry_contract::Durability;
 use quarry_contract::conformance::SplitMix;
-use quarry_contract::{
-    DataSource, Durability, OpenMode, SnapshotId, SnapshotSpec, VersionId, VolumeId, VolumeSpec,
-};
 use quarry_thin::sim::{Action, SECTOR_BYTES, Setup, SimDevice, Stamp, Violation, World};
 use quarry_thin::{FormatOptions, OpenOptions, Pool, PoolError};
 
@@ -222,13 +220,13 @@ fn small() -> FormatOptions {
     }
 }
 
-fn formatted() -> Arc<SimDevice> {
+pub fn formatted() -> Arc<SimDevice> {
     let device = SimDevice::new(32 << 20, 1);
     Pool::format(device.as_ref(), &small()).expect("formatting");
     device
 }
 
-fn open(device: &Arc<SimDevice>) -> Result<Arc<Pool>, PoolError> {
+pub fn open(device: &Arc<SimDevice>) -> Result<Arc<Pool>, PoolError> {
     Pool::open(device.clone(), OpenOptions::default())
 }
 
@@ -238,7 +236,7 @@ fn superblocks() -> [u64; 4] {
 }
 
 /// Changes a field of every superblock copy and makes the checksum right again.
-fn rewrite_superblocks(device: &SimDevice, at: usize, bytes: &[u8]) {
+pub fn rewrite_superblocks(device: &SimDevice, at: usize, bytes: &[u8]) {
     for offset in superblocks() {
         let mut block = device.peek(offset, 4096);
         block[at..at + bytes.len()].copy_from_slice(bytes);
@@ -372,97 +370,4 @@ fn a_second_format_and_a_bad_geometry_are_refused() {
         let refused = Pool::format(SimDevice::new(device_bytes, 1).as_ref(), &small());
         assert!(refused.is_err(), "a device of {device_bytes} bytes");
     }
-}
-
-/// A pool from before claims: no older Quarry may meet one in the log before the superblock tells it.
-#[test]
-fn a_pool_without_the_feature_commits_with_one_flush_after_its_first_checkpoint() {
-    let device = formatted();
-    let partial_chunks_only = 1u64;
-    rewrite_superblocks(&device, 56, &partial_chunks_only.to_le_bytes());
-    let pool = open(&device).expect("an older pool opens");
-    let id = VolumeId(uuid::Uuid::from_u128(1));
-    let spec = VolumeSpec::new(id, 1 << 20, DataSource::Blank);
-    pool.create_volume(&spec).unwrap();
-    let handle = pool
-        .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
-        .unwrap();
-    let flushes_of_write = |offset| {
-        let before = device.counts().flushes;
-        handle.write(offset, &[7; 4096], Durability::Flushed).unwrap();
-        device.counts().flushes - before
-    };
-    assert_eq!(flushes_of_write(0), 2);
-    pool.checkpoint().unwrap();
-    assert_eq!(flushes_of_write(4096), 1);
-}
-
-/// A pool from before partial chunks could lend: no older Quarry may meet one that does before the superblock tells it.
-#[test]
-fn a_pool_without_the_feature_lets_partial_chunks_lend_after_its_first_checkpoint() {
-    let device = formatted();
-    let all_before = 7u64;
-    rewrite_superblocks(&device, 56, &all_before.to_le_bytes());
-    let pool = open(&device).expect("an older pool opens");
-    let volume = VolumeId(uuid::Uuid::from_u128(1));
-    let spec = VolumeSpec::new(volume, 1 << 20, DataSource::Blank);
-    pool.create_volume(&spec).unwrap();
-    let handle = pool
-        .open_version(VersionId::Volume(volume), OpenMode::ReadWrite)
-        .unwrap();
-    let mut snapshots = 0;
-    let mut write_after_snapshot = |block: u64| {
-        snapshots += 1;
-        let id = SnapshotId(uuid::Uuid::from_u128(snapshots));
-        pool.create_snapshots(&[SnapshotSpec { id, volume }]).unwrap();
-        let before = device.counts().written_bytes;
-        handle
-            .write(block * 4096, &[block as u8; 4096], Durability::Cached)
-            .unwrap();
-        device.counts().written_bytes - before
-    };
-    handle.write(0, &[9; 64 << 10], Durability::Cached).unwrap();
-    assert_eq!(write_after_snapshot(1), 4096, "what lends is whole");
-    assert_eq!(write_after_snapshot(2), pool.chunk_bytes(), "a copy");
-    assert_eq!(write_after_snapshot(3), 4096);
-    pool.checkpoint().unwrap();
-    assert_eq!(write_after_snapshot(0), 4096);
-    drop((handle, pool));
-    let pool = open(&device.power_cycle()).unwrap();
-    assert!(pool.check().unwrap().problems.is_empty());
-}
-
-/// A pool from before partial chunks: no older Quarry may meet one in the log before the superblock tells it.
-#[test]
-fn a_pool_without_the_feature_gets_partial_chunks_with_its_first_checkpoint() {
-    let device = formatted();
-    rewrite_superblocks(&device, 56, &0u64.to_le_bytes());
-    let pool = open(&device).expect("an older pool opens");
-    let id = VolumeId(uuid::Uuid::from_u128(1));
-    let spec = VolumeSpec::new(id, 1 << 20, DataSource::Blank);
-    pool.create_volume(&spec).unwrap();
-    let handle = pool
-        .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
-        .unwrap();
-    let write = |offset| {
-        let before = device.counts().written_bytes;
-        handle.write(offset, &[7; 4096], Durability::Cached).unwrap();
-        device.counts().written_bytes - before
-    };
-    assert_eq!(write(0), pool.chunk_bytes(), "a whole chunk");
-    pool.checkpoint().unwrap();
-    assert_eq!(write(pool.chunk_bytes()), 4096, "a part of one");
-    pool.checkpoint().unwrap();
-    drop((handle, pool));
-    let pool = open(&device.power_cycle()).unwrap();
-    let handle = pool
-        .open_version(VersionId::Volume(id), OpenMode::ReadOnly)
-        .unwrap();
-    let mut bytes = vec![0xa5; 2 * pool.chunk_bytes() as usize];
-    handle.read(0, &mut bytes).unwrap();
-    for (at, byte) in bytes.iter().enumerate() {
-        let written = at as u64 % pool.chunk_bytes() < 4096;
-        assert_eq!(*byte, if written { 7 } else { 0 }, "byte {at}");
-    }
-    assert!(pool.check().unwrap().problems.is_empty());
 }

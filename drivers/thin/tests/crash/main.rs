@@ -15,6 +15,7 @@ mod gated;
 mod growing;
 mod histories;
 mod long_traces;
+mod older_pools;
 mod partial_chunks;
 mod rebuild;
 mod repair;

@@ -1,5 +1,6 @@
 //! Partial chunks whose lenders and themselves are freed while somebody uses them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread;
 
@@ -8,7 +9,7 @@ use quarry_contract::{
 };
 use quarry_thin::sim::{Fault, OpKind, SimDevice, Stamp, Violation};
 use quarry_thin::{
-    Access, DeviceSet, Discarded, FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice,
+    Access, DeviceSet, Discarded, FormatOptions, OpenOptions, Place, Plan, Planned, Pool, PoolDevice,
     VersionHandle, repair,
 };
 
@@ -77,6 +78,24 @@ fn assert_sound(pool: &Pool) {
     assert!(report.problems.is_empty(), "{:?}", report.problems);
 }
 
+fn plan_read_of_first_chunk(handle: &VersionHandle) -> Plan {
+    let Planned::Direct(plan) = handle.plan_read(0, CHUNK as usize) else {
+        panic!("nothing stands in the way of a plan");
+    };
+    plan
+}
+
+fn read_as_planned(device: &SimDevice, plan: &Plan) -> Vec<u8> {
+    let mut bytes = vec![0xa5; CHUNK as usize];
+    for segment in &plan.segments {
+        let Place::Device(at) = segment.place else {
+            panic!("everything was written");
+        };
+        device.read_at(at, &mut bytes[segment.buffer.clone()]).unwrap();
+    }
+    bytes
+}
+
 #[test]
 fn f4_a_lender_is_not_reused_while_a_planned_read_is_under_way() {
     let suite = "f4_a_lender_is_not_reused_while_a_planned_read_is_under_way";
@@ -87,20 +106,12 @@ fn f4_a_lender_is_not_reused_while_a_planned_read_is_under_way() {
         write(&handle, 0, CHUNK, 1);
         snapshot_of(&pool, 1);
         write(&handle, 4096, 4096, 2);
-        let Planned::Direct(plan) = handle.plan_read(0, CHUNK as usize) else {
-            panic!("nothing stands in the way of a plan");
-        };
+        let plan = plan_read_of_first_chunk(&handle);
         // The lender is freed, and everything that is free is used by another volume.
         pool.delete_snapshot(SNAPSHOT).unwrap();
         background_work(&pool);
         fill_up(&other);
-        let mut bytes = vec![0xa5; CHUNK as usize];
-        for segment in &plan.segments {
-            let Place::Device(at) = segment.place else {
-                panic!("everything was written");
-            };
-            device.read_at(at, &mut bytes[segment.buffer.clone()]).unwrap();
-        }
+        let mut bytes = read_as_planned(&device, &plan);
         assert!(bytes == expected(), "F4: a read in progress");
         drop(plan);
         other.discard(0, 1 << 20).unwrap();
@@ -129,10 +140,8 @@ fn f4_what_lends_to_a_lender_is_not_reused_while_a_planned_read_is_under_way() {
             .unwrap();
         write(&handle, 8192, 4096, 3);
         expected[8192..12288].copy_from_slice(&Stamp(3).bytes(8192, 4096));
-        let Planned::Direct(plan) = handle.plan_read(0, CHUNK as usize) else {
-            panic!("nothing stands in the way of a plan");
-        };
-        let places: std::collections::BTreeSet<u64> = (plan.segments.iter())
+        let plan = plan_read_of_first_chunk(&handle);
+        let places: BTreeSet<u64> = (plan.segments.iter())
             .map(|segment| match segment.place {
                 Place::Device(at) => at / CHUNK,
                 Place::Zeros => panic!("everything was written"),
@@ -144,13 +153,7 @@ fn f4_what_lends_to_a_lender_is_not_reused_while_a_planned_read_is_under_way() {
         }
         background_work(&pool);
         fill_up(&other);
-        let mut bytes = vec![0xa5; CHUNK as usize];
-        for segment in &plan.segments {
-            let Place::Device(at) = segment.place else {
-                panic!("everything was written");
-            };
-            device.read_at(at, &mut bytes[segment.buffer.clone()]).unwrap();
-        }
+        let mut bytes = read_as_planned(&device, &plan);
         assert!(bytes == expected, "F4: a read in progress");
         drop(plan);
         other.discard(0, 1 << 20).unwrap();
