@@ -131,6 +131,16 @@ pub struct Registration {
     pub device: Arc<dyn BlockDevice>,
 }
 
+/// What comes of [`Export::set_grants`].
+pub struct Regranted {
+    /// Whether any grant is another one.
+    pub changed: bool,
+    /// Who has none any more.
+    pub revoked: Vec<InitiatorName>,
+    /// Their sessions, which are to end.
+    pub sessions: Vec<ConnectionAddress>,
+}
+
 /// How [`ExportTable::register`] ends.
 pub enum Registered {
     /// The session is live.
@@ -159,31 +169,36 @@ impl Export {
         revoked
     }
 
-    /// Makes the grants equal to these. Returns whether anything changed and the sessions to end.
-    pub fn set_grants(&self, grants: &[Grant]) -> (bool, Vec<ConnectionAddress>) {
+    /// Makes the grants equal to these.
+    pub fn set_grants(&self, grants: &[Grant]) -> Regranted {
         let mut state = self.lock();
-        let extra: Vec<InitiatorName> = state
+        let revoked: Vec<InitiatorName> = state
             .grants
             .iter()
             .map(|record| record.initiator.clone())
             .filter(|known| !grants.iter().any(|grant| grant.initiator == *known))
             .collect();
-        let mut changed = !extra.is_empty();
-        let mut ended = Vec::new();
-        for initiator in &extra {
-            ended.extend(state.revoke(initiator).1);
+        let mut changed = !revoked.is_empty();
+        let mut sessions = Vec::new();
+        for initiator in &revoked {
+            sessions.extend(state.revoke(initiator).1);
         }
         for grant in grants {
             changed |= state.grant(grant);
         }
         drop(state);
-        for initiator in &extra {
+        for initiator in &revoked {
             self.forget_reservations(initiator);
         }
-        (changed, ended)
+        Regranted {
+            changed,
+            revoked,
+            sessions,
+        }
     }
 
-    /// Ends the export: drops its device and returns the sessions to end (X1, X3).
+    /// Ends the export: drops its device and returns the sessions to end (X1, X3). What these do to the unit until they
+    /// are gone is to be forgotten after it.
     pub fn close(&self) -> Vec<ConnectionAddress> {
         self.unit.forget_all();
         let mut state = self.lock();
@@ -239,6 +254,15 @@ impl Export {
     pub fn forget_reservations(&self, initiator: &InitiatorName) {
         let consequences = self.unit.forget(initiator);
         self.tell(&consequences);
+    }
+
+    /// Does so once an initiator's sessions have ended, unless it is granted again: until then they may have reserved
+    /// something anew, which nobody but the initiator could give up (contract T7).
+    pub fn forget_gone(&self, initiator: &InitiatorName) {
+        let granted = self.lock().grants.iter().any(|r| r.initiator == *initiator);
+        if !granted {
+            self.forget_reservations(initiator);
+        }
     }
 
     /// Does so for all initiators without a grant: what was kept may be older than the grants are.

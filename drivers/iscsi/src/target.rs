@@ -20,7 +20,7 @@ use socket2::{Domain, Socket, Type};
 use crate::background::{Background, Jobs};
 use crate::config::TargetConfig;
 use crate::error::StartError;
-use crate::exports::{ConnectionAddress, Export, ExportTable};
+use crate::exports::{ConnectionAddress, Export, ExportTable, Regranted};
 use crate::fair_share::EpochClock;
 use crate::limiter::Turn;
 use crate::metrics::{self, Counters};
@@ -373,6 +373,15 @@ impl IscsiTarget {
         end.await;
     }
 
+    /// Ends an export that is out of the table, and waits until nothing of it is left (T4, T5, T7).
+    async fn close(&self, export: &Arc<Export>) -> Result<(), DriverError> {
+        self.close_sessions(export.close()).await;
+        // No session is left to start another operation, nor to reserve anything anew.
+        self.stop_sanitizing(export).await;
+        export.unit.forget_all();
+        self.keep(export).await
+    }
+
     /// Tells all reactors to stop. The pass is dropped when they have.
     pub(crate) fn stop(&self, pass: &Pass, farewell: Farewell) {
         self.shared.stopping.store(true, Ordering::Release);
@@ -465,13 +474,18 @@ impl Target for IscsiTarget {
         let grants = spec.grants;
         // The table has its own; this one goes before anybody waits (T5).
         drop(spec.device);
-        let (changed, ended) = export.set_grants(&grants);
+        let Regranted {
+            changed,
+            revoked,
+            sessions,
+        } = export.set_grants(&grants);
         let limited = self.limit(&export, spec.limits);
         if new {
             export.forget_strangers();
             self.resume_sanitizing(&export)?;
         }
-        self.close_sessions(ended).await;
+        self.close_sessions(sessions).await;
+        revoked.iter().for_each(|initiator| export.forget_gone(initiator));
         self.keep(&export).await?;
         Ok(match new || changed || limited {
             true => Outcome::Changed(info),
@@ -492,6 +506,7 @@ impl Target for IscsiTarget {
         };
         let (had_grant, ended) = export.revoke(initiator);
         self.close_sessions(ended).await;
+        export.forget_gone(initiator);
         self.keep(&export).await?;
         Ok(match had_grant {
             true => Outcome::Changed(()),
@@ -503,16 +518,11 @@ impl Target for IscsiTarget {
         let Some(export) = self.shared.exports.remove(volume) else {
             // An earlier call may not have been waited for; its sessions must be gone all the same (T4, T5).
             if let Some(export) = self.shared.exports.removed(volume) {
-                self.close_sessions(export.close()).await;
-                self.stop_sanitizing(&export).await;
-                self.keep(&export).await?;
+                self.close(&export).await?;
             }
             return Ok(Outcome::Unchanged(()));
         };
-        // No session is left to start another operation.
-        self.close_sessions(export.close()).await;
-        self.stop_sanitizing(&export).await;
-        self.keep(&export).await?;
+        self.close(&export).await?;
         Ok(Outcome::Changed(()))
     }
 

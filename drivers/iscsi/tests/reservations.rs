@@ -243,6 +243,65 @@ fn revoked_initiator_leaves_no_reservation_behind() {
     block_on(rig.target.unexport(rig.volume)).unwrap();
 }
 
+/// Sends registrations, each with a reservation, until the session is cut.
+fn reserve_until_cut(mut client: Client) {
+    let mut list = [0; 24];
+    list[15] = 7;
+    list[20] = 1;
+    let mut reserve = [0; 24];
+    reserve[7] = 7;
+    let mut wire = Vec::new();
+    for _ in 0..60 {
+        let register = [0x5f, 6, 0, 0, 0, 0, 0, 0, 24, 0];
+        wire.extend(client.command_pdu(&register, 24, 0xa1, &list).bytes());
+        let exclusive = [0x5f, 1, 3, 0, 0, 0, 0, 0, 24, 0];
+        wire.extend(client.command_pdu(&exclusive, 24, 0xa1, &reserve).bytes());
+    }
+    // The target may close the connection while this is sent.
+    let _ = std::io::Write::write_all(&mut client.socket, &wire);
+    client.expect_close();
+}
+
+/// What a host that is cut off has sent before may be carried out until it is cut, and is taken back then: nobody else
+/// could end its reservation.
+#[test]
+fn nothing_is_reserved_any_more_by_a_host_that_reserves_while_it_is_revoked() {
+    const OTHER: &str = "iqn.2026-11.io.quarry.test:other";
+    let host = grant(INITIATOR, Access::ReadWrite);
+    let grants = [host.clone(), grant(OTHER, Access::ReadWrite)];
+    let rig = Rig::with(1 << 20, |config| config.reactors = 1, &grants);
+    let other = rig::initiator(OTHER);
+    let login = Login {
+        initiator: OTHER.to_owned(),
+        ..Login::to(&rig)
+    };
+    let mut stays = session(&rig, 1);
+    for round in 0..60 {
+        let leaves = Client::log_in(&rig, &login).unwrap();
+        let sends = std::thread::spawn(move || reserve_until_cut(leaves));
+        eventually("it reserves", || !rig.keeper.kept(rig.volume).is_empty());
+        match round % 3 {
+            0 => drop(block_on(rig.target.revoke(rig.volume, &other)).unwrap()),
+            1 => rig.export(rig.volume, std::slice::from_ref(&host)),
+            _ => {
+                block_on(rig.target.unexport(rig.volume)).unwrap();
+                assert_eq!(rig.keeper.kept(rig.volume), [], "T7, round {round}");
+                rig.export(rig.volume, &grants);
+                stays = session(&rig, 1);
+            }
+        }
+        assert_eq!(rig.keeper.kept(rig.volume), [], "T7, round {round}");
+        let mut written = stays.write(0, &[1; 512]);
+        while written.sense.is_some_and(|(key, ..)| key == 6) {
+            written = stays.write(0, &[1; 512]);
+        }
+        assert_eq!(written.status, 0, "round {round}: {written:?}");
+        assert_eq!(keys(&mut stays), [0; 0], "round {round}");
+        sends.join().unwrap();
+        rig.export(rig.volume, &grants);
+    }
+}
+
 #[test]
 fn a_host_that_may_only_read_keeps_nobody_from_writing() {
     let rig = Rig::with(1 << 20, |_| {}, &[grant(INITIATOR, Access::ReadOnly)]);
