@@ -400,6 +400,34 @@ fn writes_of_one_session_are_not_heard_when_they_are_many_and_buffers_scarce() {
 }
 
 #[test]
+fn a_session_that_is_not_listened_to_for_a_slow_device_is_not_taken_for_a_silent_one() {
+    let rig = Rig::with(
+        64 << 20,
+        |config| {
+            config.reactors = 1;
+            config.max_buffer_bytes = 256 << 10;
+            config.ping_interval = Duration::from_millis(100);
+        },
+        &[grant(INITIATOR, Access::ReadWrite)],
+    );
+    let login = Login::to(&rig).key("FirstBurstLength", "262144");
+    let mut client = Client::log_in(&rig, &login).unwrap();
+    rig.device.hold();
+    let writes = [0, 512, 1024].map(|lba| {
+        let data = vec![1; 256 << 10];
+        let write = client.command_pdu(&cdb10(0x2a, lba, 512), 256 << 10, 0xa1, &data);
+        client.send(&write);
+        write.be32(16)
+    });
+    eventually("the first is at the device", || rig.device.held_requests() == 1);
+    std::thread::sleep(Duration::from_millis(600));
+    rig.device.release();
+    for tag in writes {
+        assert_eq!(client.outcome(tag).status, 0);
+    }
+}
+
+#[test]
 fn initiator_that_asks_and_does_not_read_is_closed_when_buffers_are_scarce() {
     for (limit, closes) in [(1 << 20, true), (1 << 30, false)] {
         let rig = Rig::with(

@@ -580,6 +580,12 @@ impl Connection {
         if around.buffers.are_scarce() && unread >= config.ping_interval {
             return Err(Closed::Unread);
         }
+        // Who is not listened to, since the device is slow and buffers are scarce, is not silent.
+        if let Phase::Session(session) = &self.phase
+            && !session.is_welcome(around.buffers)
+        {
+            self.heard = now;
+        }
         let silent = now.saturating_duration_since(self.heard);
         if let Phase::Session(session) = &mut self.phase
             && silent >= config.ping_interval

@@ -77,6 +77,8 @@ impl Session {
                 export.unit.end_sanitizing(true);
                 io.shared.give_back(&export, ticket);
                 task.fail(Sense::INTERNAL_TARGET_FAILURE);
+                // Nobody else tells it that there is nothing to wait for.
+                self.leave_sanitizing(slot);
             }
         }
         Advance::Done
