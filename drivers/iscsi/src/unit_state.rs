@@ -24,7 +24,7 @@ const RESERVED: u32 = 1;
 /// SWP is set.
 const WRITE_PROTECTED: u32 = 2;
 
-/// The unit is being sanitized.
+/// The unit is being sanitized, or a command waits to begin with that.
 const SANITIZING: u32 = 4;
 
 /// The last sanitize operation has failed.
@@ -41,7 +41,7 @@ const KEPT_SANITIZING: u8 = 2;
 pub struct UnitState {
     unusual: AtomicU32,
     reservations: Mutex<Reservations>,
-    /// The sanitize operation that is under way or has failed.
+    /// The sanitize operation that has begun or has failed.
     sanitizing: Mutex<Option<Sanitizing>>,
     /// How much of it is done, in parts of 65536.
     sanitize_progress: AtomicU32,
@@ -110,20 +110,33 @@ impl UnitState {
         self.sanitizing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks the unit as being sanitized: from now on commands are refused.
+    /// Marks the unit as one that is to be sanitized: from now on commands are refused. Nothing is kept of it, as
+    /// it may still [come to nothing](Self::cancel_sanitizing).
     ///
     /// # Errors
-    /// When it is already.
-    pub fn begin_sanitizing(&self, operation: &Sanitizing) -> Result<(), Sense> {
-        let mut current = self.operation();
+    /// When it is marked already.
+    pub fn claim_for_sanitizing(&self) -> Result<(), Sense> {
+        let _current = self.operation();
         if self.is(SANITIZING) {
             return Err(Sense::SANITIZE_IN_PROGRESS.with_progress(self.progress()));
         }
-        *current = Some(operation.clone());
         self.sanitize_progress.store(0, Ordering::Release);
-        self.set(SANITIZE_FAILED, false);
         self.set(SANITIZING, true);
         Ok(())
+    }
+
+    /// Takes the mark back of an operation that has not begun: the unit is what it was, which may be one that an
+    /// earlier operation has failed for.
+    pub fn cancel_sanitizing(&self) {
+        let _current = self.operation();
+        self.set(SANITIZING, false);
+    }
+
+    /// Says that the operation that the unit is marked for begins: it is kept until it ends.
+    pub fn begin_sanitizing(&self, operation: &Sanitizing) {
+        let mut current = self.operation();
+        *current = Some(operation.clone());
+        self.set(SANITIZE_FAILED, false);
     }
 
     /// Says that the operation has ended.
@@ -142,7 +155,7 @@ impl UnitState {
     /// When the operation did not allow it.
     pub fn exit_sanitize_failure(&self) -> Result<(), Sense> {
         let mut current = self.operation();
-        if self.is(SANITIZE_FAILED) {
+        if self.is(SANITIZE_FAILED) && !self.is(SANITIZING) {
             if current.as_ref().is_some_and(|operation| !operation.may_exit) {
                 return Err(Sense::INVALID_FIELD_IN_CDB);
             }
@@ -152,9 +165,9 @@ impl UnitState {
         Ok(())
     }
 
-    /// Returns the operation that is under way.
+    /// Returns the operation that has begun and not ended.
     pub fn sanitizing(&self) -> Option<Sanitizing> {
-        self.operation().clone().filter(|_| self.is(SANITIZING))
+        self.operation().clone().filter(|_| !self.is(SANITIZE_FAILED))
     }
 
     /// Says how much of the operation is done.
@@ -300,8 +313,13 @@ mod tests {
             may_exit: false,
         };
         assert!(unit.to_keep().is_empty() && unit.sanitize_state().is_none());
-        unit.begin_sanitizing(&operation).unwrap();
-        assert!(unit.begin_sanitizing(&operation).is_err());
+        unit.claim_for_sanitizing().unwrap();
+        assert!(unit.claim_for_sanitizing().is_err());
+        assert!(unit.sanitize_state().is_some() && unit.to_keep().is_empty());
+        unit.cancel_sanitizing();
+        assert!(unit.sanitize_state().is_none(), "it has come to nothing");
+        unit.claim_for_sanitizing().unwrap();
+        unit.begin_sanitizing(&operation);
         unit.set_sanitize_progress(1, 2);
         let state = unit.sanitize_state().unwrap();
         assert_eq!(state, Sense::SANITIZE_IN_PROGRESS.with_progress(0x7fff));
@@ -321,11 +339,17 @@ mod tests {
         let failed = UnitState::restore(&unit.to_keep()).unwrap();
         assert_eq!(failed.sanitize_state(), Some(Sense::SANITIZE_FAILED));
         assert!(failed.exit_sanitize_failure().is_err(), "AUSE was not set");
+        let kept = unit.to_keep();
+        unit.claim_for_sanitizing().unwrap();
+        assert_eq!(unit.to_keep(), kept);
+        unit.cancel_sanitizing();
+        assert_eq!(unit.sanitize_state(), Some(Sense::SANITIZE_FAILED));
+        assert!(unit.exit_sanitize_failure().is_err(), "AUSE was not set");
+        unit.claim_for_sanitizing().unwrap();
         unit.begin_sanitizing(&Sanitizing {
             may_exit: true,
             ..operation
-        })
-        .unwrap();
+        });
         unit.end_sanitizing(true);
         unit.exit_sanitize_failure().unwrap();
         assert!(unit.to_keep().is_empty() && unit.sanitize_state().is_none());

@@ -5,7 +5,7 @@ mod rig;
 
 use std::sync::Arc;
 
-use client::{Client, Login, cdb10};
+use client::{Client, Login, Pdu, cdb10};
 use quarry_contract::conformance::block_on;
 use quarry_contract::{Access, Target};
 use rig::{INITIATOR, Rig, eventually, grant, initiator};
@@ -154,4 +154,40 @@ fn immediate_failure_keeps_the_unit_until_it_is_sanitized_or_given_back() {
     assert_eq!(client.command(&exit, 0, &[]).status, 0);
     assert_eq!(client.command(&[0], 0, &[]).status, 0);
     assert_eq!(rig.keeper.kept(rig.volume), []);
+}
+
+#[test]
+fn an_operation_that_is_aborted_before_it_begins_is_not_kept_and_leaves_the_data() {
+    let rig = rig(u64::MAX);
+    let (mut first, mut second) = (session(&rig, 1), session(&rig, 2));
+    rig.device.hold();
+    let write = second.command_pdu(&cdb10(0x2a, 0, 8), 4096, 0xa1, &[5; 4096]);
+    second.send(&write);
+    eventually("the write is at the device", || rig.device.held_requests() == 1);
+    let sanitize = first.command_pdu(&overwrite(0), 8, 0xa1, &PATTERN);
+    first.send(&sanitize);
+    eventually("the unit is marked", || {
+        second.command(&[0], 0, &[]).sense == IN_PROGRESS
+    });
+    let stranger = initiator("iqn.2026-11.io.x:stranger");
+    block_on(rig.target.revoke(rig.volume, &stranger)).unwrap();
+    assert_eq!(
+        rig.keeper.kept(rig.volume),
+        [],
+        "the next start would begin with it"
+    );
+    let abort = first.management_pdu(1, sanitize.be32(16));
+    first.send(&abort);
+    // What comes after it is answered: it has been heard, and waits for the device.
+    let ping = Pdu::new(0x40, 0x80)
+        .put32(16, 77)
+        .put32(20, 0xffff_ffff)
+        .put32(24, first.cmd_sn);
+    first.send(&ping);
+    assert_eq!(first.receive().unwrap().be32(16), 77);
+    rig.device.release();
+    assert_eq!(second.outcome(write.be32(16)).status, 0);
+    let answer = first.receive().unwrap();
+    assert_eq!((answer.opcode(), answer.header[2]), (0x22, 0));
+    assert_eq!(first.read(0, 8).data, [5; 4096]);
 }

@@ -41,7 +41,7 @@ impl Session {
         };
         let begun = method.and_then(|method| {
             let operation = Sanitizing { method, may_exit };
-            export.unit.begin_sanitizing(&operation).map(|()| operation)
+            export.unit.claim_for_sanitizing().map(|()| operation)
         });
         match begun {
             Ok(operation) => task.work = Work::Sanitize { operation, immediate },
@@ -70,6 +70,7 @@ impl Session {
         let waiter = Waiter::new(immediate, answer, pass);
         task.waiter = Some(waiter.clone());
         let device = Arc::clone(medium.unit().device());
+        export.unit.begin_sanitizing(&operation);
         match Sanitizer::start(io.shared, &export, device, operation, ticket, Some(waiter)) {
             Ok(sanitizer) => export.set_sanitizer(sanitizer),
             Err(error) => {
@@ -96,7 +97,7 @@ impl Session {
         if let (Role::Normal(medium), Some(task)) = (&self.role, self.tasks.get(slot))
             && matches!(task.work, Work::Sanitize { .. })
         {
-            medium.export().unit.end_sanitizing(false);
+            medium.export().unit.cancel_sanitizing();
         }
     }
 }
