@@ -5,7 +5,8 @@
 //!
 //! - `0.0.0.0/0` and `::/0` match nobody, or are an error: they are written as their two halves;
 //! - an IPv6 prefix of three digits is a syntax error: `/128` is a bare address, `/120` to `/127` are all their
-//!   addresses, and the prefixes between cannot be had ([`REFUSED_IPV6_PREFIXES`]).
+//!   addresses, and the prefixes between cannot be had ([`REFUSED_IPV6_PREFIXES`]);
+//! - `0.0.0.0` without a prefix is everybody, and never written.
 //!
 //! An IPv4 client is one for Ganesha, too, when it comes in on a socket of both families: it lies in no IPv6 network.
 //!
@@ -99,7 +100,8 @@ impl ExportRecord {
             .ok_or_else(|| invalid("it names no networks".into()))?;
         let mut lines = Vec::new();
         for (network, level) in access.0 {
-            if network.is_ipv6() && REFUSED_IPV6_PREFIXES.contains(&network.prefix()) {
+            let is_refused_prefix = network.is_ipv6() && REFUSED_IPV6_PREFIXES.contains(&network.prefix());
+            if is_refused_prefix || network.is_unspecified_host() {
                 return Err(invalid(format!("{network} cannot be told to Ganesha")));
             }
             write_lines(&mut lines, network, Some(level))?;
@@ -241,6 +243,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_an_error_and_not_less_or_more() {
         assert!(record(&[("fd00::/110", ReadOnly)]).render().is_err());
+        assert!(record(&[("0.0.0.0", ReadOnly)]).render().is_err());
         let many: Vec<(String, AccessLevel)> = (0..5)
             .map(|index| (format!("fd00::{index}00/120"), ReadOnly))
             .collect();

@@ -233,7 +233,16 @@ fn enforceable(rule: &AccessRule, can: &EnforceableAccess) -> Result<Network, Re
     if rule.kind != ClientKind::Ip || !can.kinds.contains(&rule.kind) {
         return Err(RefusedRule::UnsupportedKind { kind: rule.kind });
     }
-    let network = Network::parse(&rule.client).map_err(|problem| RefusedRule::InvalidClient { problem })?;
+    let invalid = |problem| RefusedRule::InvalidClient { problem };
+    let network = Network::parse(&rule.client).map_err(invalid)?;
+    if network.is_unspecified_host() {
+        // No client has it, and servers take it for everybody.
+        let family = if network.is_ipv6() { "IPv6" } else { "IPv4" };
+        return Err(invalid(format!(
+            "{:?} is the address of no client; every {family} client is {network}/0",
+            rule.client
+        )));
+    }
     match network.is_ipv6() {
         true if !can.ipv6 => Err(RefusedRule::UnsupportedFamily { family: "IPv6" }),
         false if !can.ipv4 => Err(RefusedRule::UnsupportedFamily { family: "IPv4" }),

@@ -74,6 +74,11 @@ impl Network {
         self.address.is_ipv6()
     }
 
+    /// Tells whether it is `0.0.0.0` or `::` alone, which no client has (RFC 1122 3.2.1.3, RFC 4291 2.5.2).
+    pub fn is_unspecified_host(&self) -> bool {
+        self.address.is_unspecified() && self.prefix == bits_of(self.address)
+    }
+
     /// Tells whether an address lies in it. An IPv4 client is one however its address is written, and lies in no
     /// IPv6 network, not even in `::/0`.
     pub fn contains(&self, address: IpAddr) -> bool {

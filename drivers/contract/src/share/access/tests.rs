@@ -260,6 +260,28 @@ fn rules_that_cannot_be_enforced_are_refused_each_for_its_reason_and_grant_nothi
     assert_eq!(ids, [id(1), id(2), id(3), id(9)]);
 }
 
+/// Ganesha takes `0.0.0.0` for everybody.
+#[test]
+fn the_address_that_no_client_has_names_nobody() {
+    for (client, everybody) in [
+        ("0.0.0.0", "0.0.0.0/0"),
+        ("0.0.0.0/32", "0.0.0.0/0"),
+        ("::ffff:0.0.0.0", "0.0.0.0/0"),
+        ("::", "::/0"),
+        ("::/128", "::/0"),
+    ] {
+        let list = rules(&[(client, ReadWrite), ("10.0.0.1", ReadOnly)]);
+        let (table, statuses) = resolve_access(&list, &by_ip());
+        assert_eq!(table.entries().len(), 1, "A2: {client}");
+        let RuleState::Refused(refused) = &statuses[0].state else {
+            panic!("{client} is {:?}", statuses[0].state)
+        };
+        assert!(refused.to_string().contains(everybody), "{client}: {refused}");
+    }
+    let (table, _) = resolve_access(&rules(&[("0.0.0.0/31", ReadOnly), ("::/0", ReadOnly)]), &by_ip());
+    assert_eq!(table.entries().len(), 2);
+}
+
 #[test]
 fn networks_that_a_server_cannot_tell_apart_are_refused() {
     let can = EnforceableAccess {
