@@ -109,6 +109,17 @@ fn rule_of(rule: Rule) -> AccessRule {
     }
 }
 
+/// Makes rules as the agent takes them. One that is given twice is one.
+fn rules_of(rules: Vec<Rule>) -> Vec<AccessRule> {
+    let mut made: Vec<AccessRule> = Vec::with_capacity(rules.len());
+    for rule in rules.into_iter().map(rule_of) {
+        if !made.contains(&rule) {
+            made.push(rule);
+        }
+    }
+    made
+}
+
 /// Runs one verb.
 pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> {
     let mut client = AccessClient::new(channel);
@@ -121,7 +132,7 @@ pub async fn run(command: Command, channel: Channel) -> Result<Answer, Failure> 
         } => {
             let request = SetAccessRequest {
                 target: target_of(target),
-                rules: rules.into_iter().map(rule_of).collect(),
+                rules: rules_of(rules),
                 inherit,
                 mutation: mutation.into(),
             };
@@ -327,6 +338,9 @@ mod tests {
         let rule = |text| rule_of(parse_rule(text).unwrap());
         assert_eq!(rule("rw:10.0.0.7"), rule("rw:10.0.0.7"));
         assert_ne!(rule("rw:10.0.0.7").id, rule("ro:10.0.0.7").id);
+        let given = ["rw:10.0.0.7", "ro:10.0.0.7", "rw:10.0.0.7", "rw:10.0.0.7/32"];
+        let made = rules_of(given.iter().map(|text| parse_rule(text).unwrap()).collect());
+        assert_eq!(made, [rule(given[0]), rule(given[1]), rule(given[3])]);
     }
 
     #[test]

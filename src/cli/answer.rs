@@ -4,6 +4,7 @@
 //! `snake_case`, sizes are numbers of bytes with a name that ends in `_bytes`, times are RFC 3339 in UTC, what is
 //! not set is `null`. Keys are added, never renamed. docs/operations/command-line.md lists them all.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 
@@ -53,7 +54,7 @@ impl Answer {
             .load_style(TableStyle::new())
             .set_header(headers.iter().copied());
         for row in rows {
-            table.add_row(row);
+            table.add_row(row.iter().map(|cell| in_one_line(cell)));
         }
         Self {
             text: aligned(&table),
@@ -67,7 +68,7 @@ impl Answer {
         let mut table = Table::new();
         table.load_style(TableStyle::new());
         for (name, value) in properties {
-            table.add_row([name, &value]);
+            table.add_row([name, &in_one_line(&value)]);
         }
         Self {
             text: aligned(&table),
@@ -147,6 +148,22 @@ fn aligned(table: &Table) -> String {
     lines.join("\n")
 }
 
+/// Writes characters that would end a line, or tell a terminal something, as what they are: others choose labels and the clients
+/// of rules.
+fn in_one_line(cell: &str) -> Cow<'_, str> {
+    if !cell.contains(char::is_control) {
+        return cell.into();
+    }
+    let mut shown = String::with_capacity(cell.len());
+    for character in cell.chars() {
+        match character.is_control() {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown.into()
+}
+
 fn pretty<T: Serialize + ?Sized>(value: &T) -> String {
     serde_json::to_string_pretty(value).expect("records have string keys and no fallible serializers")
 }
@@ -197,6 +214,15 @@ mod tests {
             "NAME    SIZE\na       1 GiB\nlonger  2 B"
         );
         assert_eq!(answer.render(Format::Json), "[\n  1,\n  2\n]");
+    }
+
+    #[test]
+    fn what_would_end_a_line_or_steer_a_terminal_is_shown_as_what_it_is() {
+        let rows = vec![vec!["a\nb".into(), "\u{1b}[2Jü".into()]];
+        let answer = Answer::list::<u8>(&["NAME", "CLIENT"], rows, &[]);
+        assert_eq!(answer.render(Format::Table), "NAME  CLIENT\na\\nb  \\u{1b}[2Jü");
+        let answer = Answer::show(vec![("label", "a\tb".into())], &7);
+        assert_eq!(answer.render(Format::Table), "label  a\\tb");
     }
 
     #[test]
