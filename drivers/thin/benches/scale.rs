@@ -132,6 +132,25 @@ fn resident_mib() -> u64 {
     (pages * 4096) >> 20
 }
 
+/// Checks the pool; returns how long that took, and how many MiB more were resident at most.
+fn check(pool: &Pool) -> (Duration, u64) {
+    // The peak from here on: proc(5), clear_refs.
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = peak_mib();
+    let begin = Instant::now();
+    let report = pool.check().unwrap();
+    let took = begin.elapsed();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    (took, peak_mib() - before)
+}
+
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB")).unwrap();
+    kib.parse::<u64>().unwrap() >> 10
+}
+
 fn control_calls(folder: &Path, volumes: usize) {
     let bench = Bench::new(folder, 64 * GIB);
     let mut ids: Vec<VolumeId> = (0..volumes).map(|_| bench.create(DataSource::Blank)).collect();
@@ -188,10 +207,12 @@ fn many_objects(folder: &Path, volumes: usize, snapshots: usize) {
     let made = begin.elapsed();
     let resident = resident_mib() - before;
     let (bench, opened) = bench.crash();
+    let (checked, for_check) = check(&bench.pool);
     println!(
-        "| {volumes} volumes, {snapshots} snapshots | made in {:.1} s, {resident} MiB more memory | {:.0} ms |",
+        "| {volumes} volumes, {snapshots} snapshots | made in {:.1} s, {resident} MiB more memory | {:.0} ms | {:.1} s, {for_check} MiB |",
         made.as_secs_f64(),
-        opened.as_secs_f64() * 1e3
+        opened.as_secs_f64() * 1e3,
+        checked.as_secs_f64()
     );
     assert_eq!(bench.pool.status().snapshot_count, snapshots as u64);
 }
@@ -224,10 +245,12 @@ fn mapped(folder: &Path, mapped_gib: u64) {
     let made = begin.elapsed();
     let resident = resident_mib().saturating_sub(before);
     let (bench, opened) = bench.crash();
+    let (checked, for_check) = check(&bench.pool);
     println!(
-        "| {mapped_gib} GiB mapped | made in {:.1} s, {resident} MiB more memory | {:.0} ms |",
+        "| {mapped_gib} GiB mapped | made in {:.1} s, {resident} MiB more memory | {:.0} ms | {:.1} s, {for_check} MiB |",
         made.as_secs_f64(),
-        opened.as_secs_f64() * 1e3
+        opened.as_secs_f64() * 1e3,
+        checked.as_secs_f64()
     );
     assert!(bench.pool.status().allocated_bytes >= mapped_gib * GIB);
 }
@@ -239,7 +262,7 @@ fn main() {
     for volumes in [10, 10_000] {
         control_calls(folder.path(), volumes);
     }
-    println!("\nOpening after a crash\n\n| pool | before | open |\n|---|---|---|");
+    println!("\nOpening after a crash, and a check\n\n| pool | before | open | check |\n|---|---|---|---|");
     many_objects(folder.path(), 1_000, 10_000);
     mapped(folder.path(), 64);
     if full {
