@@ -469,7 +469,14 @@ impl Target for IscsiTarget {
     }
 
     async fn export(&self, spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError> {
-        let info = self.address_of(spec.volume);
+        let volume = spec.volume;
+        let info = self.address_of(volume);
+        if self.shared.exports.find(volume).is_none()
+            && let Some(ended) = self.shared.exports.removed(volume)
+        {
+            // Its end was not waited for: what its sessions have at the device must not land beside what comes now (T4).
+            self.close(&ended).await?;
+        }
         let (export, new) = self.shared.exports.insert(&spec)?;
         let grants = spec.grants;
         // The table has its own; this one goes before anybody waits (T5).
@@ -482,7 +489,12 @@ impl Target for IscsiTarget {
         let limited = self.limit(&export, spec.limits);
         if new {
             export.forget_strangers();
-            self.resume_sanitizing(&export)?;
+            if let Err(error) = self.resume_sanitizing(&export) {
+                // What is kept stays, for the next call.
+                self.shared.exports.remove(volume);
+                self.close_sessions(export.close()).await;
+                return Err(error);
+            }
         }
         self.close_sessions(sessions).await;
         revoked.iter().for_each(|initiator| export.forget_gone(initiator));

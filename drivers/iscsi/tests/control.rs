@@ -103,6 +103,32 @@ fn repeated_calls_wait_for_what_an_abandoned_one_began() {
 }
 
 #[test]
+fn an_export_waits_for_the_end_of_the_one_before_that_nobody_waited_for() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    rig.device.hold();
+    held_write(&rig, &mut client, 0);
+    {
+        let mut unexport = rig.target.unexport(rig.volume);
+        let waker = std::task::Waker::noop();
+        let polled = unexport.as_mut().poll(&mut std::task::Context::from_waker(waker));
+        assert!(polled.is_pending());
+    }
+    let (target, spec) = (
+        Arc::clone(&rig.target),
+        rig.spec(rig.volume, &[grant(INITIATOR, Access::ReadWrite)]),
+    );
+    let exported = in_background(move || block_on(target.export(spec)).unwrap());
+    assert!(
+        exported.recv_timeout(SILENCE).is_err(),
+        "T4: a write is at the device"
+    );
+    rig.device.release();
+    exported.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(Client::login(&rig).read(0, 8).data.len(), 4096);
+}
+
+#[test]
 fn revoke_under_load_lets_no_write_through_after_it_returns() {
     let rig = Rig::new();
     for round in 0..20u8 {

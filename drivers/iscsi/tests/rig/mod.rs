@@ -94,15 +94,18 @@ impl Rig {
     }
 
     pub fn export(&self, volume: VolumeId, grants: &[Grant]) {
-        block_on(self.target.export(ExportSpec {
+        block_on(self.target.export(self.spec(volume, grants))).expect("the export");
+    }
+
+    pub fn spec(&self, volume: VolumeId, grants: &[Grant]) -> ExportSpec {
+        ExportSpec {
             volume,
             device: Arc::clone(&self.device) as Arc<dyn BlockDevice>,
             grants: grants.to_vec(),
             limits: IoLimits::NONE,
             kept: self.keeper.kept(volume),
             keeper: Arc::clone(&self.keeper) as Arc<dyn Keeper>,
-        }))
-        .expect("the export");
+        }
     }
 
     /// Ends the target and starts another, as an agent's restart does: on the same device, with what was kept.
