@@ -512,7 +512,8 @@ fn digests_are_checked_and_sent_when_agreed_on() {
             client.socket.read_exact(&mut digest).unwrap();
             assert_eq!(digest, crc(&data, false), "the data's digest");
         }
-        (header[0], header[3], data)
+        let ttt = u32::from_be_bytes(header[20..24].try_into().unwrap());
+        (header[0], header[3], data, ttt)
     };
     let mut maker = Client::connect(rig.address());
     let command = |maker: &mut Client, cdb: &[u8], expected: u32, data: &[u8]| {
@@ -532,11 +533,27 @@ fn digests_are_checked_and_sent_when_agreed_on() {
         true,
     );
     assert_eq!(receive().0, 0x3f, "a Reject");
-    let (opcode, status, sense) = receive();
+    let (opcode, status, sense, _) = receive();
     assert_eq!((opcode, status), (0x21, 2), "and the command's failure");
     assert_eq!((sense[4], sense[14], sense[15]), (0x0b, 0x47, 0x05));
     send(command(&mut maker, &[0], 0, &[]), false, false);
     assert_eq!(receive().1, 0, "the session goes on");
+
+    // Of two PDUs that an R2T has asked for the first is damaged: the command fails when both have come.
+    let write = maker.command_pdu(&cdb10(0x2a, 0, 8), 4096, 0xa1, &[]);
+    let data_out = |flags, data_sn, offset, ttt| {
+        let data = Pdu::new(0x05, flags).put32(16, write.be32(16)).put32(20, ttt);
+        let data = data.put32(36, data_sn).put32(40, offset);
+        data.with_data(&[0; 2048])
+    };
+    send(write.clone(), false, false);
+    let ttt = receive().3;
+    send(data_out(0, 0, 0, ttt), false, true);
+    assert_eq!(receive().0, 0x3f, "a Reject");
+    send(data_out(0x80, 1, 2048, ttt), false, false);
+    let (opcode, status, sense, _) = receive();
+    assert_eq!((opcode, status), (0x21, 2), "and the command's failure");
+    assert_eq!((sense[4], sense[14], sense[15]), (0x0b, 0x47, 0x05));
 
     send(command(&mut maker, &[0], 0, &[]), true, false);
     let mut byte = [0];
