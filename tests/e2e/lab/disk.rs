@@ -159,6 +159,56 @@ fn a_detach_cuts_off_a_host_that_is_still_writing() {
     assert!(again.is_err(), "{again:?}");
 }
 
+#[test]
+fn a_file_system_that_is_detached_while_mounted_can_be_unmounted_and_mounted_again_later() {
+    let Some(guest) = Guest::initiator() else { return };
+    let storage = StorageHost::new();
+    let agent = storage.start();
+    let volume = command::volume(&agent, "128MiB");
+    let attached = guest.attach(&agent, volume, "");
+    let target = attached.connection_info["data"]["target_iqn"].as_str().unwrap();
+    guest.run("iscsiadm -m node -o update -n node.session.timeo.replacement_timeout -v 3");
+    let disk = guest.log_in(&attached, &portal(&attached));
+    guest.run(&format!(
+        "mkfs.ext4 -q -F {disk}
+         mkdir -p /mnt/volume
+         mount {disk} /mnt/volume
+         dd if=/dev/urandom of=/run/kept bs=1M count=8 status=none
+         dd if=/run/kept of=/mnt/volume/kept bs=1M conv=fsync status=none"
+    ));
+    let writer = guest.start(
+        "i=0
+         while dd if=/dev/urandom of=/mnt/volume/$((i % 8)) bs=64k count=32 conv=fsync status=none; do
+             i=$((i + 1)); echo $i > /run/written
+         done
+         echo refused",
+    );
+    guest.run("for i in $(seq 600); do [ -s /run/written ] && exit 0; sleep 0.1; done; exit 1");
+    detach(&agent, &attached);
+    let said = writer.finish().unwrap();
+    assert!(said.contains("refused"), "{said}");
+    // The host gets rid of it all: nothing waits for a target that is not there any more.
+    guest.run(&format!(
+        "umount /mnt/volume
+         iscsiadm -m node -T {target} --logout > /dev/null
+         iscsiadm -m node -T {target} -o delete
+         for i in $(seq 300); do [ ! -e /sys/block/{} ] && exit 0; sleep 0.1; done
+         exit 1",
+        disk.trim_start_matches("/dev/")
+    ));
+
+    // The journal brings back what was synchronized, and the file system is whole.
+    let again = guest.attach(&agent, volume, "");
+    let disk = guest.log_in(&again, &portal(&again));
+    guest.run(&format!(
+        "mount {disk} /mnt/volume
+         cmp /run/kept /mnt/volume/kept
+         umount /mnt/volume
+         e2fsck -fn {disk}"
+    ));
+    guest.log_out(&again);
+}
+
 /// Returns the lines of a `qemu-io` dump, without those that tell how long it took.
 fn bytes_of(dump: &str) -> Vec<&str> {
     dump.lines().filter(|line| line.contains(":  ")).collect()
