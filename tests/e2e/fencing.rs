@@ -248,13 +248,13 @@ fn nothing_of_a_detached_host_reaches_the_volume_however_it_races_the_detach() {
             hang(&mut client);
             client
         });
-        let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (done, over) = ([0; 2].map(AtomicU64::new), AtomicBool::new(false));
         let turns_before = turns.load(Ordering::Relaxed);
         let before = number;
         let mut clients = [1, 2].map(|session| log_in(&leaves.login, session).unwrap());
         let (first, later, snapshot) = std::thread::scope(|scope| {
             for (session, (client, ledger)) in clients.iter_mut().zip(&mut ledgers).enumerate() {
-                let (done, over, leaves) = (&done, &over, &leaves);
+                let (done, over, leaves) = (&done[session], &over, &leaves);
                 scope.spawn(move || {
                     let lba = (session as u64 * REGION_BYTES / 512) as u32;
                     // Numbers that no other session or round has.
@@ -271,7 +271,8 @@ fn nothing_of_a_detached_host_reaches_the_volume_however_it_races_the_detach() {
                 });
             }
             eventually("both write", || {
-                (done.load(Ordering::Relaxed) > 100).then_some(())
+                let writes = |done: &AtomicU64| done.load(Ordering::Relaxed) > 50;
+                done.iter().all(writes).then_some(())
             });
             std::thread::sleep(Duration::from_micros(storage.dice.below(5000)));
             storage.detach(&leaves, force);

@@ -418,11 +418,11 @@ fn ping_is_echoed_and_logout_answered_last() {
 fn initiator_that_answers_no_ping_is_given_up_and_one_that_does_is_not() {
     let rig = Rig::with(
         1 << 20,
-        |config| config.ping_interval = Duration::from_millis(100),
+        |config| config.ping_interval = Duration::from_millis(300),
         &[grant(INITIATOR, Access::ReadWrite)],
     );
     let mut client = Client::login(&rig);
-    for _ in 0..5 {
+    for _ in 0..4 {
         let ping = client.receive().unwrap();
         assert_eq!((ping.opcode(), ping.be32(16)), (0x20, 0xffff_ffff));
         let mut answer = Pdu::new(0x40, 0x80)

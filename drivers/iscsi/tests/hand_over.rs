@@ -75,21 +75,25 @@ fn who_connects_between_two_targets_waits_in_the_portal_and_is_let_in_by_the_sec
 
 #[test]
 fn a_session_that_owes_data_holds_nothing_up() {
-    let rig = Rig::new();
-    let mut client = Client::login(&rig);
-    let write = client.command_pdu(&cdb10(0x2a, 0, 0x800), 1 << 20, 0xa1, &[]);
-    client.send(&write);
-    assert_eq!(client.receive().unwrap().opcode(), 0x31, "an R2T");
-    let began = Instant::now();
-    let handed_over = begin(&rig);
-    expect_notice(&mut client);
-    client.expect_close();
-    handed_over.recv_timeout(DEADLINE).unwrap();
-    // Those that do not come to an end by themselves are given a second.
-    assert!(
-        began.elapsed() < Duration::from_millis(900),
-        "{:?}",
+    // Those that do not come to an end by themselves are given a second. A machine that is busy may take as long for
+    // other reasons, but not every time.
+    let took = |()| {
+        let rig = Rig::new();
+        let mut client = Client::login(&rig);
+        let write = client.command_pdu(&cdb10(0x2a, 0, 0x800), 1 << 20, 0xa1, &[]);
+        client.send(&write);
+        assert_eq!(client.receive().unwrap().opcode(), 0x31, "an R2T");
+        let began = Instant::now();
+        let handed_over = begin(&rig);
+        expect_notice(&mut client);
+        client.expect_close();
+        handed_over.recv_timeout(DEADLINE).unwrap();
         began.elapsed()
+    };
+    let times = [(); 3].map(took);
+    assert!(
+        times.iter().any(|time| *time < Duration::from_millis(900)),
+        "{times:?}"
     );
 }
 

@@ -12,7 +12,7 @@ use client::{Client, Login, Pdu, cdb10};
 use quarry_contract::conformance::block_on;
 use quarry_contract::memory::{MemoryDevice, MemoryKeeper};
 use quarry_contract::{Access, BlockDevice, BlockingQueue, ExportSpec, Target};
-use rig::{INITIATOR, Rig, eventually, grant};
+use rig::{DEADLINE, INITIATOR, Rig, eventually, grant};
 
 /// A generator that a seed makes repeatable (Steele, Lea, Flood 2014: SplitMix64).
 struct SplitMix(u64);
@@ -323,6 +323,18 @@ fn ask(client: &mut Client, count: u32) -> Vec<u32> {
     (0..count).map(send).collect()
 }
 
+/// Returns how many requests are held once their number has not changed for a while.
+fn when_still(rig: &Rig) -> usize {
+    let mut seen = rig.device.held_requests();
+    loop {
+        std::thread::sleep(2 * client::SILENCE);
+        match rig.device.held_requests() {
+            same if same == seen => return same,
+            other => seen = other,
+        }
+    }
+}
+
 #[test]
 fn sessions_get_along_with_little_when_others_hold_what_there_is() {
     let rig = Rig::with(
@@ -339,8 +351,7 @@ fn sessions_get_along_with_little_when_others_hold_what_there_is() {
     eventually("the greedy one has more than there is", || {
         rig.device.held_requests() > 4
     });
-    std::thread::sleep(client::SILENCE);
-    let taken = rig.device.held_requests();
+    let taken = when_still(&rig);
     let few = ask(&mut modest, 4);
     eventually("the modest one has a request", || {
         rig.device.held_requests() > taken
@@ -389,8 +400,7 @@ fn writes_of_one_session_are_not_heard_when_they_are_many_and_buffers_scarce() {
     });
     // What is not heard stays in the initiator's and the system's buffers.
     eventually("some are at the device", || rig.device.held_requests() >= 2);
-    std::thread::sleep(client::SILENCE);
-    let heard = rig.device.held_requests();
+    let heard = when_still(&rig);
     assert!(heard < 24, "{heard} writes of 256 KiB are in memory");
     rig.device.release();
     for tag in tags {
@@ -442,7 +452,12 @@ fn initiator_that_asks_and_does_not_read_is_closed_when_buffers_are_scarce() {
         let mut greedy = another(&rig, 1);
         ask(&mut greedy, 128);
         // It is not silent: it says something now and then.
-        let end = std::time::Instant::now() + Duration::from_millis(1500);
+        let time = if closes {
+            DEADLINE
+        } else {
+            Duration::from_millis(1500)
+        };
+        let end = std::time::Instant::now() + time;
         while rig.session_count() == 1 && std::time::Instant::now() < end {
             let nop = Pdu::new(0x40, 0x80).put32(16, 0xffff_ffff).put32(20, 0xffff_ffff);
             let _ = greedy.socket.write_all(&nop.bytes());

@@ -137,18 +137,19 @@ const SLOW: u64 = 4096 / 90;
 #[test]
 fn limits_hold_for_all_sessions_together_and_give_each_an_equal_share() {
     let rig = Rig::new();
-    limit(&rig, total(commands(300)));
+    // Few enough that even the shallowest has the next command there in time on a busy machine: 160 ms.
+    limit(&rig, total(commands(150)));
     let loads = [
-        Load::start(&rig, 1, 0x28, 32),
-        Load::start(&rig, 2, 0x2a, 8),
-        Load::start(&rig, 3, 0x28, 2),
+        Load::start(&rig, 1, 0x28, 64),
+        Load::start(&rig, 2, 0x2a, 24),
+        Load::start(&rig, 3, 0x28, 8),
     ];
     // The first tenth of a second's worth goes at once.
     eventually("the burst is spent", || {
         loads.iter().map(Load::count).sum::<u64>() > 60
     });
     let (shares, time) = counts(&[&loads[0], &loads[1], &loads[2]], Duration::from_secs(3));
-    let expected = time.as_millis() as u64 * 300 / 1000;
+    let expected = time.as_millis() as u64 * 150 / 1000;
     assert_near(shares.iter().sum(), expected, 12);
     for share in shares {
         assert_near(share, expected / 3, 20);
@@ -163,13 +164,14 @@ fn limits_change_while_commands_wait_and_go_away() {
     let mut client = Client::login(&rig);
     let waiting = waiting_reads(&mut client, 3);
     client.expect_silence();
-    limit(&rig, total(commands(1000)));
+    limit(&rig, total(commands(200)));
     for tag in waiting {
         assert_eq!(client.outcome(tag).status, 0);
     }
     let load = Load::start(&rig, 9, 0x2a, 16);
     let (slow, time) = counts(&[&load], Duration::from_secs(1));
-    let allowed = 100 + time.as_millis() as u64;
+    // A tenth of a second's worth goes at once, and what went before the count may be counted after.
+    let allowed = 20 + 16 + time.as_millis() as u64 / 5;
     assert!(slow[0] <= allowed, "{} of {allowed}", slow[0]);
     limit(&rig, IoLimits::NONE);
     let (free, _) = counts(&[&load], Duration::from_secs(1));
@@ -263,7 +265,8 @@ fn logout_revoke_unexport_and_shutdown_do_not_wait_for_a_limit() {
         limit(&rig, total(bytes(SLOW)));
         let mut client = Client::login(&rig);
         waiting_reads(&mut client, 8);
-        eventually("the reads have come", || rig.session_count() == 1);
+        // What counts against no limit is answered when what came before it waits.
+        assert_eq!(client.command(&[0; 6], 0, &[]).status, 0);
         let begin = Instant::now();
         match what {
             "logout" => {
@@ -444,15 +447,25 @@ fn beside_others_a_volume_has_no_more_at_the_disk_than_its_part() {
     rig.device.release();
     end_reads(&mut noisy, 64);
 
-    rig.device.hold();
-    let read = quiet.command_pdu(&cdb10(0x28, 0, 8), 4096, 0xc1, &[]);
-    quiet.send(&read);
-    eventually("the quiet one is served", || rig.device.held_requests() == 1);
-    read_ahead(&mut noisy, 64);
-    eventually("beside it 2 MiB", || rig.device.held_requests() == 1 + 8);
-    read_ahead(&mut noisy, 0);
-    assert_eq!(rig.device.held_requests(), 1 + 8);
-    rig.device.release();
-    assert_eq!(quiet.outcome(read.be32(16)).status, 0);
-    end_reads(&mut noisy, 64);
+    // The quiet one counts as used for half a second at least: what took longer than that to set up is done again.
+    loop {
+        rig.device.hold();
+        let began = Instant::now();
+        let read = quiet.command_pdu(&cdb10(0x28, 0, 8), 4096, 0xc1, &[]);
+        quiet.send(&read);
+        eventually("the quiet one is served", || rig.device.held_requests() == 1);
+        read_ahead(&mut noisy, 64);
+        let in_time = began.elapsed() < Duration::from_millis(500);
+        if in_time {
+            eventually("beside it 2 MiB", || rig.device.held_requests() == 1 + 8);
+            read_ahead(&mut noisy, 0);
+            assert_eq!(rig.device.held_requests(), 1 + 8);
+        }
+        rig.device.release();
+        assert_eq!(quiet.outcome(read.be32(16)).status, 0);
+        end_reads(&mut noisy, 64);
+        if in_time {
+            return;
+        }
+    }
 }
