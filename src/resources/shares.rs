@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use quarry_contract::{
-    DriverError, ShareBackend, ShareCapability, ShareId, ShareInfo, ShareSnapshotId, ShareSource, ShareSpec,
-    ShareVersion, Squash,
+    DriverError, ErrorKind, ShareBackend, ShareCapability, ShareId, ShareInfo, ShareSnapshotId, ShareSource,
+    ShareSpec, ShareUsage, ShareVersion, Squash,
 };
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -643,7 +643,7 @@ impl Resources {
         found.truncate(page.limit);
         let mut shares = Vec::with_capacity(found.len());
         for (info, at) in found {
-            shares.push(self.share_view(&pools[at], info).await?);
+            shares.push(self.listed_share(&pools[at], info).await?);
         }
         Ok(shares)
     }
@@ -653,15 +653,36 @@ impl Resources {
         self.share_view_with(pool, info, record).await
     }
 
+    /// Describes a share among others, which a damaged one does not hide: who asks for it alone is told.
+    async fn listed_share(&self, pool: &SharePool, info: ShareInfo) -> Result<Share, ResourceError> {
+        let version = ShareVersion::Share(info.id);
+        let usage = match pool.backend.usage(version).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                warn!(%version, %error, "it is listed as if nothing of it were used");
+                ShareUsage {
+                    used_bytes: 0,
+                    allocated_bytes: 0,
+                }
+            }
+            usage => usage?,
+        };
+        let record = self.share_record(version)?;
+        Ok(self.described(pool, info, record, usage))
+    }
+
     async fn share_view_with(
         &self,
         pool: &SharePool,
         info: ShareInfo,
         record: ShareRecord,
     ) -> Result<Share, ResourceError> {
+        let usage = pool.backend.usage(ShareVersion::Share(info.id)).await?;
+        Ok(self.described(pool, info, record, usage))
+    }
+
+    fn described(&self, pool: &SharePool, info: ShareInfo, record: ShareRecord, usage: ShareUsage) -> Share {
         let version = ShareVersion::Share(info.id);
-        let usage = pool.backend.usage(version).await?;
-        Ok(Share {
+        Share {
             id: info.id,
             pool: pool.name.clone(),
             size_bytes: info.size_bytes,
@@ -674,6 +695,6 @@ impl Resources {
             generation: record.generation,
             created: record.created,
             updated: record.updated,
-        })
+        }
     }
 }

@@ -30,6 +30,7 @@ use quarry_contract::{ShareSnapshotId, ShareVersion};
 use quarry_xfs::mounts::make_folder;
 use quarry_xfs::objects::{ObjectRecord, member_name, parse_member};
 use serde::{Deserialize, Serialize};
+use tracing::error;
 use uuid::Uuid;
 
 /// The one version of the format there is.
@@ -178,10 +179,8 @@ impl Layout {
         let mut images = Vec::new();
         for name in folder_names(&self.root.join("shares"))? {
             if let Ok(id) = name.parse() {
-                let image = fs::metadata(self.image(ShareVersion::Share(id)))?;
-                if image.nlink() > 1 {
-                    images.push(image.ino());
-                }
+                let image = self.find_image(ShareVersion::Share(id))?;
+                images.extend(image.filter(|image| image.nlink() > 1).map(|image| image.ino()));
             }
         }
         if images.is_empty() {
@@ -218,26 +217,52 @@ impl Layout {
         Ok(discarded)
     }
 
-    /// Returns the objects that are in their places, with their records and the lengths of their images.
-    pub(crate) fn objects(&self) -> io::Result<Vec<(ShareVersion, ObjectRecord, u64)>> {
+    /// Returns the objects that are in their places, with their records and the lengths of their images; of one whose image
+    /// somebody has taken away there is none. What has no record that can be read is told in the log and left alone: it is damage
+    /// to one object, and not to the others.
+    pub(crate) fn objects(&self) -> io::Result<Vec<(ShareVersion, ObjectRecord, Option<u64>)>> {
         let mut objects = Vec::new();
         for name in folder_names(&self.root.join("shares"))? {
             if let Ok(id) = name.parse() {
-                objects.push(self.read_object(ShareVersion::Share(id))?);
+                objects.extend(self.read_object(ShareVersion::Share(id))?);
             }
         }
         for name in folder_names(&self.root.join("snapshots"))? {
             if let Ok(id) = name.parse() {
-                objects.push(self.read_object(ShareVersion::Snapshot(id))?);
+                objects.extend(self.read_object(ShareVersion::Snapshot(id))?);
             }
         }
         Ok(objects)
     }
 
-    fn read_object(&self, version: ShareVersion) -> io::Result<(ShareVersion, ObjectRecord, u64)> {
-        let record = serde_json::from_slice(&fs::read(self.object(version).join("record.json"))?)?;
-        let length = fs::metadata(self.image(version))?.len();
-        Ok((version, record, length))
+    /// Reads one object; `None` when its record cannot be read.
+    fn read_object(
+        &self,
+        version: ShareVersion,
+    ) -> io::Result<Option<(ShareVersion, ObjectRecord, Option<u64>)>> {
+        let path = self.object(version).join("record.json");
+        let record = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        let record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                error!(%version, path = %path.display(), %error, "it has no record that can be read, and is left out");
+                return Ok(None);
+            }
+        };
+        let length = self.find_image(version)?.map(|image| image.len());
+        if length.is_none() {
+            error!(%version, path = %self.image(version).display(), "its image is missing");
+        }
+        Ok(Some((version, record, length)))
+    }
+
+    /// Looks at the image of an object; `None` when somebody has taken it away, or put something else in its place.
+    pub(crate) fn find_image(&self, version: ShareVersion) -> io::Result<Option<fs::Metadata>> {
+        match fs::symlink_metadata(self.image(version)) {
+            Ok(found) => Ok(found.is_file().then_some(found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 //! - D1: nothing is made without a reserve left, so that what is there can go on and be deleted.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,7 @@ use quarry_contract::{
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
 use quarry_xfs::backend::{ShareStore, StepHook, Steps};
 use quarry_xfs::brake::{Brake, Medium, check_space};
-use quarry_xfs::error::{During, StoreError};
+use quarry_xfs::error::{During, StoreError, corrupt};
 use quarry_xfs::filesystem::{
     BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, device_bytes, identity_of,
     size_bytes,
@@ -91,11 +92,20 @@ impl ShareStore for ImageStore {
         layout.make_folders().during(what)?;
         let mounts = Arc::new(Mounts::at(&options.mounts)?);
         mounts.take_up(|version, device| {
-            let image = match version {
-                ShareVersion::Share(_) => layout.image(version),
-                ShareVersion::Snapshot(id) => layout.view(id).join("image"),
+            let Ok(device) = LoopDevice::open(device) else {
+                return Ok(false);
             };
-            LoopDevice::open(device)?.shows(&File::open(image)?)
+            match version {
+                ShareVersion::Share(_) => match layout.find_image(version)? {
+                    Some(_) => device.shows(&File::open(layout.image(version))?),
+                    None => Err(io::ErrorKind::NotFound.into()),
+                },
+                // It can be made anew.
+                ShareVersion::Snapshot(id) => match File::open(layout.view(id).join("image")) {
+                    Ok(image) => device.shows(&image),
+                    Err(_) => Ok(false),
+                },
+            }
         })?;
         layout.settle_commits().during(what)?;
         layout.settle_foreign().during(what)?;
@@ -112,7 +122,8 @@ impl ShareStore for ImageStore {
         clear(&views_folder, |name| views.iter().any(|view| view == name)).during(what)?;
         let mut objects = Objects::default();
         for (version, record, length) in layout.objects().during(what)? {
-            objects.insert(version, record, size_bytes(length))?;
+            // Of one without its image the size is not known. Nothing is handed out of it.
+            objects.insert(version, record, length.map_or(0, size_bytes))?;
         }
         let trash = Trash::start(layout.trash()).during(what)?;
         let locks = Arc::new(Locks::default());
@@ -139,9 +150,10 @@ impl ShareStore for ImageStore {
         store.check_shares_blocks()?;
         for mounted in store.mounts.all() {
             // A growth may have been cut short.
-            if let ShareVersion::Share(id) = mounted.version {
-                let size = lock(&store.objects).share(id)?.size_bytes;
-                store.fit(&mounted, size)?;
+            if let ShareVersion::Share(id) = mounted.version
+                && let Ok(share) = lock(&store.objects).share(id)
+            {
+                store.fit(&mounted, share.size_bytes)?;
             }
         }
         Ok(store)
@@ -211,7 +223,8 @@ impl ShareStore for ImageStore {
             match source {
                 None => make(&image, spec.size_bytes, identity_of(version))?,
                 Some(source) => {
-                    let copies = copy_frozen(&[self.copy_of(source, &image)], &|name| self.steps.step(name))?;
+                    let copies =
+                        copy_frozen(&[self.copy_of(source, &image)?], &|name| self.steps.step(name))?;
                     self.brake.shares_its_log(source);
                     set_identity(version, &image, &self.mounts.scratch(version))?;
                     self.steps.step("identified");
@@ -256,6 +269,7 @@ impl ShareStore for ImageStore {
             .into());
         }
         self.check_space(COPY_BYTES)?;
+        self.image_of(version)?;
         self.steps.step("begun");
         self.set_image_length(version, device_bytes(size_bytes))?;
         self.steps.step("longer");
@@ -270,8 +284,10 @@ impl ShareStore for ImageStore {
     fn revert_share(&self, id: ShareId, snapshot: ShareSnapshotId) -> Result<Outcome<ShareInfo>, StoreError> {
         let (version, origin) = (ShareVersion::Share(id), ShareVersion::Snapshot(snapshot));
         let _held = self.locks.take([version, origin]);
-        let info = self.share(id)?;
-        lock(&self.objects).snapshot_of(id, snapshot)?;
+        let mut info = self.share(id)?;
+        let snapshot = lock(&self.objects).snapshot_of(id, snapshot)?;
+        // The size of a share whose image is missing may not be known.
+        info.size_bytes = info.size_bytes.max(snapshot.size_bytes);
         self.mounts.check_unmounted(version)?;
         self.check_space(COPY_BYTES)?;
         let new = self.layout.new_folder(&Uuid::now_v7().to_string());
@@ -279,7 +295,8 @@ impl ShareStore for ImageStore {
         make_folder(&new).during(what)?;
         self.steps.step("begun");
         let image = new.join("image");
-        let copied = copy(&self.layout.image(origin), &image).and_then(|copied| {
+        let copied = self.image_of(origin).and_then(|origin| {
+            let copied = copy(&origin, &image)?;
             copied.set_len(device_bytes(info.size_bytes)).during(what)?;
             copied.sync_all().during(what)
         });
@@ -290,6 +307,7 @@ impl ShareStore for ImageStore {
         self.steps.step("copied");
         fs::rename(&image, self.layout.image(version)).during(what)?;
         sync_folder(&self.layout.object(version)).during(what)?;
+        lock(&self.objects).resize(id, info.size_bytes);
         self.steps.step("replaced");
         fs::remove_dir(&new).during(what)?;
         Ok(Outcome::Changed(info))
@@ -338,7 +356,7 @@ impl ShareStore for ImageStore {
                 .iter()
                 .zip(folders)
                 .map(|(spec, folder)| self.copy_of(ShareVersion::Share(spec.share), &folder.join("image")))
-                .collect();
+                .collect::<Result<_, _>>()?;
             let copied = copy_frozen(&copies, &|name| self.steps.step(name))?;
             for spec in group {
                 self.brake.shares_its_log(ShareVersion::Share(spec.share));
@@ -363,7 +381,7 @@ impl ShareStore for ImageStore {
 
     fn usage(&self, of: ShareVersion) -> Result<ShareUsage, StoreError> {
         lock(&self.objects).size_bytes(of)?;
-        let image = self.layout.image(of);
+        let image = self.image_of(of)?;
         let what = || format!("asking for the usage of {of}");
         let file = File::open(&image).during(what)?;
         let allocated_bytes = file.metadata().during(what)?.blocks() * 512;
@@ -381,7 +399,7 @@ impl ShareStore for ImageStore {
             return Ok(Outcome::Unchanged(mounted));
         }
         let image = match of {
-            ShareVersion::Share(_) => self.layout.image(of),
+            ShareVersion::Share(_) => self.image_of(of)?,
             ShareVersion::Snapshot(id) => self.make_view(id)?,
         };
         self.steps.step("prepared");
@@ -459,17 +477,33 @@ impl ImageStore {
         check_space(&self.name, needed_bytes, || self.space())
     }
 
+    /// Returns the image of an object.
+    ///
+    /// # Errors
+    /// `Corrupt` when somebody has taken it away.
+    fn image_of(&self, version: ShareVersion) -> Result<PathBuf, StoreError> {
+        let image = self.layout.image(version);
+        let found = self
+            .layout
+            .find_image(version)
+            .during(|| format!("looking at {}", image.display()))?;
+        match found {
+            Some(_) => Ok(image),
+            None => Err(corrupt(version, format!("there is no image at {}", image.display())).into()),
+        }
+    }
+
     /// Describes the copy to make of a version, which may be mounted.
-    fn copy_of(&self, version: ShareVersion, to: &Path) -> Copy {
-        Copy {
-            from: self.layout.image(version),
+    fn copy_of(&self, version: ShareVersion, to: &Path) -> Result<Copy, StoreError> {
+        Ok(Copy {
+            from: self.image_of(version)?,
             // A mounted snapshot is a copy itself.
             root: match version {
                 ShareVersion::Share(_) => self.mounts.find(version).map(|mounted| mounted.path),
                 ShareVersion::Snapshot(_) => None,
             },
             to: to.to_owned(),
-        }
+        })
     }
 
     /// Makes objects, all or none: `fill` puts an image into each folder and says what the records are.
@@ -549,11 +583,12 @@ impl ImageStore {
     fn make_view(&self, id: ShareSnapshotId) -> Result<PathBuf, StoreError> {
         let version = ShareVersion::Snapshot(id);
         self.check_space(COPY_BYTES)?;
+        let origin = self.image_of(version)?;
         self.remove_view(id)?;
         let folder = self.layout.view(id);
         make_folder(&folder).during(|| format!("making {}", folder.display()))?;
         let image = folder.join("image");
-        copy(&self.layout.image(version), &image)?;
+        copy(&origin, &image)?;
         self.steps.step("viewed");
         set_identity(version, &image, &self.mounts.scratch(version))?;
         Ok(image)

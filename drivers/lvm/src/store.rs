@@ -615,6 +615,9 @@ impl Taken {
         };
         let number = fs::metadata(device)?.rdev();
         let of = PathBuf::from(format!("/sys/dev/block/{}:{}/dm", major(number), minor(number)));
+        if !of.exists() {
+            return Ok(false);
+        }
         let (name, uuid) = (
             fs::read_to_string(of.join("name"))?,
             fs::read_to_string(of.join("uuid"))?,

@@ -73,7 +73,7 @@ impl Mounts {
     }
 
     /// Takes up what a process before has left (M2). `is_of` tells whether a device is that of a version; what is mounted
-    /// from another, or for nothing that is known, is unmounted.
+    /// from another, or for nothing that is known, is unmounted, and what it cannot tell of stays.
     ///
     /// # Errors
     /// What the operating system says.
@@ -95,7 +95,15 @@ impl Mounts {
                 .to_string_lossy()
                 .into_owned();
             let version = parse_member(&name).filter(|_| mount.at.parent() == Some(&self.folder));
-            let taken = version.and_then(|version| self.recognise(version, &mount, &is_of).ok());
+            let taken = match version.map(|version| is_of(version, &mount.source)) {
+                Some(Err(error)) => {
+                    // What it is of may have been taken away; then this is all that is left of it.
+                    warn!(path = %mount.at.display(), %error, "a mount whose device cannot be looked at stays");
+                    continue;
+                }
+                Some(Ok(true)) => version.and_then(|version| self.recognise(version, &mount).ok()),
+                Some(Ok(false)) | None => None,
+            };
             match taken {
                 Some(mounted) => {
                     lock(&self.mounted).insert(mounted.version, mounted);
@@ -111,17 +119,9 @@ impl Mounts {
         Ok(())
     }
 
-    /// Checks that a mount is of the version's own device (M1).
-    fn recognise(
-        &self,
-        version: ShareVersion,
-        mount: &Mount,
-        is_of: impl Fn(ShareVersion, &Path) -> io::Result<bool>,
-    ) -> Result<MountedShare, StoreError> {
+    /// Describes a mount whose device is the version's own, once its path leads there, too (M1).
+    fn recognise(&self, version: ShareVersion, mount: &Mount) -> Result<MountedShare, StoreError> {
         let what = || format!("looking at {}", mount.at.display());
-        if !is_of(version, &mount.source).during(what)? {
-            return Err(corrupt(version, format!("{} shows another device", mount.at.display())).into());
-        }
         self.describe(version, device_number(&mount.source).during(what)?)
     }
 

@@ -231,6 +231,65 @@ fn an_image_without_a_file_system_is_damage_and_no_more() {
 }
 
 #[test]
+fn an_image_that_somebody_has_removed_is_damage_to_its_share_alone_and_a_revert_repairs_it() {
+    let name = "an_image_that_somebody_has_removed_is_damage_to_its_share_alone_and_a_revert_repairs_it";
+    if !can_run(name) {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let pool = folder.open();
+    let path_of = |kind: &str, id: quarry_contract::ShareVersion| {
+        let uuid = id.to_string();
+        folder.root().join(kind).join(uuid.rsplit(' ').next().unwrap())
+    };
+    for number in [1, 2, 3, 4] {
+        pool.create(number, ShareSource::Blank).unwrap();
+        pool.write(share(number), "file", b"contents");
+        pool.unmount(share(number)).unwrap();
+    }
+    pool.snapshots(&[(1, 1)]).unwrap();
+    fs::remove_file(path_of("shares", share(1)).join("image")).unwrap();
+    let image = path_of("shares", share(3)).join("image");
+    fs::remove_file(&image).unwrap();
+    std::os::unix::fs::symlink(path_of("shares", share(2)).join("image"), &image).unwrap();
+    fs::remove_file(path_of("shares", share(4)).join("record.json")).unwrap();
+    let check = |pool: &crate::kit::Pool| {
+        for number in [1, 3] {
+            for error in [
+                pool.mount(share(number)).map(drop).unwrap_err(),
+                block_on(pool.0.usage(share(number))).map(drop).unwrap_err(),
+                pool.resize(number, SHARE_BYTES * 2).map(drop).unwrap_err(),
+                pool.snapshots(&[(9, number)]).map(drop).unwrap_err(),
+            ] {
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+                assert!(error.to_string().contains("image"), "{error}");
+            }
+        }
+        assert_eq!(pool.read(share(2), "file").unwrap(), b"contents");
+        pool.unmount(share(2)).unwrap();
+    };
+    check(&pool);
+    pool.create(5, ShareSource::Blank).unwrap();
+    pool.write(share(5), "file", b"contents");
+    let mounted = pool.mount(share(5)).unwrap().path.join("file");
+    fs::remove_file(path_of("shares", share(5)).join("image")).unwrap();
+    drop(pool);
+    let pool = folder.open();
+    check(&pool);
+    let left = fs::read(&mounted).expect("unmounted, and it was all that was left");
+    assert_eq!(left, b"contents");
+    assert!(pool.mount(share(4)).is_err(), "it has no record");
+    pool.revert(1, 1).unwrap();
+    assert_eq!(pool.read(share(1), "file").unwrap(), b"contents");
+    pool.unmount(share(1)).unwrap();
+    for number in [1, 2, 3] {
+        pool.delete(share(number)).unwrap();
+    }
+}
+
+#[test]
 fn a_full_pool_refuses_what_takes_space_and_goes_on() {
     if !can_run("a_full_pool_refuses_what_takes_space_and_goes_on") {
         return;
