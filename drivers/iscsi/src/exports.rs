@@ -420,7 +420,10 @@ impl ExportTable {
         if let Some(known) = state.exports.get(&volume) {
             return Ok((Arc::clone(known), false));
         }
-        let unit = UnitState::restore(&spec.kept).ok_or_else(|| DriverError::Corrupt {
+        // What is kept still when an end was not waited for has gone with it all the same (T7).
+        let has_ended = !state.ending.iter().any(|(removed, _)| *removed == volume);
+        let restored = if has_ended { &spec.kept[..] } else { &[] };
+        let unit = UnitState::restore(restored).ok_or_else(|| DriverError::Corrupt {
             object: format!("volume {volume}"),
             detail: "what is kept of its export cannot be read".to_owned(),
         })?;
@@ -470,6 +473,14 @@ impl ExportTable {
         if !state.exports.contains_key(&volume) {
             state.absent.insert(volume, absence);
         }
+    }
+
+    /// Forgets a removed export of which nothing is left.
+    pub fn has_ended(&self, export: &Arc<Export>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state
+            .ending
+            .retain(|(_, known)| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(export)));
     }
 
     /// Returns a removed export that still has sessions.

@@ -379,7 +379,9 @@ impl IscsiTarget {
         // No session is left to start another operation, nor to reserve anything anew.
         self.stop_sanitizing(export).await;
         export.unit.forget_all();
-        self.keep(export).await
+        self.keep(export).await?;
+        self.shared.exports.has_ended(export);
+        Ok(())
     }
 
     /// Tells all reactors to stop. The pass is dropped when they have.
@@ -493,6 +495,7 @@ impl Target for IscsiTarget {
                 // What is kept stays, for the next call.
                 self.shared.exports.remove(volume);
                 self.close_sessions(export.close()).await;
+                self.shared.exports.has_ended(&export);
                 return Err(error);
             }
         }

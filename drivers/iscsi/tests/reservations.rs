@@ -190,6 +190,31 @@ fn reservations_outlive_a_restart_when_they_were_asked_to() {
 }
 
 #[test]
+fn an_export_after_an_unexport_that_nobody_waited_for_has_no_reservations() {
+    let rig = Rig::new();
+    let mut client = session(&rig, 1);
+    assert_eq!(reserve_out_with(&mut client, 0, 0, 0, 11, 1), 0);
+    // What the caller has read before.
+    let spec = rig.spec(rig.volume, &[grant(INITIATOR, Access::ReadWrite)]);
+    assert_ne!(spec.kept, []);
+    rig.device.hold();
+    let write = client.command_pdu(&cdb10(0x2a, 0, 8), 4096, 0xa1, &[5; 4096]);
+    client.send(&write);
+    eventually("the write is at the device", || rig.device.held_requests() == 1);
+    let waker = std::task::Waker::noop();
+    let polled = rig
+        .target
+        .unexport(rig.volume)
+        .as_mut()
+        .poll(&mut std::task::Context::from_waker(waker));
+    assert!(polled.is_pending());
+    rig.device.release();
+    block_on(rig.target.export(spec)).unwrap();
+    assert_eq!(keys(&mut session(&rig, 2)), [], "T7");
+    assert_eq!(rig.keeper.kept(rig.volume), []);
+}
+
+#[test]
 fn registration_is_refused_when_it_cannot_be_kept() {
     let rig = Rig::new();
     let mut client = session(&rig, 1);
