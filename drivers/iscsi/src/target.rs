@@ -470,7 +470,7 @@ impl Target for IscsiTarget {
         self.shared.exports.address_of(volume)
     }
 
-    async fn export(&self, spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError> {
+    async fn export(&self, mut spec: ExportSpec) -> Result<Outcome<ExportInfo>, DriverError> {
         let volume = spec.volume;
         let info = self.address_of(volume);
         if self.shared.exports.find(volume).is_none()
@@ -478,6 +478,8 @@ impl Target for IscsiTarget {
         {
             // Its end was not waited for: what its sessions have at the device must not land beside what comes now (T4).
             self.close(&ended).await?;
+            // Nothing is kept of it now, whatever the caller has read before (T7).
+            spec.kept.clear();
         }
         let (export, new) = self.shared.exports.insert(&spec)?;
         let grants = spec.grants;
