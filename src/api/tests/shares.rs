@@ -22,6 +22,24 @@ use super::share_kit::*;
 use v1::AccessLevel::{ReadOnly, ReadWrite};
 
 #[tokio::test]
+async fn a_damaged_share_is_told_to_who_asks_for_it_and_hides_no_other() {
+    let agent = Agent::new().await;
+    agent.create(1).await;
+    agent.create(2).await;
+    agent.pool.damage(share(1));
+    let damaged = agent.get(1).await.unwrap_err();
+    assert_eq!(damaged.code(), Code::DataLoss, "{damaged}");
+    agent.get(2).await.unwrap();
+    let listed = agent
+        .api
+        .list_shares(Request::new(v1::ListSharesRequest::default()))
+        .await
+        .unwrap();
+    let ids = listed.into_inner().shares.into_iter().map(|share| share.id);
+    assert_eq!(ids.collect::<Vec<_>>(), [id(1), id(2)]);
+}
+
+#[tokio::test]
 async fn every_address_is_a_location_that_says_whom_it_is_for_and_keeps_its_id() {
     let portal = |address: &str, role| SharePortal {
         address: address.parse().unwrap(),

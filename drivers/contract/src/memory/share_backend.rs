@@ -27,6 +27,7 @@ struct Objects {
     shares: BTreeMap<ShareId, Share>,
     snapshots: BTreeMap<ShareSnapshotId, Snapshot>,
     mounted: BTreeSet<ShareVersion>,
+    damaged: BTreeSet<ShareVersion>,
     /// What is in the pool and no share.
     others: BTreeMap<String, Arc<Mutex<Contents>>>,
 }
@@ -113,6 +114,11 @@ impl MemoryShareBackend {
             contents: objects.contents(version).ok()?,
             is_read_only: matches!(version, ShareVersion::Snapshot(_)),
         })
+    }
+
+    /// Makes what would be read of a share or snapshot `Corrupt` from now on.
+    pub fn damage(&self, version: ShareVersion) {
+        lock(&self.objects).damaged.insert(version);
     }
 
     fn mounted_at(&self, version: ShareVersion) -> MountedShare {
@@ -447,7 +453,15 @@ impl ShareBackend for MemoryShareBackend {
     }
 
     async fn usage(&self, of: ShareVersion) -> Result<ShareUsage, DriverError> {
-        let contents = lock(&self.objects).contents(of)?;
+        let objects = lock(&self.objects);
+        let contents = objects.contents(of)?;
+        if objects.damaged.contains(&of) {
+            return Err(DriverError::Corrupt {
+                object: of.to_string(),
+                detail: "it was damaged".to_owned(),
+            });
+        }
+        drop(objects);
         let used_bytes = lock(&contents).used_bytes();
         Ok(ShareUsage {
             used_bytes,

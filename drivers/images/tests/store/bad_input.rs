@@ -96,7 +96,7 @@ fn a_second_user_is_told_who_has_the_pool() {
     let error = refused(&folder.options(None)).to_string();
     let holder = format!("held by process {}", std::process::id());
     assert!(error.contains(&holder), "S10: {error}");
-    // A program that is being started has what is open here until it runs.
+    // A program that is being started has what is open here until it runs: so long, whatever the shutdown does meanwhile.
     let open = std::fs::File::open(folder.root().join("pool.json")).unwrap();
     let program = std::thread::spawn(move || {
         std::thread::sleep(std::time::Duration::from_millis(200));
