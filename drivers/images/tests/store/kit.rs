@@ -74,9 +74,7 @@ impl Folder {
     }
 
     pub fn open(&self) -> Pool {
-        Pool(BlockingShares(Arc::new(
-            ImageBackend::open(&self.options(None)).unwrap(),
-        )))
+        Pool::open(&self.options(None))
     }
 
     /// Asserts that nothing half-made is left: not in the pool, not mounted, not attached.
@@ -205,7 +203,16 @@ impl Deref for Pool {
 
 impl Pool {
     pub fn open(options: &StoreOptions) -> Self {
-        Self(BlockingShares(Arc::new(ImageBackend::open(options).unwrap())))
+        let deadline = Instant::now() + UNMOUNT_DEADLINE;
+        loop {
+            match ImageBackend::open(options) {
+                // A program that another test is starting has the lock of the pool before, too, until it runs.
+                Err(error) if error.to_string().contains("the lock is held") && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => return Self(BlockingShares(Arc::new(opened.unwrap()))),
+            }
+        }
     }
 
     pub fn create(&self, number: u128, source: ShareSource) -> Result<(), DriverError> {
