@@ -178,8 +178,8 @@ pub enum ResourceError {
         /// The pool's granularity, in bytes.
         granularity: u64,
     },
-    /// The size is above the largest volume.
-    #[error("size_bytes: {requested} is more than the largest volume of {pool}, {limit}; ask for less")]
+    /// The size is above the largest that a volume or share can have.
+    #[error("size_bytes: {requested} is more than the most that {pool} can make, {limit}; ask for less")]
     SizeTooLarge {
         /// The pool.
         pool: Object,

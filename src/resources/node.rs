@@ -1,9 +1,11 @@
 //! The agent itself: what it is made of and how it is.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::PoisonError;
+use std::time::Duration;
 
-use quarry_contract::PoolState;
+use quarry_contract::{DriverError, PoolState, SharePoolStatus, ShareVersion};
 use uuid::Uuid;
 
 use super::{Page, RecoveryReport, Resources};
@@ -11,6 +13,9 @@ use crate::catalog::record::Moment;
 
 /// A pool of shares is reported as nearly full when less than this part of it is free.
 const SHARE_POOL_WARN: u64 = 10;
+
+/// How long a pool of shares may take to tell what is damaged in it.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a driver is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +97,13 @@ impl Resources {
             capabilities: Vec::new(),
         });
         for pool in self.list_share_pools().await {
+            if let Ok(SharePoolStatus {
+                state: PoolState::ReadOnly { reason },
+                ..
+            }) = &pool.status
+            {
+                problems.push(format!("share pool {} takes no writes: {reason}", pool.name));
+            }
             match &pool.status {
                 Err(error) => problems.push(format!("share pool {} does not answer: {error}", pool.name)),
                 Ok(status) if status.free_bytes < status.total_bytes / SHARE_POOL_WARN => problems.push(format!(
@@ -115,6 +127,7 @@ impl Resources {
                 capabilities: Vec::new(),
             });
         }
+        problems.extend(self.damaged_shares().await);
         for (version, reason) in self.share_export_failures() {
             problems.push(format!("{version} has rules and cannot be exported: {reason}"));
         }
@@ -144,5 +157,54 @@ impl Resources {
             problems,
             recovery: *self.recovery.lock().unwrap_or_else(PoisonError::into_inner),
         }
+    }
+
+    /// Says what is wrong with shares and their snapshots themselves.
+    async fn damaged_shares(&self) -> Vec<String> {
+        let (mut problems, mut present) = (Vec::new(), BTreeSet::new());
+        for pool in self.share_pools() {
+            let looked = async {
+                let damaged = pool.backend.damaged().await?;
+                let shares = pool.backend.shares().await?.into_iter();
+                let snapshots = pool.backend.snapshots().await?.into_iter();
+                present.extend(shares.map(|share| ShareVersion::Share(share.id)));
+                present.extend(snapshots.map(|snapshot| ShareVersion::Snapshot(snapshot.id)));
+                present.extend(damaged.iter().map(|(version, _)| *version));
+                Ok::<_, DriverError>(damaged)
+            };
+            let problem = match tokio::time::timeout(LOOK_DEADLINE, looked).await {
+                Ok(Ok(damaged)) => {
+                    let each = |(version, problem)| format!("{version} is damaged: {problem}");
+                    problems.extend(damaged.into_iter().map(each));
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} s", LOOK_DEADLINE.as_secs()),
+            };
+            problems.push(format!(
+                "what is damaged in share pool {} is not known: {problem}",
+                pool.name
+            ));
+            // Then what is missing is not known, either.
+            return problems;
+        }
+        for (version, _) in self.catalog.shares_with_access().unwrap_or_default() {
+            if !present.contains(&version) && self.is_lost(version).await {
+                problems.push(format!(
+                    "{version} has access rules and is in no pool of shares: somebody has taken it, or its pool, away; delete it \
+                     if that was meant"
+                ));
+            }
+        }
+        problems
+    }
+
+    /// Tells whether a share is in the catalog and in no pool, while nobody is at work on it.
+    async fn is_lost(&self, version: ShareVersion) -> bool {
+        let Ok(_held) = self.locks.take([version.into()]).await else {
+            return false;
+        };
+        let is_recorded = matches!(self.catalog.share(version), Ok(Some(_)));
+        is_recorded && matches!(self.find_share_version(version).await, Ok(None))
     }
 }

@@ -83,8 +83,10 @@ pub(super) fn table_of(version: ShareVersion, rules: &[AccessRule], server: &dyn
     }
 }
 
-fn is_busy(error: &ResourceError) -> bool {
-    matches!(error, ResourceError::Driver(error) if error.kind() == ErrorKind::Busy)
+/// Tells whether something is no longer exported and stays mounted: clients hold files of it, or what is mounted is all there
+/// is of it.
+fn stays_mounted(error: &ResourceError) -> bool {
+    matches!(error, ResourceError::Driver(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Corrupt))
 }
 
 impl Resources {
@@ -195,10 +197,10 @@ impl Resources {
         let (pool, _) = self.existing_share_version(version).await?;
         if access.is_empty() {
             match self.withdraw_share(&pool, version).await {
-                // Nobody may use it any more, which is what was asked for. It stays mounted as long as clients hold files
-                // of it open; who deletes or reverts it is told which.
-                Err(error) if is_busy(&error) => {
-                    info!(%version, %error, "no longer exported, and still in use")
+                // Nobody may use it any more, which is what was asked for. Who deletes or reverts it is told why it stays
+                // mounted.
+                Err(error) if stays_mounted(&error) => {
+                    info!(%version, %error, "no longer exported, and still mounted")
                 }
                 withdrawn => withdrawn?,
             }

@@ -99,6 +99,15 @@ pub struct ExportLocation {
     pub port: u16,
 }
 
+/// What becomes of a share that is all in its mount when it is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WhatIsLeft {
+    /// It is deleted, too.
+    Goes,
+    /// It is not ended.
+    Stays,
+}
+
 /// One pool's backend, with its name.
 #[derive(Clone)]
 pub(super) struct SharePool {
@@ -420,7 +429,7 @@ impl Resources {
         let generation = self.share_record(version)?.generation;
         check_generation(Object::share(version), generation, if_generation)?;
         intent.open().await?;
-        self.end_share(&pool, version, async {
+        self.end_share(&pool, version, WhatIsLeft::Stays, async {
             pool.backend.release_share(id, name).await.map(drop)
         })
         .await
@@ -570,7 +579,7 @@ impl Resources {
         let generation = self.share_record(version)?.generation;
         check_generation(Object::share(version), generation, if_generation)?;
         intent.open().await?;
-        self.end_share(&pool, version, async {
+        self.end_share(&pool, version, WhatIsLeft::Goes, async {
             match version {
                 ShareVersion::Share(id) => pool.backend.delete_share(id).await.map(drop),
                 ShareVersion::Snapshot(id) => pool.backend.delete_snapshot(id).await.map(drop),
@@ -584,6 +593,7 @@ impl Resources {
         &self,
         pool: &SharePool,
         version: ShareVersion,
+        what_is_left: WhatIsLeft,
         end: impl Future<Output = Result<(), DriverError>>,
     ) -> Result<Done<()>, ResourceError> {
         let inheriting = match version {
@@ -597,7 +607,14 @@ impl Resources {
                     self.sync_share(*snapshot, &nobody).await?;
                 }
             }
-            self.withdraw_share(pool, version).await?;
+            match self.withdraw_share(pool, version).await {
+                Err(ResourceError::Driver(error))
+                    if what_is_left == WhatIsLeft::Goes && error.kind() == ErrorKind::Corrupt =>
+                {
+                    warn!(%version, %error, "it is deleted with what is left of it");
+                }
+                withdrawn => withdrawn?,
+            }
             end.await?;
             Ok(Done::changed((), vec![Change::RemoveShare(version)]))
         };

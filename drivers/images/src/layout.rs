@@ -217,43 +217,41 @@ impl Layout {
         Ok(discarded)
     }
 
-    /// Returns the objects that are in their places, with their records and the lengths of their images; of one whose image
-    /// somebody has taken away there is none. What has no record that can be read is told in the log and left alone: it is damage
-    /// to one object, and not to the others.
-    pub(crate) fn objects(&self) -> io::Result<Vec<(ShareVersion, ObjectRecord, Option<u64>)>> {
+    /// Returns what is in the places of objects.
+    pub(crate) fn objects(&self) -> io::Result<Vec<ObjectFound>> {
         let mut objects = Vec::new();
         for name in folder_names(&self.root.join("shares"))? {
             if let Ok(id) = name.parse() {
-                objects.extend(self.read_object(ShareVersion::Share(id))?);
+                objects.push(self.read_object(ShareVersion::Share(id))?);
             }
         }
         for name in folder_names(&self.root.join("snapshots"))? {
             if let Ok(id) = name.parse() {
-                objects.extend(self.read_object(ShareVersion::Snapshot(id))?);
+                objects.push(self.read_object(ShareVersion::Snapshot(id))?);
             }
         }
         Ok(objects)
     }
 
-    /// Reads one object; `None` when its record cannot be read.
-    fn read_object(
-        &self,
-        version: ShareVersion,
-    ) -> io::Result<Option<(ShareVersion, ObjectRecord, Option<u64>)>> {
+    fn read_object(&self, version: ShareVersion) -> io::Result<ObjectFound> {
         let path = self.object(version).join("record.json");
         let record = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
         let record = match record {
             Ok(record) => record,
             Err(error) => {
                 error!(%version, path = %path.display(), %error, "it has no record that can be read, and is left out");
-                return Ok(None);
+                let problem = format!(
+                    "its record {} cannot be read ({error}), and it is left out; see to it, and restart the agent",
+                    path.display()
+                );
+                return Ok(ObjectFound::Unreadable(version, problem));
             }
         };
         let length = self.find_image(version)?.map(|image| image.len());
         if length.is_none() {
             error!(%version, path = %self.image(version).display(), "its image is missing");
         }
-        Ok(Some((version, record, length)))
+        Ok(ObjectFound::Readable(version, record, length))
     }
 
     /// Looks at the image of an object; `None` when somebody has taken it away, or put something else in its place.
@@ -264,6 +262,15 @@ impl Layout {
             Err(error) => Err(error),
         }
     }
+}
+
+/// What is in the place of an object.
+#[derive(Debug)]
+pub(crate) enum ObjectFound {
+    /// The object, with its record and the length of its image; `None` of one whose image somebody has taken away.
+    Readable(ShareVersion, ObjectRecord, Option<u64>),
+    /// One whose record cannot be read, and why. It is left alone: damage to one object is none to the others.
+    Unreadable(ShareVersion, String),
 }
 
 /// Writes the record of an object that is being made, and makes its folder durable.

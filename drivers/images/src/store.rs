@@ -38,10 +38,11 @@ use quarry_xfs::filesystem::{
 use quarry_xfs::locks::{Locks, lock};
 use quarry_xfs::mounts::{Mounts, make_folder};
 use quarry_xfs::objects::{ObjectRecord, Objects, PoolSpace, member_name};
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::image::{Copy, copy, copy_frozen, make, set_identity};
-use crate::layout::{FORMAT, Layout, PoolRecord, finish_object, sync_folder};
+use crate::layout::{FORMAT, Layout, ObjectFound, PoolRecord, finish_object, sync_folder};
 use crate::place::{PoolPlace, Taken};
 use crate::trash::Trash;
 
@@ -69,6 +70,8 @@ pub struct ImageStore {
     uuid: Uuid,
     layout: Layout,
     objects: Mutex<Objects>,
+    /// What was left out when the pool was opened, and why.
+    unreadable: Vec<(ShareVersion, String)>,
     locks: Arc<Locks>,
     mounts: Arc<Mounts>,
     steps: Steps,
@@ -96,10 +99,18 @@ impl ShareStore for ImageStore {
                 return Ok(false);
             };
             match version {
-                ShareVersion::Share(_) => match layout.find_image(version)? {
-                    Some(_) => device.shows(&File::open(layout.image(version))?),
-                    None => Err(io::ErrorKind::NotFound.into()),
-                },
+                ShareVersion::Share(_) => {
+                    let image = layout.image(version);
+                    let is_there = layout.find_image(version)?.is_some();
+                    if is_there && device.shows(&File::open(&image)?)? {
+                        return Ok(true);
+                    }
+                    // What is mounted is all there is of it then (S13).
+                    match device.shows_deleted(&image)? {
+                        false if !is_there => Err(io::ErrorKind::NotFound.into()),
+                        was_its_image => Ok(was_its_image),
+                    }
+                }
                 // It can be made anew.
                 ShareVersion::Snapshot(id) => match File::open(layout.view(id).join("image")) {
                     Ok(image) => device.shows(&image),
@@ -120,10 +131,15 @@ impl ShareStore for ImageStore {
             .collect();
         let views_folder = layout.root().join("views");
         clear(&views_folder, |name| views.iter().any(|view| view == name)).during(what)?;
-        let mut objects = Objects::default();
-        for (version, record, length) in layout.objects().during(what)? {
-            // Of one without its image the size is not known. Nothing is handed out of it.
-            objects.insert(version, record, length.map_or(0, size_bytes))?;
+        let (mut objects, mut unreadable) = (Objects::default(), Vec::new());
+        for found in layout.objects().during(what)? {
+            match found {
+                ObjectFound::Readable(version, record, length) => {
+                    // Of one without its image the size is not known. Nothing is handed out of it.
+                    objects.insert(version, record, length.map_or(0, size_bytes))?;
+                }
+                ObjectFound::Unreadable(version, problem) => unreadable.push((version, problem)),
+            }
         }
         let trash = Trash::start(layout.trash()).during(what)?;
         let locks = Arc::new(Locks::default());
@@ -139,6 +155,7 @@ impl ShareStore for ImageStore {
             uuid: record.uuid,
             layout,
             objects: Mutex::new(objects),
+            unreadable,
             locks,
             mounts,
             steps: Steps(options.on_step.clone()),
@@ -168,15 +185,23 @@ impl ShareStore for ImageStore {
     }
 
     fn close(self) -> Result<(), StoreError> {
+        let mut first = None;
         for mounted in self.mounts.all() {
-            self.unmount(mounted.version)?;
+            if let Err(error) = self.unmount(mounted.version) {
+                error!(version = %mounted.version, %error, "it stays mounted, and its pool with it");
+                first.get_or_insert(error);
+            }
         }
         drop(self.brake);
         self.mounts.close();
         drop(self.trash);
-        self.place
-            .close()
-            .during(|| format!("closing pool {}", self.name))
+        match first {
+            Some(error) => Err(error),
+            None => self
+                .place
+                .close()
+                .during(|| format!("closing pool {}", self.name)),
+        }
     }
 
     fn capabilities(&self) -> ShareCapabilities {
@@ -326,11 +351,17 @@ impl ShareStore for ImageStore {
         if lock(&self.objects).size_bytes(version).is_err() {
             return Ok(Outcome::Unchanged(()));
         }
+        if matches!(self.problem_of(version), Ok(Some(_))) && self.mounts.unmount(version)? {
+            warn!(%version, "what was left of it has been unmounted to delete it");
+        }
         self.mounts.check_unmounted(version)?;
         self.steps.step("begun");
-        self.layout
-            .discard(version)
-            .during(|| format!("deleting {version}"))?;
+        match self.layout.discard(version) {
+            // Somebody has deleted all of it.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && !self.layout.object(version).exists() => {}
+            discarded => drop(discarded.during(|| format!("deleting {version}"))?),
+        }
         self.steps.step("discarded");
         lock(&self.objects).remove(version);
         self.trash.wake();
@@ -422,6 +453,12 @@ impl ShareStore for ImageStore {
     fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError> {
         let _held = self.locks.take([of]);
         self.steps.step("begun");
+        if self.mounts.find(of).is_some()
+            && let Ok(Some(problem)) = self.problem_of(of)
+        {
+            // S13.
+            return Err(corrupt(of, problem).into());
+        }
         if !self.mounts.unmount(of)? {
             return Ok(Outcome::Unchanged(()));
         }
@@ -438,6 +475,38 @@ impl ShareStore for ImageStore {
 
     fn stopped(&self) -> Vec<ShareVersion> {
         self.mounts.stopped()
+    }
+
+    fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, StoreError> {
+        let known = lock(&self.objects).versions();
+        let mut damaged = self.unreadable.clone();
+        for mounted in self.mounts.all() {
+            if matches!(mounted.version, ShareVersion::Share(_)) && !known.contains(&mounted.version) {
+                let problem = format!(
+                    "there is nothing at {} any more; what is mounted at {} is all there is of it: copy it, then unmount it",
+                    self.layout.object(mounted.version).display(),
+                    mounted.path.display()
+                );
+                damaged.push((mounted.version, problem));
+            }
+        }
+        for version in known {
+            if matches!(self.problem_of(version), Ok(None)) {
+                continue;
+            }
+            // Or somebody is at work on it.
+            let _held = self.locks.take([version]);
+            if lock(&self.objects).size_bytes(version).is_err() {
+                continue;
+            }
+            match self.problem_of(version) {
+                Ok(None) => {}
+                Ok(Some(problem)) => damaged.push((version, problem)),
+                Err(error) => damaged.push((version, error.to_string())),
+            }
+        }
+        damaged.sort_unstable();
+        Ok(damaged)
     }
 }
 
@@ -480,17 +549,46 @@ impl ImageStore {
     /// Returns the image of an object.
     ///
     /// # Errors
-    /// `Corrupt` when somebody has taken it away.
+    /// `Corrupt` when somebody has taken it away, or put another in its place while it is mounted.
     fn image_of(&self, version: ShareVersion) -> Result<PathBuf, StoreError> {
-        let image = self.layout.image(version);
-        let found = self
-            .layout
-            .find_image(version)
-            .during(|| format!("looking at {}", image.display()))?;
-        match found {
-            Some(_) => Ok(image),
-            None => Err(corrupt(version, format!("there is no image at {}", image.display())).into()),
+        match self.problem_of(version)? {
+            None => Ok(self.layout.image(version)),
+            Some(problem) => Err(corrupt(version, problem).into()),
         }
+    }
+
+    /// Tells what is wrong with the image of an object, and what can be done about it; `None` when nothing is.
+    fn problem_of(&self, version: ShareVersion) -> Result<Option<String>, StoreError> {
+        let image = self.layout.image(version);
+        let what = || format!("looking at {}", image.display());
+        let found = self.layout.find_image(version).during(what)?;
+        let mounted = match version {
+            ShareVersion::Share(_) => self.mounts.find(version),
+            // A mounted snapshot is a copy.
+            ShareVersion::Snapshot(_) => None,
+        };
+        let image = image.display();
+        let Some(mounted) = mounted else {
+            return Ok(found.is_none().then(|| format!("there is no image at {image}")));
+        };
+        let path = mounted.path.display();
+        if found.is_none() {
+            return Ok(Some(format!(
+                "there is no image at {image}, and what is mounted at {path} is all there is of it: copy it before you delete \
+                 the share, or take its rules away and unmount that by hand"
+            )));
+        }
+        let is_shown = self
+            .mounts
+            .device_of(&mounted)
+            .and_then(|device| LoopDevice::open(&device)?.shows(&File::open(self.layout.image(version))?))
+            .during(what)?;
+        Ok((!is_shown).then(|| {
+            format!(
+                "the image at {image} is another than the one that is mounted at {path}: copy what you need from there; to \
+                 have the other, take the share's rules away, unmount that by hand, and set them again"
+            )
+        }))
     }
 
     /// Describes the copy to make of a version, which may be mounted.

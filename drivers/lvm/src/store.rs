@@ -23,7 +23,7 @@ use quarry_contract::{
 };
 use quarry_xfs::backend::{ShareStore, StepHook, Steps};
 use quarry_xfs::brake::{Brake, Medium, check_space};
-use quarry_xfs::error::{During, StoreError, not_found};
+use quarry_xfs::error::{During, StoreError, corrupt, not_found};
 use quarry_xfs::filesystem::{
     BLANK_BYTES, MAX_SHARE_BYTES, MIN_SHARE_BYTES, SIZE_GRANULARITY_BYTES, Sectors, adoptable_size,
     device_bytes, identity_of, make, replay_log, set_identity,
@@ -179,10 +179,14 @@ impl ShareStore for LvmStore {
         let length = device_bytes(spec.size_bytes);
         let tags = [&*record_tag(record), UNFINISHED];
         let group = &self.pool.group;
-        self.begin(&volume, || match source {
+        let begun = self.begin(&volume, || match source {
             None => group.create(&self.pool.pool, &volume, length, &tags),
             Some(source) => group.snapshot(&object_name(source), &volume, Activation::Active, &tags),
-        })?;
+        });
+        match source {
+            None => begun?,
+            Some(source) => self.or_missing(source, begun)?,
+        }
         lock(&self.active).insert(volume.clone());
         self.steps.step("created");
         let filled = match source {
@@ -229,9 +233,11 @@ impl ShareStore for LvmStore {
         }
         self.check_space(COPY_BYTES)?;
         self.steps.step("begun");
-        self.pool
+        let extended = self
+            .pool
             .group
-            .extend(&object_name(version), device_bytes(size_bytes))?;
+            .extend(&object_name(version), device_bytes(size_bytes));
+        self.or_missing(version, extended)?;
         // It is that large now, whatever comes: a volume that shrinks could lose what its file system has taken up.
         lock(&self.objects).resize(id, size_bytes);
         self.steps.step("longer");
@@ -252,9 +258,10 @@ impl ShareStore for LvmStore {
         let group = &self.pool.group;
         self.steps.step("begun");
         let tag = record_tag(ObjectRecord::Share { source: info.source });
-        self.begin(&successor, || {
+        let begun = self.begin(&successor, || {
             group.snapshot(&object_name(origin), &successor, Activation::Inactive, &[&tag])
-        })?;
+        });
+        self.or_missing(origin, begun)?;
         self.steps.step("copied");
         let prepared = match of.size_bytes < info.size_bytes {
             true => group.extend(&successor, device_bytes(info.size_bytes)),
@@ -265,10 +272,15 @@ impl ShareStore for LvmStore {
             // From here on it is reverted (L3).
             group.rename(&volume, &predecessor)
         });
-        if let Err(error) = taken_away {
-            drop(group.remove(&successor));
-            return Err(error);
-        }
+        let has_predecessor = match taken_away {
+            Ok(()) => true,
+            // Somebody has deleted it, and this brings it back.
+            Err(_) if self.is_missing(version) => false,
+            Err(error) => {
+                drop(group.remove(&successor));
+                return Err(error);
+            }
+        };
         self.steps.step("taken away");
         if let Err(error) = group.rename(&successor, &volume) {
             // Where there is no way back either, the next start goes on: the successor is all that is left of the share.
@@ -279,7 +291,7 @@ impl ShareStore for LvmStore {
         }
         lock(&self.active).remove(&volume);
         self.steps.step("replaced");
-        if let Err(error) = group.remove(&predecessor) {
+        if has_predecessor && let Err(error) = group.remove(&predecessor) {
             // The next start deletes it.
             warn!(%version, %error, "what it was before a revert keeps its space");
         }
@@ -376,7 +388,11 @@ impl ShareStore for LvmStore {
         }
         self.mounts.check_unmounted(version)?;
         self.steps.step("begun");
-        self.remove(&object_name(version))?;
+        match self.remove(&object_name(version)) {
+            // Somebody has deleted it.
+            Err(_) if self.is_missing(version) => drop(lock(&self.active).remove(&object_name(version))),
+            removed => removed?,
+        }
         self.steps.step("removed");
         lock(&self.objects).remove(version);
         Ok(Outcome::Changed(()))
@@ -401,12 +417,13 @@ impl ShareStore for LvmStore {
         let (of, version) = (ShareVersion::Share(spec.share), ShareVersion::Snapshot(spec.id));
         let record = ObjectRecord::Snapshot { share: spec.share };
         self.steps.step("begun");
-        self.pool.group.snapshot(
+        let taken = self.pool.group.snapshot(
             &object_name(of),
             &object_name(version),
             Activation::Inactive,
             &[&record_tag(record)],
-        )?;
+        );
+        self.or_missing(of, taken)?;
         self.steps.step("taken");
         self.brake.shares_its_log(of);
         lock(&self.objects).insert(version, record, share.size_bytes)?;
@@ -425,7 +442,7 @@ impl ShareStore for LvmStore {
         let _held = self.locks.take([of]);
         lock(&self.objects).size_bytes(of)?;
         let volume = object_name(of);
-        let device = self.activate(&volume)?;
+        let device = self.or_missing(of, self.activate(&volume))?;
         let what = || format!("asking for the usage of {of}");
         let allocated_bytes = mapped_bytes(&self.pool.group.device_name(&volume)).during(what)?;
         let used_bytes = self.mounts.used_bytes(of, &File::open(&device).during(what)?)?;
@@ -443,9 +460,10 @@ impl ShareStore for LvmStore {
         }
         self.steps.step("begun");
         let device = match of {
-            ShareVersion::Share(_) => self.activate(&object_name(of))?,
-            ShareVersion::Snapshot(id) => self.make_view(id)?,
+            ShareVersion::Share(_) => self.activate(&object_name(of)),
+            ShareVersion::Snapshot(id) => self.make_view(id),
         };
+        let device = self.or_missing(of, device)?;
         self.steps.step("prepared");
         let mounted = self.mounts.mount(of, &device, identity_of(of))?;
         self.brake.shares_its_log(of);
@@ -477,6 +495,24 @@ impl ShareStore for LvmStore {
     fn stopped(&self) -> Vec<ShareVersion> {
         self.mounts.stopped()
     }
+
+    fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, StoreError> {
+        let known = lock(&self.objects).versions();
+        let volumes = self.pool.group.volumes()?;
+        let is_there = |version: &ShareVersion| {
+            let name = object_name(*version);
+            volumes.iter().any(|volume| volume.name == name)
+        };
+        let mut damaged = Vec::new();
+        for version in known.into_iter().filter(|version| !is_there(version)) {
+            // Or somebody is at work on it.
+            let _held = self.locks.take([version]);
+            if lock(&self.objects).size_bytes(version).is_ok() && self.is_missing(version) {
+                damaged.push((version, self.missing(version)));
+            }
+        }
+        Ok(damaged)
+    }
 }
 
 impl LvmStore {
@@ -492,6 +528,29 @@ impl LvmStore {
             capability: capability.as_str().into(),
         }
         .into()
+    }
+
+    /// Tells whether the volume of an object has been deleted by somebody else.
+    fn is_missing(&self, version: ShareVersion) -> bool {
+        let name = object_name(version);
+        let volumes = self.pool.group.volumes();
+        volumes.is_ok_and(|volumes| volumes.iter().all(|volume| volume.name != name))
+    }
+
+    /// Says that the volume of an object is missing.
+    fn missing(&self, version: ShareVersion) -> String {
+        let device = self.pool.device(&object_name(version));
+        format!("there is no volume {} any more", device.display())
+    }
+
+    /// Tells damage from other reasons for what has failed: the volume of the object is not there.
+    fn or_missing<T>(&self, version: ShareVersion, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match result {
+            Err(StoreError::System { .. }) if self.is_missing(version) => {
+                Err(corrupt(version, self.missing(version)).into())
+            }
+            result => result,
+        }
     }
 
     /// Checks that the reserve stays when something takes this much (D1).

@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -182,6 +183,23 @@ impl LoopDevice {
         }
         let metadata = backing.metadata()?;
         Ok((info.device, info.inode) == (metadata.dev(), metadata.ino()))
+    }
+
+    /// Tells whether the device shows a file that had this name and was deleted, or replaced by another.
+    ///
+    /// # Errors
+    /// What the operating system says, except that nothing is attached.
+    pub fn shows_deleted(&self, backing: &Path) -> io::Result<bool> {
+        let device = self.path.file_name().unwrap_or_default();
+        let shown = Path::new("/sys/block").join(device).join("loop/backing_file");
+        let shown = match std::fs::read(shown) {
+            Ok(shown) => shown,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        // As the kernel writes the path of what has no name any more (fs/d_path.c).
+        let deleted = [backing.as_os_str().as_bytes(), b" (deleted)"].concat();
+        Ok(shown.strip_suffix(b"\n") == Some(&deleted))
     }
 
     /// Takes up the present length of the file.

@@ -52,6 +52,7 @@ pub trait ShareStore: Sized + Send + Sync + 'static {
     fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, StoreError>;
     fn mounted(&self) -> Vec<MountedShare>;
     fn stopped(&self) -> Vec<ShareVersion>;
+    fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, StoreError>;
 }
 
 /// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
@@ -243,5 +244,9 @@ impl<S: ShareStore> ShareBackend for StoreBackend<S> {
 
     async fn stopped(&self) -> Result<Vec<ShareVersion>, DriverError> {
         self.run(|store| Ok(store.stopped())).await
+    }
+
+    async fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, DriverError> {
+        self.run(|store| store.damaged()).await
     }
 }

@@ -162,6 +162,16 @@ impl Mounts {
         (presence(&known.path, known.device) != Presence::Gone).then_some(known)
     }
 
+    /// Returns the device that something is mounted from.
+    ///
+    /// # Errors
+    /// What the operating system says, `NotFound` when it is not mounted any more.
+    pub fn device_of(&self, mounted: &MountedShare) -> io::Result<PathBuf> {
+        let table = mounts_below(&mounted.path)?;
+        let mount = table.into_iter().rfind(|mount| mount.at == mounted.path);
+        Ok(mount.ok_or(io::ErrorKind::NotFound)?.source)
+    }
+
     /// Returns what is mounted and has stopped, ordered (M3).
     pub fn stopped(&self) -> Vec<ShareVersion> {
         let all = self.all().into_iter();
@@ -298,10 +308,8 @@ impl Mounts {
         if xfs_geometry(&root).during(what)?.data_blocks >= wanted {
             return Ok(());
         }
-        let table = mounts_below(&mounted.path).during(what)?;
-        let mount = table.iter().rfind(|mount| mount.at == mounted.path);
-        let mount = mount.ok_or_else(|| corrupt(mounted.version, "it is not in the table of mounts"))?;
-        update(&mount.source).during(what)?;
+        let device = self.device_of(mounted).during(what)?;
+        update(&device).during(what)?;
         grow_xfs(&root, wanted).during(what)
     }
 

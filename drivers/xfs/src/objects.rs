@@ -76,6 +76,13 @@ impl Objects {
         self.snapshots.values().cloned().collect()
     }
 
+    /// Returns what there is, ordered.
+    pub fn versions(&self) -> Vec<ShareVersion> {
+        let shares = self.shares.keys().copied().map(ShareVersion::Share);
+        let snapshots = self.snapshots.keys().copied().map(ShareVersion::Snapshot);
+        shares.chain(snapshots).collect()
+    }
+
     /// Returns the size of a share or snapshot, in bytes.
     ///
     /// # Errors

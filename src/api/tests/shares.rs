@@ -39,6 +39,73 @@ async fn a_damaged_share_is_told_to_who_asks_for_it_and_hides_no_other() {
     assert_eq!(ids.collect::<Vec<_>>(), [id(1), id(2)]);
 }
 
+async fn problems(agent: &Agent) -> Vec<String> {
+    let node = agent.api.get_node(Request::new(v1::GetNodeRequest {})).await;
+    node.unwrap().into_inner().health.unwrap().problems
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_damaged_share_goes_with_its_deletion_and_with_nothing_else() {
+    let agent = Agent::new().await;
+    agent.create(1).await;
+    agent.snapshot(5, 1).await;
+    agent.set(of_share(1), &[("10.0.0.7", ReadWrite)]).await.unwrap();
+    assert_eq!(problems(&agent).await, Vec::<String>::new());
+    agent.pool.damage(share(1));
+    let told = problems(&agent).await;
+    assert_eq!(told, [format!("share {} is damaged: it was damaged", id(1))]);
+    let request = v1::RevertShareRequest {
+        id: id(1),
+        snapshot_id: id(5),
+        ..Default::default()
+    };
+    let refused = agent.api.revert_share(Request::new(request)).await;
+    assert_refused(refused, Code::DataLoss, "DATA_DAMAGED");
+    let request = v1::ReleaseShareRequest {
+        id: id(1),
+        name: "released".to_owned(),
+        ..Default::default()
+    };
+    let refused = agent.api.release_share(Request::new(request)).await;
+    assert_refused(refused, Code::DataLoss, "DATA_DAMAGED");
+    assert_eq!(
+        agent.attempt(share(1), "10.0.0.7"),
+        Some(AccessLevel::ReadWrite),
+        "it goes on"
+    );
+    agent.set(of_share(1), &[]).await.unwrap();
+    assert_eq!(agent.attempt(share(1), "10.0.0.7"), None);
+    assert!(agent.is_mounted(share(1)).await, "it was all there was of it");
+    let request = v1::DeleteShareRequest {
+        id: id(1),
+        ..Default::default()
+    };
+    agent.api.delete_share(Request::new(request)).await.unwrap();
+    assert!(!agent.is_mounted(share(1)).await);
+    assert_eq!(problems(&agent).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_share_that_is_in_no_pool_any_more_is_told_until_it_is_deleted() {
+    let agent = Agent::new().await;
+    agent.create(1).await;
+    agent.set(of_share(1), &[("10.0.0.7", ReadWrite)]).await.unwrap();
+    let Agent {
+        api, server, folder, ..
+    } = agent;
+    drop(api);
+    let pool = MemoryShareBackend::new(PoolName::parse("shares").unwrap(), 1 << 30);
+    let agent = Agent::over(Arc::new(pool), server, folder).await;
+    let told = problems(&agent).await;
+    assert!(told[0].contains("is in no pool of shares"), "{told:?}");
+    let request = v1::DeleteShareRequest {
+        id: id(1),
+        ..Default::default()
+    };
+    agent.api.delete_share(Request::new(request)).await.unwrap();
+    assert_eq!(problems(&agent).await, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn every_address_is_a_location_that_says_whom_it_is_for_and_keeps_its_id() {
     let portal = |address: &str, role| SharePortal {
@@ -425,18 +492,10 @@ async fn a_pool_that_is_nearly_full_is_reported() {
     let pool = MemoryShareBackend::new(PoolName::parse("shares").unwrap(), 4 * SIZE);
     let server = Arc::new(MemoryShareServer::new());
     let agent = Agent::over(Arc::new(pool), server, tempfile::tempdir().unwrap()).await;
-    let problems = async || {
-        let node = agent
-            .api
-            .get_node(Request::new(v1::GetNodeRequest {}))
-            .await
-            .unwrap();
-        node.into_inner().health.unwrap().problems
-    };
     for n in 1..=4 {
         agent.create(n).await;
         agent.set(of_share(n), &[("10.0.0.7", ReadWrite)]).await.unwrap();
-        assert_eq!(problems().await, Vec::<String>::new());
+        assert_eq!(problems(&agent).await, Vec::<String>::new());
         let contents = vec![1; SIZE as usize];
         agent
             .pool
@@ -445,7 +504,7 @@ async fn a_pool_that_is_nearly_full_is_reported() {
             .write("file", &contents)
             .unwrap();
     }
-    let told = problems().await;
+    let told = problems(&agent).await;
     assert!(told[0].contains("share pool shares has 0 bytes left"), "{told:?}");
 }
 

@@ -15,6 +15,9 @@ use crate::{
     adopted_as_another, name_is_taken, nothing_named,
 };
 
+/// What is said of damage.
+const DAMAGE: &str = "it was damaged";
+
 /// A pool whose shares live in memory. A share is a flat set of files; [`MemoryShareBackend::files`] is the way in.
 pub struct MemoryShareBackend {
     name: PoolName,
@@ -116,7 +119,8 @@ impl MemoryShareBackend {
         })
     }
 
-    /// Makes what would be read of a share or snapshot `Corrupt` from now on.
+    /// Takes what a share or snapshot holds away from now on: what would be read of it is `Corrupt`, and a mounted share is all
+    /// there is of it (S13).
     pub fn damage(&self, version: ShareVersion) {
         lock(&self.objects).damaged.insert(version);
     }
@@ -191,6 +195,13 @@ impl Objects {
             object: version.to_string(),
             blockers: vec!["a mount".into()],
         })
+    }
+}
+
+fn corrupt(version: ShareVersion) -> DriverError {
+    DriverError::Corrupt {
+        object: version.to_string(),
+        detail: DAMAGE.to_owned(),
     }
 }
 
@@ -395,8 +406,12 @@ impl ShareBackend for MemoryShareBackend {
     }
 
     async fn delete_share(&self, id: ShareId) -> Result<Outcome<()>, DriverError> {
+        let version = ShareVersion::Share(id);
         let mut objects = lock(&self.objects);
-        objects.check_unmounted(ShareVersion::Share(id))?;
+        if objects.damaged.remove(&version) {
+            objects.mounted.remove(&version);
+        }
+        objects.check_unmounted(version)?;
         Ok(match objects.shares.remove(&id) {
             Some(_) => Outcome::Changed(()),
             None => Outcome::Unchanged(()),
@@ -456,10 +471,7 @@ impl ShareBackend for MemoryShareBackend {
         let objects = lock(&self.objects);
         let contents = objects.contents(of)?;
         if objects.damaged.contains(&of) {
-            return Err(DriverError::Corrupt {
-                object: of.to_string(),
-                detail: "it was damaged".to_owned(),
-            });
+            return Err(corrupt(of));
         }
         drop(objects);
         let used_bytes = lock(&contents).used_bytes();
@@ -480,7 +492,14 @@ impl ShareBackend for MemoryShareBackend {
     }
 
     async fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, DriverError> {
-        Ok(match lock(&self.objects).mounted.remove(&of) {
+        let mut objects = lock(&self.objects);
+        if matches!(of, ShareVersion::Share(_))
+            && objects.mounted.contains(&of)
+            && objects.damaged.contains(&of)
+        {
+            return Err(corrupt(of));
+        }
+        Ok(match objects.mounted.remove(&of) {
             true => Outcome::Changed(()),
             false => Outcome::Unchanged(()),
         })
@@ -498,5 +517,13 @@ impl ShareBackend for MemoryShareBackend {
     async fn stopped(&self) -> Result<Vec<ShareVersion>, DriverError> {
         // Memory does not fail.
         Ok(Vec::new())
+    }
+
+    async fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, DriverError> {
+        let damaged = lock(&self.objects).damaged.clone();
+        Ok(damaged
+            .into_iter()
+            .map(|version| (version, DAMAGE.to_owned()))
+            .collect())
     }
 }

@@ -35,6 +35,8 @@ use crate::{DriverError, FieldDifference, Outcome, PoolName, PoolState, ShareId,
 ///   has stopped it is over.
 /// - S12: what is in the pool and not the backend's is left alone, but for [`adopt_share`](ShareBackend::adopt_share). What is
 ///   released is whole, holds all its data, and is left alone from then on.
+/// - S13: a mounted share whose data somebody has taken out of the pool goes on as long as it is mounted, and what is mounted is
+///   all there is of it. Nothing but [`delete_share`](ShareBackend::delete_share) unmounts it, the end of the process included.
 #[async_trait]
 pub trait ShareBackend: Send + Sync + 'static {
     /// Returns what this backend can do; fixed for its life.
@@ -78,7 +80,8 @@ pub trait ShareBackend: Send + Sync + 'static {
         snapshot: ShareSnapshotId,
     ) -> Result<Outcome<ShareInfo>, DriverError>;
 
-    /// Deletes a share. Its snapshots and what was cloned from it live on (S5).
+    /// Deletes a share. Its snapshots and what was cloned from it live on (S5). One that is left only as it is mounted (S13) is
+    /// unmounted by this.
     ///
     /// # Errors
     /// `Busy` (S7).
@@ -143,7 +146,7 @@ pub trait ShareBackend: Send + Sync + 'static {
     /// Unmounts it. `Unchanged` when it is not mounted. What has been written survives a power cut then.
     ///
     /// # Errors
-    /// `Busy` when something is open on it.
+    /// `Busy` when something is open on it; `Corrupt` when nothing would be left of it (S13).
     async fn unmount(&self, of: ShareVersion) -> Result<Outcome<()>, DriverError>;
 
     /// Returns all that is mounted, ordered by what it is. Also what a process before this one has left mounted.
@@ -151,6 +154,10 @@ pub trait ShareBackend: Send + Sync + 'static {
 
     /// Returns what is mounted and has stopped (S11), ordered. Cheap enough to be polled.
     async fn stopped(&self) -> Result<Vec<ShareVersion>, DriverError>;
+
+    /// Returns what somebody has taken out of the pool or has spoilt there, ordered, with what was found and where. Damage that
+    /// shows only when something is read is not looked for.
+    async fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, DriverError>;
 }
 
 /// A share or a snapshot of one.

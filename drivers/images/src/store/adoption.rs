@@ -70,8 +70,9 @@ impl ImageStore {
         }
         self.mounts.check_unmounted(version)?;
         let what = || format!("releasing {version}");
+        let image = self.image_of(version)?;
         self.steps.step("begun");
-        fs::hard_link(self.layout.image(version), &foreign.path).during(what)?;
+        fs::hard_link(image, &foreign.path).during(what)?;
         sync_folder(&self.layout.foreign()).during(what)?;
         self.steps.step("linked");
         let discarded = match self.layout.discard(version) {

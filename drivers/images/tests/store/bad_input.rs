@@ -1,13 +1,14 @@
 //! What may be wrong around a store: each is a typed error that says what to do, and leaves the rest working.
 
 use std::fs;
+use std::io::Write;
 
 use quarry_contract::conformance::block_on;
-use quarry_contract::{DriverError, ErrorKind, ShareBackend, ShareSource};
+use quarry_contract::{DriverError, ErrorKind, ShareBackend, ShareSource, ShareVersion};
 use quarry_images::{IfAbsent, ImageBackend, PoolPlace, StoreOptions};
-use quarry_sys::filesystem::unmount;
+use quarry_sys::filesystem::{mounts_below, unmount};
 
-use crate::kit::{Folder, SHARE_BYTES, can_run, runtime, share, snapshot, snapshot_id};
+use crate::kit::{Folder, SHARE_BYTES, can_run, runtime, share, share_id, snapshot, snapshot_id};
 
 fn refused(options: &StoreOptions) -> DriverError {
     match ImageBackend::open(options) {
@@ -271,15 +272,18 @@ fn an_image_that_somebody_has_removed_is_damage_to_its_share_alone_and_a_revert_
         pool.unmount(share(2)).unwrap();
     };
     check(&pool);
-    pool.create(5, ShareSource::Blank).unwrap();
-    pool.write(share(5), "file", b"contents");
-    let mounted = pool.mount(share(5)).unwrap().path.join("file");
-    fs::remove_file(path_of("shares", share(5)).join("image")).unwrap();
+    let damaged = |pool: &crate::kit::Pool| {
+        let damaged = block_on(pool.0.damaged()).unwrap();
+        damaged
+            .into_iter()
+            .map(|(version, _)| version)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(damaged(&pool), [share(1), share(3)]);
     drop(pool);
     let pool = folder.open();
     check(&pool);
-    let left = fs::read(&mounted).expect("unmounted, and it was all that was left");
-    assert_eq!(left, b"contents");
+    assert_eq!(damaged(&pool), [share(1), share(3), share(4)]);
     assert!(pool.mount(share(4)).is_err(), "it has no record");
     pool.revert(1, 1).unwrap();
     assert_eq!(pool.read(share(1), "file").unwrap(), b"contents");
@@ -287,6 +291,75 @@ fn an_image_that_somebody_has_removed_is_damage_to_its_share_alone_and_a_revert_
     for number in [1, 2, 3] {
         pool.delete(share(number)).unwrap();
     }
+    assert_eq!(damaged(&pool), [share(4)]);
+}
+
+/// S13.
+#[test]
+fn what_is_mounted_of_a_share_without_its_image_stays_until_the_share_is_deleted() {
+    if !can_run("what_is_mounted_of_a_share_without_its_image_stays_until_the_share_is_deleted") {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let folder = Folder::new();
+    let mut pool = folder.open();
+    let image_of = |number: u128| {
+        let folder = folder.root().join("shares").join(share_id(number).to_string());
+        folder.join("image")
+    };
+    let mut roots = Vec::new();
+    for number in [1, 2, 3, 4] {
+        pool.create(number, ShareSource::Blank).unwrap();
+        pool.write(share(number), "file", b"contents");
+        roots.push(pool.mount(share(number)).unwrap().path);
+    }
+    pool.snapshots(&[(1, 1)]).unwrap();
+    fs::remove_file(image_of(1)).unwrap();
+    // Another in its place, and all of it gone.
+    fs::copy(image_of(4), image_of(4).with_file_name("other")).unwrap();
+    fs::rename(image_of(4).with_file_name("other"), image_of(2)).unwrap();
+    fs::remove_dir_all(image_of(3).parent().unwrap()).unwrap();
+    // However the process ends.
+    for is_orderly in [false, true, true] {
+        for number in [1, 2] {
+            for error in [
+                pool.unmount(share(number)).unwrap_err(),
+                pool.release(number, "released").unwrap_err(),
+                pool.snapshots(&[(9, number)]).unwrap_err(),
+                pool.resize(number, SHARE_BYTES * 2).unwrap_err(),
+            ] {
+                assert!(
+                    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Busy),
+                    "{error}"
+                );
+            }
+            pool.mount(share(number)).unwrap();
+        }
+        let damaged = block_on(pool.0.damaged()).unwrap();
+        let versions: Vec<ShareVersion> = damaged.iter().map(|(version, _)| *version).collect();
+        assert_eq!(versions, [share(1), share(2), share(3)]);
+        for ((_, problem), root) in damaged.iter().zip(&roots) {
+            assert!(problem.contains(&*root.to_string_lossy()), "{problem}");
+        }
+        if is_orderly {
+            let error = pool.0.shutdown().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        }
+        drop(pool);
+        let mounted = mounts_below(roots[0].parent().unwrap()).unwrap();
+        assert_eq!(mounted.iter().any(|mount| mount.at == roots[3]), !is_orderly);
+        pool = folder.open();
+        for root in &roots[..3] {
+            assert_eq!(fs::read(root.join("file")).unwrap(), b"contents");
+        }
+    }
+    pool.delete(share(1)).unwrap();
+    assert!(!roots[0].join("file").exists());
+    unmount(&roots[1]).unwrap();
+    unmount(&roots[2]).unwrap();
+    assert_eq!(block_on(pool.0.damaged()).unwrap(), []);
+    pool.0.shutdown().unwrap();
 }
 
 #[test]
@@ -315,7 +388,11 @@ fn a_full_pool_refuses_what_takes_space_and_goes_on() {
         assert_eq!(error.kind(), ErrorKind::Full, "{error}");
     }
     folder.assert_tidy(&pool);
-    pool.write(share(1), "file", b"written in the reserve");
+    // What is written over needs no more space, and goes on whatever is kept back (F1).
+    let mounted = pool.mount(share(1)).unwrap();
+    let file = fs::File::options().write(true).open(mounted.path.join("file"));
+    file.and_then(|mut file| file.write_all(b"replaced").and_then(|()| file.sync_all()))
+        .unwrap();
     pool.unmount(share(1)).unwrap();
     pool.mount(share(1)).unwrap();
     fs::remove_file(&filler).unwrap();

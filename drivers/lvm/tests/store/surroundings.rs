@@ -271,3 +271,50 @@ fn a_revert_that_can_neither_end_nor_go_back_is_ended_by_the_next_start() {
     pool.revert(1, 1).unwrap();
     pool.0.shutdown().unwrap();
 }
+
+/// What somebody has deleted is damage to its share alone, and a revert brings it back.
+#[test]
+fn a_volume_that_somebody_has_deleted_is_damage_to_its_share_alone_and_a_revert_repairs_it() {
+    let name = "a_volume_that_somebody_has_deleted_is_damage_to_its_share_alone_and_a_revert_repairs_it";
+    if !can_run(name) {
+        return;
+    }
+    let runtime = runtime();
+    let _entered = runtime.enter();
+    let thin = ThinPool::new();
+    let pool = thin.open();
+    for number in [1, 2, 3] {
+        pool.create(number, ShareSource::Blank).unwrap();
+        pool.write(share(number), "file", b"contents");
+        pool.unmount(share(number)).unwrap();
+    }
+    pool.snapshot(1, 1).unwrap();
+    assert_eq!(block_on(pool.0.damaged()).unwrap(), []);
+    for number in [1, 2] {
+        let name = format!("quarry-share-{}", share_id(number));
+        lvm(&["lvremove", "--yes", &thin.path(&name)]);
+    }
+    for number in [1, 2] {
+        for error in [
+            pool.mount(share(number)).map(drop).unwrap_err(),
+            block_on(pool.0.usage(share(number))).map(drop).unwrap_err(),
+            block_on(pool.0.resize_share(share_id(number), SHARE_BYTES * 2))
+                .map(drop)
+                .unwrap_err(),
+            pool.snapshot(9, number).unwrap_err(),
+            pool.create(9, ShareSource::Share(share_id(number))).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+        }
+    }
+    let damaged = block_on(pool.0.damaged()).unwrap();
+    let versions: Vec<ShareVersion> = damaged.iter().map(|(version, _)| *version).collect();
+    assert_eq!(versions, [share(1), share(2)]);
+    assert!(damaged[0].1.contains("there is no volume"), "{damaged:?}");
+    assert_eq!(pool.read(share(3), "file").unwrap(), b"contents");
+    pool.revert(1, 1).unwrap();
+    assert_eq!(pool.read(share(1), "file").unwrap(), b"contents");
+    pool.delete(share(2)).unwrap();
+    assert_eq!(block_on(pool.0.damaged()).unwrap(), []);
+    pool.0.shutdown().unwrap();
+}
