@@ -106,7 +106,7 @@ pub struct Export {
     /// The volumes that are used of its medium.
     pub fair: Arc<FairShare>,
     state: Mutex<ExportState>,
-    sanitizer: Mutex<Option<Sanitizer>>,
+    sanitizers: Mutex<Vec<Sanitizer>>,
     keeper: Arc<dyn Keeper>,
     /// What was kept last. Held while it is being kept, so that what is kept last is the latest.
     kept: Mutex<Vec<u8>>,
@@ -233,19 +233,17 @@ impl Export {
     }
 
     /// Holds on to a sanitize operation that has been started.
-    pub fn set_sanitizer(&self, sanitizer: Sanitizer) {
-        let mut current = self.sanitizer.lock().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(sanitizer);
+    pub fn keep_sanitizer(&self, sanitizer: Sanitizer) {
+        let mut sanitizers = self.sanitizers.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one before it has let the unit go, and may be about to let the device go.
+        sanitizers.retain(|earlier| !earlier.has_ended());
+        sanitizers.push(sanitizer);
     }
 
     /// Ends a sanitize operation where it is, and waits until it holds the device no more (contract T5).
     pub fn stop_sanitizing(&self) {
-        let sanitizer = self
-            .sanitizer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(sanitizer) = sanitizer {
+        let sanitizers = std::mem::take(&mut *self.sanitizers.lock().unwrap_or_else(PoisonError::into_inner));
+        for sanitizer in sanitizers {
             sanitizer.stop();
         }
     }
@@ -441,7 +439,7 @@ impl ExportTable {
                 grants: Vec::new(),
                 sessions: Vec::new(),
             }),
-            sanitizer: Mutex::new(None),
+            sanitizers: Mutex::default(),
             keeper: Arc::clone(&spec.keeper),
             keeps: AtomicBool::new(!spec.kept.is_empty()),
             kept: Mutex::new(spec.kept.clone()),

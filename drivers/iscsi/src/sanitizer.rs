@@ -110,6 +110,11 @@ impl Sanitizer {
         Ok(Self { cancelled, thread })
     }
 
+    /// Tells whether its thread has ended.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Ends the operation where it is, and waits for its thread.
     pub fn stop(self) {
         self.cancelled.store(true, Ordering::Release);

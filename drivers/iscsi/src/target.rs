@@ -399,7 +399,7 @@ impl IscsiTarget {
         };
         let ticket = export.locks.take_all();
         let sanitizer = Sanitizer::start(&self.shared, export, device, operation, ticket, None);
-        export.set_sanitizer(sanitizer.map_err(|error| DriverError::Internal {
+        export.keep_sanitizer(sanitizer.map_err(|error| DriverError::Internal {
             detail: format!("starting a thread: {error}"),
         })?);
         Ok(())

@@ -250,6 +250,88 @@ fn slow_device_does_not_delay_other_volumes() {
     rig.device.release();
 }
 
+const SIMPLE: u8 = 1;
+const ORDERED: u8 = 2;
+const HEAD_OF_QUEUE: u8 = 3;
+
+/// Sends a read with a task attribute, and returns its tag.
+fn send_read(client: &mut Client, attribute: u8) -> u32 {
+    let read = client.command_pdu(&cdb10(0x28, 0, 8), 4096, 0xc0 | attribute, &[]);
+    client.send(&read);
+    read.be32(16)
+}
+
+/// Receives the answers of commands, and returns their tags in order.
+fn answered(client: &mut Client, count: usize) -> Vec<u32> {
+    let mut tags = Vec::new();
+    while tags.len() < count {
+        let pdu = client.receive().expect("an answer");
+        let is_last = pdu.opcode() == 0x21 || pdu.opcode() == 0x25 && pdu.header[1] & 0x01 != 0;
+        assert!(is_last && pdu.header[3] == 0, "{pdu:x?}");
+        tags.push(pdu.be32(16));
+    }
+    tags
+}
+
+/// Waits until so many requests are held, and asserts that no more come and nothing is answered.
+fn expect_held(rig: &Rig, client: &mut Client, count: usize) {
+    eventually("the requests are at the device", || {
+        rig.device.held_requests() >= count
+    });
+    client.expect_silence();
+    assert_eq!(rig.device.held_requests(), count);
+}
+
+#[test]
+fn an_ordered_task_waits_for_all_before_it_and_all_after_it_wait_for_it() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    rig.device.hold();
+    let first = send_read(&mut client, SIMPLE);
+    let ordered = send_read(&mut client, ORDERED);
+    let last = send_read(&mut client, SIMPLE);
+    expect_held(&rig, &mut client, 1);
+    // One for the head of the queue waits for none of them.
+    let head = send_read(&mut client, HEAD_OF_QUEUE);
+    expect_held(&rig, &mut client, 2);
+    rig.device.release();
+    let mut tags = answered(&mut client, 4);
+    tags[..2].sort_unstable();
+    assert_eq!(tags, [first, head, ordered, last]);
+
+    // It has started, too, when it waits for its own data.
+    let write = client.command_pdu(&cdb10(0x2a, 0, 8), 4096, 0xa0 | ORDERED, &[]);
+    client.send(&write);
+    let r2t = client.receive().unwrap();
+    assert_eq!(r2t.opcode(), 0x31);
+    let last = send_read(&mut client, SIMPLE);
+    client.expect_silence();
+    let data = Pdu::new(0x05, 0x80)
+        .put32(16, write.be32(16))
+        .put32(20, r2t.be32(20))
+        .with_data(&[9; 4096]);
+    client.send(&data);
+    assert_eq!(answered(&mut client, 2), [write.be32(16), last]);
+}
+
+#[test]
+fn a_task_at_the_head_of_the_queue_is_waited_for_by_all_but_its_like() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    rig.device.hold();
+    let head = send_read(&mut client, HEAD_OF_QUEUE);
+    let simple = send_read(&mut client, SIMPLE);
+    let ordered = send_read(&mut client, ORDERED);
+    expect_held(&rig, &mut client, 1);
+    let second = send_read(&mut client, HEAD_OF_QUEUE);
+    expect_held(&rig, &mut client, 2);
+    rig.device.release();
+    let mut tags = answered(&mut client, 4);
+    tags[..2].sort_unstable();
+    assert_eq!(tags, [head, second, simple, ordered]);
+    assert_eq!(client.read(0, 8).status, 0);
+}
+
 #[test]
 fn aborted_task_is_never_answered_and_the_abort_once_after_it() {
     let rig = Rig::new();

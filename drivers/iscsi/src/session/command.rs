@@ -3,7 +3,7 @@
 use super::medium::Plan;
 use super::pacing::Pace;
 use super::steps::Advance;
-use super::task::{Awaiting, Copy, ListUse, Work};
+use super::task::{Attribute, Awaiting, Copy, ListUse, Work};
 use super::{Io, Role, Session, Sink, Violation, numbers};
 use crate::metrics::{Ended, Op};
 use crate::pdu::{RejectReason, ScsiCommand, ScsiResponse};
@@ -54,7 +54,7 @@ impl Session {
         task.lun = command.lun;
         task.op = Op::of(command.cdb[0]);
         task.begun = Some(io.now);
-        task.ordered = command.attribute == 2;
+        task.attribute = Attribute::of(command.attribute);
         task.expected_bytes = command.expected_bytes;
         if !command.immediate {
             task.numbered = true;
@@ -108,13 +108,13 @@ impl Session {
     }
 
     /// Lets a task go on when its turn comes. One that has started goes on before those that have not: an
-    /// ordered task in front of it would wait for it for ever.
+    /// ordered task in front of it would wait for it for ever. One for the head of the queue goes there, too.
     pub(super) fn enqueue(&mut self, slot: u16, io: &mut Io<'_>) {
         if let Some(task) = self.tasks.get(slot)
             && !task.queued
         {
             task.queued = true;
-            match task.started {
+            match task.started || task.attribute == Attribute::HeadOfQueue {
                 true => self.ready.push_front(slot),
                 false => self.ready.push_back(slot),
             }
@@ -122,7 +122,7 @@ impl Session {
         self.pump(io);
     }
 
-    /// Lets tasks go on, in order, as far as the budget and ordered tasks allow.
+    /// Lets tasks go on, in order, as far as the budget and the tasks' attributes allow (SAM-5 8.6).
     pub(super) fn pump(&mut self, io: &mut Io<'_>) {
         while let Some(slot) = self.ready.front().copied() {
             debug_assert!(!self.ended, "S2: an ended session has nothing ready");
@@ -131,12 +131,17 @@ impl Session {
                 continue;
             };
             if !task.started {
-                if self.barrier || task.ordered && self.started > 0 {
+                let waits = match task.attribute {
+                    Attribute::HeadOfQueue => false,
+                    Attribute::Simple => self.barriers > 0,
+                    Attribute::Ordered => self.started > 0,
+                };
+                if waits {
                     return;
                 }
                 task.started = true;
                 self.started += 1;
-                self.barrier = task.ordered;
+                self.barriers += usize::from(task.attribute.is_barrier());
             }
             match self.advance(slot, io) {
                 Advance::Blocked => return,
@@ -340,7 +345,7 @@ impl Session {
             task.parameter = Vec::new();
         }
         self.charged -= std::mem::take(&mut task.charged);
-        let (numbered, started, ordered) = (task.numbered, task.started, task.ordered);
+        let (numbered, started, attribute) = (task.numbered, task.started, task.attribute);
         let (aborted, queued) = (task.aborted, task.queued);
         let claim = std::mem::take(&mut task.claim);
         if numbered {
@@ -348,7 +353,7 @@ impl Session {
         }
         if started {
             self.started -= 1;
-            self.barrier &= !ordered;
+            self.barriers -= usize::from(attribute.is_barrier());
         }
         if aborted {
             self.aborting -= 1;

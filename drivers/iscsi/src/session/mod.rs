@@ -155,8 +155,9 @@ pub struct Session {
     aborting: usize,
     /// Tasks that have started and not ended.
     started: usize,
-    /// An ordered task has started and not ended: nothing after it may start.
-    barrier: bool,
+    /// Ordered tasks and those of the head of the queue among them: while there are any, nothing else may start but
+    /// what goes to the head of the queue.
+    barriers: usize,
     /// Bytes in buffers.
     charged: usize,
     ended: bool,
@@ -186,7 +187,7 @@ impl Session {
             copies: CopyResults::default(),
             aborting: 0,
             started: 0,
-            barrier: false,
+            barriers: 0,
             charged: 0,
             ended: false,
             current: None,

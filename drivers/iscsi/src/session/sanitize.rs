@@ -72,7 +72,7 @@ impl Session {
         let device = Arc::clone(medium.unit().device());
         export.unit.begin_sanitizing(&operation);
         match Sanitizer::start(io.shared, &export, device, operation, ticket, Some(waiter)) {
-            Ok(sanitizer) => export.set_sanitizer(sanitizer),
+            Ok(sanitizer) => export.keep_sanitizer(sanitizer),
             Err(error) => {
                 tracing::error!(volume = %export.volume, %error, "no thread to sanitize");
                 export.unit.end_sanitizing(true);

@@ -27,6 +27,34 @@ use crate::scsi::{BlockRange, ByteCheck, CopyRun, Failure, SanitizeAction, Sanit
 /// The longest segment, in bytes; boundaries are multiples of it on the medium.
 pub const SEGMENT_BYTES: u32 = 256 << 10;
 
+/// Which tasks of its session a task lets go first (SAM-5 8.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attribute {
+    /// Those that are ordered or for the head of the queue.
+    Simple,
+    /// All that came before it, and those for the head of the queue.
+    Ordered,
+    /// None.
+    HeadOfQueue,
+}
+
+impl Attribute {
+    /// Reads it from a command's header (RFC 7143 11.3.1). There is no auto contingent allegiance here, and what names
+    /// it is simple.
+    pub fn of(bits: u8) -> Self {
+        match bits {
+            2 => Self::Ordered,
+            3 => Self::HeadOfQueue,
+            _ => Self::Simple,
+        }
+    }
+
+    /// Tells whether simple and ordered tasks wait while one is carried out.
+    pub fn is_barrier(self) -> bool {
+        self != Self::Simple
+    }
+}
+
 /// What a task does once its data is there.
 #[derive(Debug)]
 pub enum Work {
@@ -230,7 +258,7 @@ pub struct Task {
     pub lun: u64,
     /// Holds a place in the command window.
     pub numbered: bool,
-    pub ordered: bool,
+    pub attribute: Attribute,
     pub expected_bytes: u32,
     /// What the CDB would transfer, in bytes; against `expected_bytes` it gives the residual.
     pub command_bytes: u64,
@@ -288,7 +316,7 @@ impl Task {
             itt: 0,
             lun: 0,
             numbered: false,
-            ordered: false,
+            attribute: Attribute::Simple,
             expected_bytes: 0,
             command_bytes: 0,
             work: Work::Nothing,
