@@ -114,11 +114,16 @@ impl UnitState {
     /// it may still [come to nothing](Self::cancel_sanitizing).
     ///
     /// # Errors
-    /// When it is marked already.
-    pub fn claim_for_sanitizing(&self) -> Result<(), Sense> {
-        let _current = self.operation();
+    /// When it is marked already, and when the unit is to get out of a failure by the end of an operation alone and
+    /// this one could be left without (AUSE, SBC-4 4.11.1).
+    pub fn claim_for_sanitizing(&self, operation: &Sanitizing) -> Result<(), Sense> {
+        let current = self.operation();
         if self.is(SANITIZING) {
             return Err(Sense::SANITIZE_IN_PROGRESS.with_progress(self.progress()));
+        }
+        let failed = current.as_ref().filter(|_| self.is(SANITIZE_FAILED));
+        if operation.may_exit && failed.is_some_and(|failed| !failed.may_exit) {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
         }
         self.sanitize_progress.store(0, Ordering::Release);
         self.set(SANITIZING, true);
@@ -313,12 +318,12 @@ mod tests {
             may_exit: false,
         };
         assert!(unit.to_keep().is_empty() && unit.sanitize_state().is_none());
-        unit.claim_for_sanitizing().unwrap();
-        assert!(unit.claim_for_sanitizing().is_err());
+        unit.claim_for_sanitizing(&operation).unwrap();
+        assert!(unit.claim_for_sanitizing(&operation).is_err());
         assert!(unit.sanitize_state().is_some() && unit.to_keep().is_empty());
         unit.cancel_sanitizing();
         assert!(unit.sanitize_state().is_none(), "it has come to nothing");
-        unit.claim_for_sanitizing().unwrap();
+        unit.claim_for_sanitizing(&operation).unwrap();
         unit.begin_sanitizing(&operation);
         unit.set_sanitize_progress(1, 2);
         let state = unit.sanitize_state().unwrap();
@@ -340,16 +345,24 @@ mod tests {
         assert_eq!(failed.sanitize_state(), Some(Sense::SANITIZE_FAILED));
         assert!(failed.exit_sanitize_failure().is_err(), "AUSE was not set");
         let kept = unit.to_keep();
-        unit.claim_for_sanitizing().unwrap();
+        unit.claim_for_sanitizing(&operation).unwrap();
         assert_eq!(unit.to_keep(), kept);
         unit.cancel_sanitizing();
         assert_eq!(unit.sanitize_state(), Some(Sense::SANITIZE_FAILED));
         assert!(unit.exit_sanitize_failure().is_err(), "AUSE was not set");
-        unit.claim_for_sanitizing().unwrap();
-        unit.begin_sanitizing(&Sanitizing {
+        let with_exit = Sanitizing {
             may_exit: true,
-            ..operation
-        });
+            ..operation.clone()
+        };
+        let refused = unit.claim_for_sanitizing(&with_exit);
+        assert_eq!(refused, Err(Sense::INVALID_FIELD_IN_CDB));
+        assert_eq!(unit.sanitize_state(), Some(Sense::SANITIZE_FAILED));
+        unit.claim_for_sanitizing(&operation).unwrap();
+        unit.begin_sanitizing(&operation);
+        unit.end_sanitizing(false);
+        assert!(unit.sanitize_state().is_none());
+        unit.claim_for_sanitizing(&with_exit).unwrap();
+        unit.begin_sanitizing(&with_exit);
         unit.end_sanitizing(true);
         unit.exit_sanitize_failure().unwrap();
         assert!(unit.to_keep().is_empty() && unit.sanitize_state().is_none());

@@ -149,6 +149,11 @@ fn immediate_failure_keeps_the_unit_until_it_is_sanitized_or_given_back() {
         Some((5, 0x24, 0)),
         "AUSE was not set"
     );
+    let with_exit = client.command(&overwrite(0x20), 8, &PATTERN);
+    assert_eq!(with_exit.sense, Some((5, 0x24, 0)), "it cannot be added");
+    assert_eq!(client.command(&[0], 0, &[]).sense, failed);
+    assert_eq!(client.command(&overwrite(0), 8, &PATTERN).status, 0);
+    assert_eq!(client.command(&[0], 0, &[]).status, 0);
     fail();
     assert_eq!(client.command(&overwrite(0x20), 8, &PATTERN).sense, failed);
     assert_eq!(client.command(&exit, 0, &[]).status, 0);

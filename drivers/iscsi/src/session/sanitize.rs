@@ -41,7 +41,7 @@ impl Session {
         };
         let begun = method.and_then(|method| {
             let operation = Sanitizing { method, may_exit };
-            export.unit.claim_for_sanitizing().map(|()| operation)
+            export.unit.claim_for_sanitizing(&operation).map(|()| operation)
         });
         match begun {
             Ok(operation) => task.work = Work::Sanitize { operation, immediate },
