@@ -14,7 +14,7 @@ use crate::catalog::record::Moment;
 /// A pool of shares is reported as nearly full when less than this part of it is free.
 const SHARE_POOL_WARN: u64 = 10;
 
-/// How long a pool of shares may take to tell what is damaged in it.
+/// How long a pool of shares may take to tell what is damaged in it, and the share server what it exports.
 const LOOK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a driver is used for.
@@ -120,6 +120,15 @@ impl Resources {
             });
         }
         if let Some(server) = self.registry.share_server() {
+            let problem = match tokio::time::timeout(LOOK_DEADLINE, server.exports()).await {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some(format!(
+                    "the share server does not answer within {} s",
+                    LOOK_DEADLINE.as_secs()
+                )),
+            };
+            problems.extend(problem.map(|problem| format!("shares are not served: {problem}")));
             drivers.push(Driver {
                 role: DriverRole::ShareServer,
                 name: server.driver(),

@@ -23,6 +23,14 @@ const BUS_DEADLINE: Duration = Duration::from_secs(5);
 /// Ganesha answers within this, all being well; after that it is looked at whether it shows life, and so often.
 const GLANCE: Duration = Duration::from_millis(250);
 
+/// What the bus itself says of a call to somebody who is not there, or not any more (D-Bus specification, "Message Bus
+/// Specification"; dbus-protocol.h).
+const ABSENT: [&str; 3] = [
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    "org.freedesktop.DBus.Error.NoReply",
+];
+
 /// Which of a client's options say what it may do: reading and writing, of data and of metadata (`EXPORT_OPTION_*_ACCESS`
 /// of Ganesha).
 const ACCESS_BITS: u32 = 0x1e0;
@@ -63,6 +71,9 @@ pub(crate) enum BusError {
     /// Ganesha has answered, and refuses.
     #[error("Ganesha refuses: {0}")]
     Refused(String),
+    /// The bus has answered in its place: nobody has Ganesha's name, or who had it ended during the call.
+    #[error("Ganesha has ended")]
+    Absent,
     /// No answer in time.
     #[error("Ganesha does not answer")]
     Silent,
@@ -100,6 +111,7 @@ async fn in_time<T>(call: impl Future<Output = zbus::Result<T>>) -> Result<T, Bu
 fn understood<T>(answer: zbus::Result<T>) -> Result<T, BusError> {
     match answer {
         Ok(answer) => Ok(answer),
+        Err(zbus::Error::MethodError(name, ..)) if ABSENT.contains(&name.as_str()) => Err(BusError::Absent),
         Err(zbus::Error::MethodError(name, said, _)) => {
             Err(BusError::Refused(said.unwrap_or_else(|| name.to_string())))
         }

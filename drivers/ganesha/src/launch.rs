@@ -17,7 +17,7 @@ use tokio::process::Command;
 use tracing::{info, warn};
 
 use crate::bus::Bus;
-use crate::config::GaneshaConfig;
+use crate::config::{GaneshaConfig, Programs};
 use crate::export_file::ExportRecord;
 use crate::server::{Link, Shared, State};
 
@@ -99,6 +99,7 @@ impl Shared {
                 }
             }
         }
+        check_programs(&self.config.programs)?;
         let is_unchanged = self
             .write_configs()
             .map_err(during("writing the configuration of Ganesha"))?;
@@ -210,7 +211,10 @@ impl Shared {
         // It has its name before it listens.
         loop {
             if !daemon.is_alive() {
-                return Err(failed("it has ended".into()));
+                return Err(failed(match TcpStream::connect(reachable(config.listen)).await {
+                    Ok(_) => format!("another program listens on {}", config.listen),
+                    Err(_) => "it has ended".into(),
+                }));
             }
             let has_name = bus.ganesha().await.is_ok_and(|pid| pid == Some(daemon.pid()));
             if has_name
@@ -277,17 +281,7 @@ pub(crate) fn checked(mut config: GaneshaConfig) -> Result<GaneshaConfig, StartE
             "{text:?} is too long for a socket; use a shorter path"
         )));
     }
-    let programs = [
-        (&config.programs.ganesha, "nfs-ganesha"),
-        (&config.programs.dbus, "dbus-daemon"),
-        (&config.programs.setpriv, "util-linux"),
-    ];
-    for (program, package) in programs {
-        if !program.is_file() {
-            let what = program.display().to_string();
-            return Err(StartError::Missing { what, package });
-        }
-    }
+    check_programs(&config.programs)?;
     if config.nfs3.is_some() && UnixStream::connect(PORTMAPPER).is_err() {
         return Err(StartError::Missing {
             what: format!("the portmapper ({PORTMAPPER}), without which Ganesha does not speak NFSv3,"),
@@ -295,6 +289,21 @@ pub(crate) fn checked(mut config: GaneshaConfig) -> Result<GaneshaConfig, StartE
         });
     }
     Ok(config)
+}
+
+fn check_programs(programs: &Programs) -> Result<(), StartError> {
+    let needed = [
+        (&programs.ganesha, "nfs-ganesha"),
+        (&programs.dbus, "dbus-daemon"),
+        (&programs.setpriv, "util-linux"),
+    ];
+    for (program, package) in needed {
+        if !program.is_file() {
+            let what = program.display().to_string();
+            return Err(StartError::Missing { what, package });
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn find_plugins() -> Result<PathBuf, StartError> {

@@ -4,7 +4,7 @@
 //! - G1: an export has a file before Ganesha hears of it, and has none once Ganesha has let go of it: a Ganesha that
 //!   starts anew exports what it did before.
 //! - G2: a call that Ganesha does not carry out to the letter, as read back from it, ends the export: rather nobody than
-//!   somebody too many.
+//!   somebody too many. Where Ganesha ends with it, it starts anew with the export as it was before the call.
 //! - G3: Ganesha never starts with an export whose path is not the file system it was, as after a restart of the
 //!   machine: it would export the folder below.
 //! - G4: one call at a time talks to Ganesha; a restart is such a call. So a call finds Ganesha there, or is told that it
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
 pub(crate) struct State {
     /// The processes; `None` while they do not start, and after a shutdown.
     pub(crate) link: Option<Link>,
+    /// Why they do not start.
+    problem: Option<String>,
     ids: ExportIds,
     /// What has a file (G1).
     pub(crate) exported: BTreeMap<ShareVersion, ExportRecord>,
@@ -68,6 +70,15 @@ pub(crate) struct Link {
     pub(crate) bus: Bus,
     pub(crate) bus_daemon: Daemon,
     pub(crate) ganesha: Daemon,
+}
+
+/// What has ended with an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The export alone.
+    Export,
+    /// All of Ganesha, which will be started anew.
+    Ganesha,
 }
 
 impl GaneshaServer {
@@ -99,6 +110,7 @@ impl GaneshaServer {
             plugins,
             state: Mutex::new(State {
                 link: None,
+                problem: None,
                 ids,
                 exported,
                 is_shut_down: false,
@@ -134,10 +146,12 @@ async fn watch(shared: Arc<Shared>) {
         pause = match shared.launch(&mut state).await {
             Ok(()) => {
                 info!("Ganesha has been started again");
+                state.problem = None;
                 WATCH_PAUSE
             }
             Err(error) => {
                 error!(%error, "Ganesha cannot be started again, and will be tried");
+                state.problem = Some(chain(&error));
                 RETRY_PAUSE
             }
         };
@@ -198,24 +212,38 @@ impl Shared {
     fn bus(&self, state: &State) -> Result<Bus, DriverError> {
         match &state.link {
             Some(link) => Ok(link.bus.clone()),
-            None => Err(self.unavailable("it does not run".into())),
+            None => Err(DriverError::Unavailable {
+                object: "the NFS server".into(),
+                problem: match &state.problem {
+                    Some(problem) => format!("it cannot be started: {problem}"),
+                    None => "it does not run".into(),
+                },
+                source: None,
+            }),
         }
     }
 
     /// Checks that a path leads to the file system that was mounted, for this process and for Ganesha (N6).
     fn check_mounted(&self, state: &State, mounted: &MountedShare) -> Result<(), DriverError> {
-        let pid = state.link.as_ref().map(|link| link.ganesha.pid());
-        let relative = mounted.path.strip_prefix("/").unwrap_or(&mounted.path);
-        let seen = pid.map(|pid| PathBuf::from(format!("/proc/{pid}/root")).join(relative));
-        for path in [Some(mounted.path.clone()), seen].into_iter().flatten() {
-            if !is_root_of(&path, mounted.device) {
-                return Err(DriverError::Corrupt {
-                    object: mounted.version.to_string(),
-                    detail: format!("{} is not where it is mounted", path.display()),
-                });
-            }
+        let elsewhere = |path: &Path| DriverError::Corrupt {
+            object: mounted.version.to_string(),
+            detail: format!("{} is not where it is mounted", path.display()),
+        };
+        if !is_root_of(&mounted.path, mounted.device) {
+            return Err(elsewhere(&mounted.path));
         }
-        Ok(())
+        let Some(link) = &state.link else { return Ok(()) };
+        let root = PathBuf::from(format!("/proc/{}/root", link.ganesha.pid()));
+        let relative = mounted.path.strip_prefix("/").unwrap_or(&mounted.path);
+        let seen = root.join(relative);
+        if is_root_of(&seen, mounted.device) {
+            return Ok(());
+        }
+        // What is ending has no root any more, before it counts as ended.
+        match root.read_link() {
+            Ok(_) => Err(elsewhere(&seen)),
+            Err(_) => Err(self.unavailable("it has ended, and is being started again".into())),
+        }
     }
 
     async fn export(&self, export: &ShareExport, pseudo: String) -> Result<Outcome<()>, DriverError> {
@@ -254,24 +282,44 @@ impl Shared {
         let result = self.tell(&bus, &record, before.as_ref(), &text, &wanted).await;
         match result {
             Ok(()) => {
-                exported.insert(version, record);
+                state.exported.insert(version, record);
                 Ok(Outcome::Changed(()))
             }
             Err(error) => {
-                // G2. What cannot be ended either is not answering, and is ended by the watcher; it starts without.
+                // G2.
                 if let Err(problem) = files::remove(&self.export_path(id)) {
                     error!(%version, %problem, "a failed export's file stays");
                 }
-                exported.remove(&version);
-                if let Err(problem) = bus.remove(id).await {
-                    warn!(%version, %problem, "a failed export is ended with Ganesha");
-                    if let Some(link) = &mut state.link
-                        && let Err(problem) = link.ganesha.end().await
-                    {
-                        error!(%version, %problem, "Ganesha cannot be ended");
-                    }
+                state.exported.remove(&version);
+                // One that starts anew does so with what there was before the call, which has failed.
+                if self.end_export(&bus, &mut state, id).await == Ended::Ganesha
+                    && let Some(before) = before
+                    && files::replace(&self.export_path(id), &before.render()?).is_ok()
+                {
+                    state.exported.insert(version, before);
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Ends an export that has failed; with Ganesha, where that does not answer.
+    async fn end_export(&self, bus: &Bus, state: &mut State, id: u16) -> Ended {
+        let is_there = !matches!(bus.ganesha().await, Ok(None));
+        if is_there {
+            match bus.remove(id).await {
+                Ok(_) => return Ended::Export,
+                Err(problem) => warn!(id, %problem, "a failed export is ended with Ganesha"),
+            }
+        }
+        let Some(link) = &mut state.link else {
+            return Ended::Ganesha;
+        };
+        match link.ganesha.end().await {
+            Ok(()) => Ended::Ganesha,
+            Err(problem) => {
+                error!(id, %problem, "Ganesha cannot be ended");
+                Ended::Export
             }
         }
     }

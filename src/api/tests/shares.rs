@@ -516,13 +516,9 @@ async fn rules_that_cannot_be_applied_leave_the_ones_before() {
     agent.server.set_failing(true);
     let refused = agent.set(of_share(1), &[("10.0.0.8", ReadWrite)]).await;
     assert_refused(refused, Code::Unavailable, "UNAVAILABLE");
-    let node = agent
-        .api
-        .get_node(Request::new(v1::GetNodeRequest {}))
-        .await
-        .unwrap()
-        .into_inner();
-    assert!(node.health.unwrap().problems[0].contains("cannot be exported"));
+    let told = problems(&agent).await;
+    assert!(told[0].contains("shares are not served"), "{told:?}");
+    assert!(told[1].contains("cannot be exported"), "{told:?}");
     let request = v1::GetAccessRequest {
         target: Some(v1::AccessTarget {
             target: Some(of_share(1)),
@@ -545,6 +541,7 @@ async fn rules_that_cannot_be_applied_leave_the_ones_before() {
         .unwrap()
         .into_inner();
     assert!(status.in_sync);
+    assert_eq!(problems(&agent).await, Vec::<String>::new());
     assert_eq!(agent.attempt(share(1), "10.0.0.7"), Some(AccessLevel::ReadOnly));
     assert_eq!(agent.attempt(share(1), "10.0.0.8"), None);
 }

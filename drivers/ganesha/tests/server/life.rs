@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quarry_contract::AccessLevel::{ReadOnly, ReadWrite};
-use quarry_contract::{DriverError, LoadedAccess, ShareServer, Squash};
+use quarry_contract::{DriverError, ErrorKind, LoadedAccess, ShareServer, Squash};
 use quarry_ganesha::{GaneshaServer, StartError};
 use quarry_sys::filesystem::{unmount, xfs_geometry};
 
@@ -242,6 +242,88 @@ fn a_hung_server_is_ended_and_started_again() {
         assert_eq!(world.attempt(&server, mounted.version, CLIENTS[1]), None);
         world.block_on(server.shutdown());
     });
+}
+
+/// N7.
+#[test]
+fn a_call_that_finds_the_server_just_killed_is_unavailable_and_no_damage() {
+    isolated(
+        "life::a_call_that_finds_the_server_just_killed_is_unavailable_and_no_damage",
+        || {
+            let world = World::new();
+            let server = world.start("server");
+            let mounted = world.mount();
+            let levels = [ReadWrite, ReadOnly];
+            let mut found_dead = 0;
+            for round in 0..4 {
+                let wanted = export(&mounted, &[(CLIENTS[0], levels[round % 2])]);
+                world.block_on(server.export(&wanted)).unwrap();
+                let pid = world.ganesha("server");
+                let other = export(&mounted, &[(CLIENTS[0], levels[(round + 1) % 2])]);
+                world.kill("server");
+                let left = match world.block_on(server.export(&other)) {
+                    Ok(_) => &other,
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+                        found_dead += 1;
+                        &wanted
+                    }
+                };
+                let deadline = Instant::now() + Duration::from_secs(60);
+                let loaded = loop {
+                    match world.block_on(server.loaded(mounted.version)) {
+                        Ok(loaded) if world.ganesha("server") != pid => break loaded,
+                        _ => assert!(Instant::now() < deadline, "it is not started again"),
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                };
+                assert_eq!(loaded, Some(LoadedAccess::of(&left.access)), "it was not lost");
+            }
+            assert!(found_dead > 0, "no call came in between");
+            world.block_on(server.shutdown());
+        },
+    );
+}
+
+#[test]
+fn a_server_whose_program_has_gone_says_so_until_it_is_back() {
+    isolated(
+        "life::a_server_whose_program_has_gone_says_so_until_it_is_back",
+        || {
+            let world = World::new();
+            let mut config = world.config("server");
+            let program = config.state_dir.with_file_name("ganesha-program");
+            std::os::unix::fs::symlink(&config.programs.ganesha, &program).unwrap();
+            let real = std::mem::replace(&mut config.programs.ganesha, program.clone());
+            let server = world.block_on(GaneshaServer::start(config)).unwrap();
+            let mounted = world.mount();
+            let wanted = export(&mounted, &[(CLIENTS[0], ReadWrite)]);
+            world.block_on(server.export(&wanted)).unwrap();
+            let second = world.block_on(GaneshaServer::start(world.config("second")));
+            let said = second.err().unwrap().to_string();
+            assert!(said.contains("another program listens on [::]:"), "{said}");
+            fs::remove_file(&program).unwrap();
+            world.kill("server");
+            let deadline = Instant::now() + Duration::from_secs(30);
+            let missing = format!("{} is missing; install nfs-ganesha", program.display());
+            while !world.block_on(server.exports()).is_err_and(|error| {
+                error.kind() == ErrorKind::Unavailable && error.to_string().contains(&missing)
+            }) {
+                assert!(Instant::now() < deadline, "it does not say what is missing");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            std::os::unix::fs::symlink(&real, &program).unwrap();
+            while world.block_on(server.loaded(mounted.version)).is_err() {
+                assert!(Instant::now() < deadline, "it is not started again");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            assert_eq!(
+                world.attempt(&server, mounted.version, CLIENTS[0]),
+                Some(ReadWrite)
+            );
+            world.block_on(server.shutdown());
+        },
+    );
 }
 
 /// G3.
