@@ -142,13 +142,14 @@ impl State {
                 Some((owns, next_owned(&version.root, &owns, at.index / ENTRIES)?))
             });
             match owned {
-                None => match self.version_behind(at) {
-                    Some(next) => at = next,
-                    None => {
+                None => {
+                    let next = self.versions.behind(at.depth, at.node).next();
+                    let Some(next) = next.map(Position::beginning_of) else {
                         self.end_walk();
                         return WalkStep::Moved(leaves);
-                    }
-                },
+                    };
+                    at = next;
+                }
                 Some((_, OwnedLeaf::Missing(missing))) if at == begin => {
                     let node = at.node;
                     return WalkStep::Load(Wanted { node, missing });
@@ -189,16 +190,6 @@ impl State {
             has_moved: true,
             ..self.table.walk
         };
-    }
-
-    fn version_behind(&self, at: Position) -> Option<Position> {
-        let keys = self.versions.iter().map(|version| (version.depth, version.node));
-        let next = keys.filter(|key| *key > (at.depth, at.node)).min();
-        next.map(|(depth, node)| Position {
-            depth,
-            node,
-            index: 0,
-        })
     }
 
     /// Adds the entries of a leaf; false, and none is added, when a checkpoint has to make room first.

@@ -65,6 +65,17 @@ pub(crate) struct Position {
     pub index: u64,
 }
 
+impl Position {
+    /// Returns where a version begins.
+    pub fn beginning_of(version: &Version) -> Self {
+        Self {
+            depth: version.depth,
+            node: version.node,
+            index: 0,
+        }
+    }
+}
+
 /// A damaged block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Finding {

@@ -1,7 +1,5 @@
 //! One step of a scrub.
 
-use std::collections::{BinaryHeap, VecDeque};
-
 use quarry_contract::{IoBuffer, ScrubState};
 use smallvec::SmallVec;
 
@@ -52,7 +50,6 @@ enum Look {
 impl State {
     fn next_to_scrub(&self, mut at: Position, most: usize) -> Next {
         let mut subjects = Vec::new();
-        let mut behind = None;
         for _ in 0..LEAVES_AT_ONCE {
             let current = self.versions.find(at.node);
             let current = current.filter(|v| v.depth == at.depth && is_to_be_scrubbed(v));
@@ -61,8 +58,12 @@ impl State {
                 Some((owns, next_owned(&version.root, &owns, at.index / ENTRIES)?))
             });
             match owned {
-                None => match behind.get_or_insert_with(|| self.versions_behind(at)).pop_front() {
-                    Some(first) => at = first,
+                None => match self
+                    .versions
+                    .behind(at.depth, at.node)
+                    .find(|version| is_to_be_scrubbed(version))
+                {
+                    Some(next) => at = Position::beginning_of(next),
                     None if subjects.is_empty() => return Next::End,
                     None => break,
                 },
@@ -91,25 +92,6 @@ impl State {
             }
         }
         Next::Verify(subjects, at)
-    }
-
-    /// Returns the beginnings of the versions that come behind this one, as many as a step may look at (Z1).
-    fn versions_behind(&self, at: Position) -> VecDeque<Position> {
-        let mut first = BinaryHeap::with_capacity(LEAVES_AT_ONCE + 1);
-        let subjects = self.versions.iter().filter(|version| is_to_be_scrubbed(version));
-        let keys = subjects.map(|version| (version.depth, version.node));
-        for key in keys.filter(|key| *key > (at.depth, at.node)) {
-            first.push(key);
-            if first.len() > LEAVES_AT_ONCE {
-                first.pop();
-            }
-        }
-        let begins = |(depth, node)| Position {
-            depth,
-            node,
-            index: 0,
-        };
-        first.into_sorted_vec().into_iter().map(begins).collect()
     }
 
     /// Returns the record that passes over what is below a page of the version that the scrub is in, and how much that is at most.

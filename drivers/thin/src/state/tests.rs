@@ -206,6 +206,12 @@ impl Model {
             let version = self.state.versions.find(*node).unwrap();
             assert_eq!(version.mapped_chunks, contents.len() as u64);
         }
+        let versions = self.state.versions.iter();
+        let mut order: Vec<_> = versions.map(|version| (version.depth, version.node)).collect();
+        order.sort_unstable();
+        let behind = self.state.versions.behind(0, NodeId(0));
+        let found: Vec<_> = behind.map(|version| (version.depth, version.node)).collect();
+        assert_eq!(found, order, "N4");
         self.check_table(&owned);
     }
 

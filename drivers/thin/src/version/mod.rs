@@ -6,6 +6,7 @@
 //! - N2: a dead version is in no name index. It goes when it has at most one child and has been reaped; a dead
 //!   version with more children waits until one child is left.
 //! - N3: at most one version is being reaped (has a reap cursor) at a time.
+//! - N4: every version is in the order by depth and number, once and with its depth.
 
 mod table;
 
@@ -83,6 +84,7 @@ pub(crate) struct VersionTree {
     rows: Vec<Option<Box<Version>>>,
     free_rows: BTreeSet<usize>,
     row_of: HashMap<NodeId, usize>,
+    by_depth: BTreeSet<(u32, NodeId)>,
     volumes: BTreeMap<Uuid, NodeId>,
     snapshots: BTreeMap<Uuid, NodeId>,
     /// The live snapshots by the volume they were taken of.
@@ -289,6 +291,16 @@ impl VersionTree {
         self.dead.iter().filter_map(|node| self.find(*node))
     }
 
+    /// Returns the versions that come after this place in the order by depth and number, which has parents before children.
+    pub fn behind(&self, depth: u32, node: NodeId) -> impl Iterator<Item = &Version> {
+        let range = (Bound::Excluded((depth, node)), Bound::Unbounded);
+        self.by_depth.range(range).filter_map(|(_, node)| {
+            let version = self.find(*node);
+            debug_assert!(version.is_some(), "N4");
+            version
+        })
+    }
+
     /// Returns the base of a version: what was born at or above this depth belongs to an ancestor.
     pub fn base(&self, version: &Version) -> u32 {
         version
@@ -341,6 +353,7 @@ impl VersionTree {
 
     fn index(&mut self, version: &Version) {
         let node = version.node;
+        self.by_depth.insert((version.depth, node));
         if let Some(key) = version.key.filter(|_| !version.dead) {
             self.families.entry(key.slot).or_insert((key, 0)).1 += 1;
         }
@@ -369,6 +382,8 @@ impl VersionTree {
         version.parent = head_version.parent.replace(node);
         head_version.depth += 1;
         version.children.insert(head);
+        self.by_depth.remove(&(version.depth, head));
+        self.by_depth.insert((version.depth + 1, head));
         if let Some(parent) = version.parent.and_then(|parent| self.find_mut(parent)) {
             parent.children.remove(&head);
         }
@@ -468,6 +483,7 @@ impl VersionTree {
         );
         self.free_rows.insert(row);
         self.dead.remove(&node);
+        self.by_depth.remove(&(version.depth, node));
         self.dirty_row_pages.insert(row / crate::format::ROWS_PER_PAGE);
         let heir = version.children.first().copied();
         if let Some(heir) = heir.and_then(|heir| self.find_mut(heir)) {
