@@ -23,9 +23,9 @@ use zerocopy::IntoBytes;
 
 use crate::chunk_table::{FrozenTable, StoredTable};
 use crate::format::{
-    AddedDevices, BASE_INCOMPAT, BASE_RO_COMPAT, BLOCK_BYTES, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS,
-    INCOMPAT_ENCRYPTION, INCOMPAT_SCRUB, INCOMPAT_SEGMENTS, INDEX_PAYLOAD_BYTES, IndexPageHeader,
-    PagePointer, ROWS_PER_PAGE, SuperblockFields,
+    AddedDevices, BASE_INCOMPAT, BASE_RO_COMPAT, BLOCK_BYTES, DirectoryEntry, Geometry,
+    INCOMPAT_CHECKSUMMED_LENDERS, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION, INCOMPAT_SCRUB, INCOMPAT_SEGMENTS,
+    INDEX_PAYLOAD_BYTES, IndexPageHeader, PagePointer, ROWS_PER_PAGE, SuperblockFields,
 };
 use crate::garbage::Garbage;
 use crate::grow::wipe_tails;
@@ -370,7 +370,7 @@ impl Frozen {
             0
         };
         let checksums = if self.sum_roots.is_some() {
-            INCOMPAT_CHECKSUMS
+            INCOMPAT_CHECKSUMS | INCOMPAT_CHECKSUMMED_LENDERS
         } else {
             0
         };

@@ -16,6 +16,7 @@ use quarry_contract::{Durability, IoBuffer, IoError};
 
 use crate::commit::stopped_by;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
+use crate::given::Replaced;
 use crate::handle::VersionHandle;
 use crate::latch::LatchTable;
 use crate::locks::read;
@@ -281,7 +282,8 @@ impl VersionHandle {
         match source {
             None if matches!(content, Content::Zeros) => Ok(()),
             Some((chunk, Some(view))) if begins_partial => {
-                self.map_over_partial(index, &within, content, (chunk, view))
+                let whose = Replaced::of(located.owned);
+                self.map_over_partial(index, &within, content, (chunk, whose, view))
             }
             lender if begins_partial => self.map_part(index, &within, content, lender),
             _ => self.map_whole(index, &within, content, source),

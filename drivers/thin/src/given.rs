@@ -16,7 +16,8 @@ use crate::part_write::{Cover, whole_blocks};
 use crate::partial::{BlockMask, Blocks, PartialView};
 use crate::pool::{Decision, Priority};
 use crate::record::Record;
-use crate::sums::BlockSums;
+use crate::state::State;
+use crate::sums::{BlockSums, Checksums};
 use crate::version::NodeId;
 use crate::{PoolDevice, PoolError};
 
@@ -159,30 +160,52 @@ impl VersionHandle {
         index: u64,
         within: &Range<u64>,
         content: Content<'_>,
-        (replaced, view): (u64, &PartialView),
+        (replaced, whose, view): (u64, Replaced, &PartialView),
     ) -> Result<(), IoError> {
         let blocks = Blocks::touching(within);
         let source = Some((replaced, Some(view)));
-        if self.checksums.are_on() {
-            return self.map_with_kept(index, within, content, (replaced, view));
-        }
-        let from_nothing = view.mask.is_within(blocks) && view.lenders.is_empty();
-        let may_borrow = || {
+        let rest = {
             let state = read(&self.pool.state);
-            self.pool
-                .may_borrow_from_partial(&state, replaced, self.checksums)
+            self.rest_over_partial(&state, (replaced, whose, view), blocks)
         };
-        if !from_nothing && !may_borrow() {
-            return self.map_whole(index, within, content, source);
-        }
+        let Some(rest) = rest else {
+            return match self.checksums {
+                Checksums::Off => self.map_whole(index, within, content, source),
+                Checksums::On => self.map_with_kept(index, within, content, (replaced, view)),
+            };
+        };
         let given = self.given_part(index, within, content, source)?;
         self.map_given(&[given], |chunk| {
-            records_of_part(self.node, index, chunk, blocks, from_nothing)
+            records_of_part(self.node, index, chunk, blocks, rest)
+        })
+    }
+
+    /// Tells where what a new chunk with these blocks does not hold is, when it takes the place of one that is partial and nothing
+    /// else is copied to it; `None` when something has to be.
+    pub(crate) fn rest_over_partial(
+        &self,
+        state: &State,
+        (replaced, whose, view): (u64, Replaced, &PartialView),
+        blocks: Blocks,
+    ) -> Option<Rest> {
+        // All that it holds itself is written over.
+        let is_covered = view.mask.is_within(blocks);
+        match self.checksums {
+            Checksums::On if is_covered => return Some(Rest::Lent),
+            Checksums::Off if is_covered && view.lenders.is_empty() => return Some(Rest::Zeros),
+            Checksums::On | Checksums::Off => {}
+        }
+        let may_borrow = self
+            .pool
+            .may_borrow_from_partial(state, (replaced, whose), self.checksums);
+        may_borrow.then_some(match self.checksums {
+            Checksums::Off => Rest::Lent,
+            Checksums::On => Rest::LentByReplaced,
         })
     }
 
     /// Maps a chunk index of a checksummed version to a new chunk with this content and all else that the replaced one, which is
-    /// partial, holds; it borrows from the lender of that.
+    /// partial and may not lend, holds; it borrows from the lender of that.
     fn map_with_kept(
         &self,
         index: u64,
@@ -215,30 +238,66 @@ impl VersionHandle {
         }
         let blocks = given[0].blocks;
         self.map_given(&given, |chunk| {
-            records_of_part(self.node, index, chunk, blocks, false)
+            records_of_part(self.node, index, chunk, blocks, Rest::Lent)
         })
     }
 }
 
-/// Makes the records that map a chunk index to a chunk with these blocks. With `from_nothing` the rest is zeros whatever was
-/// mapped there; without, it is lent by that.
+/// Whose the chunk is that another takes the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    /// The version's that is written: nobody else maps it.
+    Own,
+    /// An ancestor's.
+    Shared,
+}
+
+/// Where what a chunk does not hold of its own is, when it takes the place of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rest {
+    /// It is zeros, whatever was mapped there.
+    Zeros,
+    /// Lent by what was mapped there; but if the version is checksummed and that is partial, by what lends to it.
+    Lent,
+    /// Lent by what was mapped there, though that is partial and the version is checksummed.
+    LentByReplaced,
+}
+
+impl Replaced {
+    pub fn of(owned: bool) -> Self {
+        match owned {
+            true => Self::Own,
+            false => Self::Shared,
+        }
+    }
+}
+
+/// Makes the records that map a chunk index to a chunk with these blocks.
 pub(crate) fn records_of_part(
     node: NodeId,
     index: u64,
     chunk: u64,
     blocks: Blocks,
-    from_nothing: bool,
+    rest: Rest,
 ) -> SmallVec<[Record; 2]> {
-    let unmap = from_nothing.then_some(Record::Unmap {
+    let unmap = (rest == Rest::Zeros).then_some(Record::Unmap {
         node,
         first: index,
         count: 1,
     });
-    let map = Record::MapPart {
-        node,
-        index,
-        chunk,
-        blocks,
+    let map = match rest {
+        Rest::Zeros | Rest::Lent => Record::MapPart {
+            node,
+            index,
+            chunk,
+            blocks,
+        },
+        Rest::LentByReplaced => Record::MapOver {
+            node,
+            index,
+            chunk,
+            blocks,
+        },
     };
     unmap.into_iter().chain([map]).collect()
 }

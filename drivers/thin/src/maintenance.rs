@@ -12,6 +12,7 @@ use crate::locks::{lock, read, write};
 use crate::map::{Child, MAX_LEAVES, Node};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
+use crate::state::State;
 use crate::version::NodeId;
 use crate::{PoolDevice, PoolError};
 
@@ -54,6 +55,14 @@ pub(crate) struct Turns {
     pub scrub: Turn,
 }
 
+impl State {
+    /// Tells whether chunks are becoming few.
+    pub(crate) fn is_short_of_space(&self) -> bool {
+        let spare = self.geometry.chunk_count / SHORT_OF_SPACE;
+        self.space.free() + self.space.waiting_for_discard() < self.reserve_chunks() + spare
+    }
+}
+
 impl Pool {
     /// Does one bounded step of background work, as fast as it can.
     ///
@@ -93,9 +102,7 @@ impl Pool {
 
     /// Tells whether the space that reclaim gives back is needed more than the I/O that it takes.
     pub(crate) fn is_short_of_space(&self) -> bool {
-        let state = read(&self.state);
-        let spare = state.geometry.chunk_count / SHORT_OF_SPACE;
-        state.space.free() + state.space.waiting_for_discard() < state.reserve_chunks() + spare
+        read(&self.state).is_short_of_space()
     }
 
     /// Tells whether a checkpoint would give back pages of maps of which what they say is gone: the space of a deleted volume is

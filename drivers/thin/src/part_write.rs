@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::data_path::{Content, medium};
 use crate::format::{BLOCK, BLOCK_BYTES};
-use crate::given::records_of_part;
+use crate::given::{Replaced, Rest, records_of_part};
 use crate::handle::VersionHandle;
 use crate::locks::{read, write};
 use crate::partial::{Blocks, Home, MASK_BLOCKS, PartialView};
@@ -55,7 +55,7 @@ impl VersionHandle {
         let given = self.given_part(index, within, content, lender)?;
         let blocks = given.blocks;
         self.map_given(&[given], |chunk| {
-            records_of_part(self.node, index, chunk, blocks, false)
+            records_of_part(self.node, index, chunk, blocks, Rest::Lent)
         })
     }
 
@@ -251,10 +251,20 @@ impl Pool {
         state.allows_partials && state.partials.len() < self.options.max_partial_chunks
     }
 
-    /// Tells whether a new chunk of a version may borrow from one that is partial (F2). With checksums a record that replaces one
-    /// means another lender.
-    pub(crate) fn may_borrow_from_partial(&self, state: &State, chunk: u64, checksums: Checksums) -> bool {
-        !checksums.are_on() && state.partials_may_lend() && state.partials.may_lend(chunk)
+    /// Tells whether a new chunk of a version may borrow from this one, which is partial (F2).
+    pub(crate) fn may_borrow_from_partial(
+        &self,
+        state: &State,
+        (chunk, whose): (u64, Replaced),
+        checksums: Checksums,
+    ) -> bool {
+        let is_known = match checksums {
+            Checksums::Off => state.partials_may_lend(),
+            Checksums::On => state.checksummed_partials_may_lend(),
+        };
+        // A chunk that no version has any more stays for as long as it lends.
+        let has_space = whose == Replaced::Shared || !state.is_short_of_space();
+        is_known && has_space && state.partials.may_lend(chunk)
     }
 }
 

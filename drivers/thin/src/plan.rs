@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 
 use crate::PoolError;
 use crate::format::{BLOCK, LEAF_ENTRIES, LeafEntry};
+use crate::given::Replaced;
 use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
 use crate::locks::{read, write};
@@ -219,14 +220,16 @@ impl VersionHandle {
                 };
                 (index..=leaf_last).try_for_each(|index| {
                     let entry = entries.map_or(LeafEntry::UNMAPPED, |e| e[index as usize % LEAF_ENTRIES]);
-                    let owned = ownership.is_none_or(|o| {
-                        entry.is_mapped()
-                            && o.owns(entry.birth(), leaf + 1)
-                            && !self.goes_elsewhere(state, index, entry, request)
-                    });
-                    match (owned, access) {
+                    let owned =
+                        ownership.is_none_or(|o| entry.is_mapped() && o.owns(entry.birth(), leaf + 1));
+                    let stays = owned
+                        && (access == Access::Read || !self.goes_elsewhere(state, index, entry, request));
+                    match (stays, access) {
                         (true, _) => self.plan_chunk(plan, state, index, entry, request, access),
-                        (false, Access::Map) => self.plan_map(plan, state, index, entry, request),
+                        (false, Access::Map) => {
+                            let replaced = (entry, Replaced::of(owned));
+                            self.plan_map(plan, state, index, replaced, request)
+                        }
                         (false, _) => Err(Unplanned::NotOwned),
                     }
                 })

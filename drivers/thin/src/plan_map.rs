@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::PoolError;
 use crate::format::LeafEntry;
-use crate::given::records_of_part;
+use crate::given::{Replaced, Rest, records_of_part};
 use crate::handle::VersionHandle;
 use crate::latch::{LatchTable, StripeIndex};
 use crate::locks::write;
@@ -46,8 +46,7 @@ struct PlannedMap {
     index: u64,
     chunk: u64,
     blocks: Blocks,
-    /// It takes the place of one that holds nothing else than these blocks, and whose rest is zeros.
-    from_nothing: bool,
+    rest: Rest,
     /// Its bytes in the request.
     buffer: Range<usize>,
 }
@@ -108,13 +107,13 @@ impl PlannedMaps {
             index,
             chunk,
             blocks,
-            from_nothing,
+            rest,
             ..
         } in &self.maps
         {
             match blocks == whole {
                 true => records.push(Record::Map { node, index, chunk }),
-                false => records.extend(records_of_part(node, index, chunk, blocks, from_nothing)),
+                false => records.extend(records_of_part(node, index, chunk, blocks, rest)),
             }
         }
         for map in &self.maps {
@@ -137,13 +136,13 @@ impl PlannedMaps {
 }
 
 impl VersionHandle {
-    /// Adds the part of a write that lies in a chunk index where the version owns no chunk.
+    /// Adds the part of a write that lies in a chunk index where the version owns no chunk, or one that keeps what it has.
     pub(crate) fn plan_map(
         &self,
         plan: &mut Plan,
         state: &State,
         index: u64,
-        entry: LeafEntry,
+        (entry, whose): (LeafEntry, Replaced),
         request: &Range<u64>,
     ) -> Result<(), Unplanned> {
         let chunk_bytes = self.pool.geometry.chunk_bytes;
@@ -152,23 +151,18 @@ impl VersionHandle {
         let Some(maps) = &mut plan.guard.maps else {
             return Err(Unplanned::NeedsSlowPath);
         };
-        let mut from_nothing = false;
+        let mut rest = Rest::Lent;
         if blocks != Blocks::all(chunk_bytes) {
             let partial = match entry.is_mapped() {
                 true => state.partials.view(entry.chunk()),
                 false => None,
             };
-            let may_begin = partial.is_none_or(|view| {
-                // All that it holds itself is written over.
-                let is_covered = view.mask.is_within(blocks);
-                from_nothing = is_covered && view.lenders.is_empty() && !self.checksums.are_on();
-                from_nothing
-                    || is_covered && self.checksums.are_on()
-                    || self
-                        .pool
-                        .may_borrow_from_partial(state, entry.chunk(), self.checksums)
-            });
-            if !may_begin || !self.pool.may_begin_partial(state) {
+            if let Some(view) = partial {
+                let replaced = (entry.chunk(), whose, &view);
+                let without_copying = self.rest_over_partial(state, replaced, blocks);
+                rest = without_copying.ok_or(Unplanned::NeedsSlowPath)?;
+            }
+            if !self.pool.may_begin_partial(state) {
                 return Err(Unplanned::NeedsSlowPath);
             }
         }
@@ -185,7 +179,7 @@ impl VersionHandle {
             index,
             chunk,
             blocks,
-            from_nothing,
+            rest,
             buffer: buffer.clone(),
         });
         let at = self.pool.chunk_offset(chunk) + part.within.start;

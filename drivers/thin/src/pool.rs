@@ -322,7 +322,7 @@ impl State {
                 _ => false,
             };
             let of_table = match *record {
-                Record::Map { chunk, .. } | Record::MapPart { chunk, .. } => {
+                Record::Map { chunk, .. } | Record::MapPart { chunk, .. } | Record::MapOver { chunk, .. } => {
                     let page = Some(ChunkTable::page_of(chunk));
                     match std::mem::replace(&mut last_page, page) == page {
                         true => 0,
@@ -364,6 +364,7 @@ fn dirtied_by(record: &Record) -> u64 {
     match record {
         Record::Map { .. }
         | Record::MapPart { .. }
+        | Record::MapOver { .. }
         | Record::Sums { .. }
         | Record::ForgetSums { .. }
         | Record::Unmap { .. }

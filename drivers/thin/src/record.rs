@@ -60,8 +60,16 @@ pub(crate) enum Record {
     /// Chunk indices of one leaf are unmapped.
     Unmap { node: NodeId, first: u64, count: u64 },
     /// A chunk index is mapped to a chunk that holds these blocks already; the rest is what was mapped there before,
-    /// or zeros.
+    /// or zeros. What was there lends it; but where that is partial and the version checksummed, what lends to that one does,
+    /// and the records behind this one give the chunk all that the one before held.
     MapPart {
+        node: NodeId,
+        index: u64,
+        chunk: u64,
+        blocks: Blocks,
+    },
+    /// As `MapPart`, and what was mapped there before lends the rest though it is partial and the version is checksummed.
+    MapOver {
         node: NodeId,
         index: u64,
         chunk: u64,
@@ -149,6 +157,17 @@ impl Record {
                 blocks,
             } => fields
                 .byte(10)
+                .word(node.0)
+                .word(index)
+                .word(chunk)
+                .blocks(blocks),
+            Record::MapOver {
+                node,
+                index,
+                chunk,
+                blocks,
+            } => fields
+                .byte(23)
                 .word(node.0)
                 .word(index)
                 .word(chunk)
@@ -249,6 +268,12 @@ impl Record {
                 upto_leaf: word(bytes)?,
             },
             10 => Record::MapPart {
+                node: node(bytes)?,
+                index: word(bytes)?,
+                chunk: word(bytes)?,
+                blocks: blocks(bytes)?,
+            },
+            23 => Record::MapOver {
                 node: node(bytes)?,
                 index: word(bytes)?,
                 chunk: word(bytes)?,
@@ -435,6 +460,12 @@ mod tests {
                 upto_leaf: 9,
             },
             Record::MapPart {
+                node: a,
+                index: 5,
+                chunk: 6,
+                blocks: Blocks { first: 7, count: 258 },
+            },
+            Record::MapOver {
                 node: a,
                 index: 5,
                 chunk: 6,

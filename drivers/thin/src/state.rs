@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 use crate::chunk_table::ChunkTable;
 use crate::format::{
-    AddedDevices, ChunkEntry, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMS, INCOMPAT_ENCRYPTION,
-    INCOMPAT_PARTIAL_LENDERS, INCOMPAT_SCRUB, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer,
+    AddedDevices, ChunkEntry, DirectoryEntry, Geometry, INCOMPAT_CHECKSUMMED_LENDERS, INCOMPAT_CHECKSUMS,
+    INCOMPAT_ENCRYPTION, INCOMPAT_PARTIAL_LENDERS, INCOMPAT_SCRUB, LEAF_ENTRIES, LeafEntry, MAX_DEPTH,
+    PagePointer,
 };
 use crate::garbage::Garbage;
 use crate::keys::{KeyAreas, KeyRef};
@@ -78,6 +79,15 @@ pub(crate) enum Origin {
     Replay,
 }
 
+/// Who lends to a chunk that takes the place of a partial one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lends {
+    /// Without checksums the replaced one, with them what lends to that.
+    Behind,
+    /// The replaced one.
+    Replaced,
+}
+
 /// A page that a record needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -93,6 +103,7 @@ impl State {
         match *record {
             Record::Map { node, index, .. }
             | Record::MapPart { node, index, .. }
+            | Record::MapOver { node, index, .. }
             | Record::Unmap {
                 node, first: index, ..
             } => self.wanted_leaf(node, index / LEAF_ENTRIES as u64),
@@ -231,7 +242,18 @@ impl State {
                 index,
                 chunk,
                 blocks,
-            } => self.apply_map(node, index, chunk, Some(blocks), batch, origin),
+            } => self.apply_map(node, index, chunk, Some((blocks, Lends::Behind)), batch, origin),
+            Record::MapOver {
+                node,
+                index,
+                chunk,
+                blocks,
+            } => {
+                if !self.checksummed_partials_may_lend() {
+                    return Err("lets a partial chunk lend, which no superblock tells of".into());
+                }
+                self.apply_map(node, index, chunk, Some((blocks, Lends::Replaced)), batch, origin)
+            }
             Record::Fill { chunk, blocks } => self.apply_fill(chunk, blocks, batch),
             Record::Claim { blocks, .. } => self.check_blocks(blocks),
             Record::Checksum { node } => self.apply_checksum(node),
@@ -259,6 +281,11 @@ impl State {
     /// Tells whether the superblock says that partial chunks may lend.
     pub fn partials_may_lend(&self) -> bool {
         self.incompat & INCOMPAT_PARTIAL_LENDERS != 0
+    }
+
+    /// Tells whether the superblock says that partial chunks may lend to checksummed ones.
+    pub fn checksummed_partials_may_lend(&self) -> bool {
+        self.incompat & INCOMPAT_CHECKSUMMED_LENDERS != 0
     }
 
     /// Tells whether the superblock says that there may have been a scrub.
@@ -377,11 +404,11 @@ impl State {
         node: NodeId,
         index: u64,
         chunk: u64,
-        part: Option<Blocks>,
+        part: Option<(Blocks, Lends)>,
         batch: u64,
         origin: Origin,
     ) -> Result<(), String> {
-        if let Some(blocks) = part {
+        if let Some((blocks, _)) = part {
             self.check_blocks(blocks)?;
         }
         let version = self.versions.find(node).ok_or("maps in no version")?;
@@ -414,12 +441,12 @@ impl State {
         }
         let name = node.0;
         self.table.add(chunk, ChunkEntry { name, index, birth });
-        if let Some(blocks) = part {
-            let lender = match replaced.is_mapped() {
-                false => None,
+        if let Some((blocks, lends)) = part {
+            let lender = match lends {
+                _ if !replaced.is_mapped() => None,
                 // The records behind this one give the chunk what the replaced one holds.
-                true if checksums.are_on() => self.partials.lender_behind(replaced.chunk()),
-                true => Some(replaced.chunk()),
+                Lends::Behind if checksums.are_on() => self.partials.lender_behind(replaced.chunk()),
+                Lends::Behind | Lends::Replaced => Some(replaced.chunk()),
             };
             self.partials.begin(chunk, blocks, lender, checksums)?;
         }

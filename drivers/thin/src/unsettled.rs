@@ -52,7 +52,12 @@ impl Unsettled {
         let mut unclaimed = 0;
         for record in records {
             match *record {
-                Record::Map { .. } | Record::MapPart { .. } | Record::Fill { .. } => unclaimed += 1,
+                Record::Map { .. }
+                | Record::MapPart { .. }
+                | Record::MapOver { .. }
+                | Record::Fill { .. } => {
+                    unclaimed += 1;
+                }
                 Record::Claim { chunk, blocks, .. } => {
                     unclaimed -= 1;
                     self.open.entry(chunk).or_default().set(blocks);

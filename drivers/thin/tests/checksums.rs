@@ -1,5 +1,6 @@
 //! Checksummed volumes: whatever the medium does to what it has flushed is found, named, and goes no further.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use quarry_contract::{
@@ -151,18 +152,28 @@ fn a_flipped_bit_is_found_wherever_it_is() {
     let snapshot = fixture.snapshot(1, 1);
     // Partial, and borrows from what the snapshot has.
     write(&handle, CHUNK + 5 * BLOCK, &bytes(3, 2 * BLOCK));
+    // Borrow from what borrows and is nobody's any more, and from what holds a block and is a snapshot's.
+    write(&handle, CHUNK + 6 * BLOCK, &bytes(4, 2 * BLOCK));
+    write(&handle, 3 * CHUNK + 5 * BLOCK, &bytes(5, BLOCK));
     let expected = read(&handle, 0, 4 * CHUNK).unwrap();
     let kept = read(&snapshot, 0, 4 * CHUNK).unwrap();
     let subjects = [
         (&handle, 0, "a whole chunk"),
         (&handle, 15 * BLOCK, "its last block"),
-        (&handle, CHUNK + 5 * BLOCK, "a partial chunk's own"),
-        (&handle, CHUNK + 6 * BLOCK, "its second own"),
-        (&handle, CHUNK, "lent"),
+        (&handle, CHUNK + 6 * BLOCK, "a partial chunk's own"),
+        (&handle, CHUNK + 7 * BLOCK, "its second own"),
+        (&handle, CHUNK + 5 * BLOCK, "lent by one that is partial"),
+        (&handle, CHUNK, "lent by what lends to that"),
         (&handle, CHUNK + 15 * BLOCK, "the last one lent"),
-        (&handle, 3 * CHUNK + 2 * BLOCK, "a partial chunk's without lender"),
+        (&handle, 3 * CHUNK + 2 * BLOCK, "lent by one without lender"),
+        (&handle, 3 * CHUNK + 5 * BLOCK, "beside that"),
         (&snapshot, CHUNK + 5 * BLOCK, "a snapshot's"),
+        (&snapshot, 3 * CHUNK + 2 * BLOCK, "a snapshot's that lends"),
     ];
+    let places: BTreeSet<u64> = [5, 6, 0]
+        .map(|block| place_of(&handle, CHUNK + block * BLOCK) / CHUNK)
+        .into();
+    assert_eq!(places.len(), 3, "a row of three");
     for (handle, offset, what) in subjects {
         let at = place_of(handle, offset);
         for (byte, bit) in [(0, 0), (1, 7), (2047, 3), (4095, 7)] {
@@ -285,16 +296,39 @@ fn d3_what_is_copied_takes_its_sums_along() {
     assert_eq!(fixture.pool.stat().partial_chunks, 0);
     assert_ne!(place_of(&handle, 3 * BLOCK), lent, "it was copied");
     assert_corrupt(&handle, 3 * BLOCK, "filled");
-    // Kept by a chunk that takes the place of a partial one.
+    // Filled from a partial lender, and from what lends to that.
+    write(&handle, CHUNK, &bytes(3, CHUNK));
+    fixture.device.flip_bit(place_of(&handle, CHUNK + 5 * BLOCK), 5);
     write(&handle, CHUNK + BLOCK, &bytes(3, BLOCK));
     write(&handle, CHUNK + 3 * BLOCK, &bytes(4, BLOCK));
-    let kept = place_of(&handle, CHUNK + 3 * BLOCK);
-    fixture.device.flip_bit(kept, 5);
+    let lent = place_of(&handle, CHUNK + 3 * BLOCK);
+    fixture.device.flip_bit(lent, 5);
     write(&handle, CHUNK + BLOCK, &bytes(5, BLOCK));
-    assert_ne!(place_of(&handle, CHUNK + 3 * BLOCK), kept, "it was copied");
-    assert_corrupt(&handle, CHUNK + 3 * BLOCK, "kept");
-    let good = read(&handle, CHUNK + BLOCK, BLOCK).unwrap();
-    assert_eq!(good, bytes(5, BLOCK));
+    assert_eq!(place_of(&handle, CHUNK + 3 * BLOCK), lent, "nothing was copied");
+    fixture.maintain_to_the_end();
+    assert_ne!(place_of(&handle, CHUNK + 3 * BLOCK), lent, "it was copied");
+    assert_corrupt(&handle, CHUNK + 3 * BLOCK, "filled from a partial lender");
+    let whole = read(&handle, CHUNK + 5 * BLOCK, BLOCK);
+    assert!(
+        matches!(whole, Err(IoError::Corrupt { offset, .. }) if offset == CHUNK + 5 * BLOCK),
+        "filled from what lends to that: {whole:?}"
+    );
+    assert_eq!(read(&handle, CHUNK + BLOCK, BLOCK).unwrap(), bytes(5, BLOCK));
+    // Kept by a chunk that takes the place of a partial one which may lend no more.
+    write(&handle, 2 * CHUNK, &bytes(1, CHUNK));
+    for round in 0..16 {
+        write(&handle, 2 * CHUNK + round % 2 * BLOCK, &bytes(round as u8, BLOCK));
+    }
+    write(&handle, 2 * CHUNK + 3 * BLOCK, &bytes(4, BLOCK));
+    let kept = place_of(&handle, 2 * CHUNK + 3 * BLOCK);
+    fixture.device.flip_bit(kept, 5);
+    write(&handle, 2 * CHUNK + BLOCK, &bytes(5, BLOCK));
+    assert_ne!(place_of(&handle, 2 * CHUNK + 3 * BLOCK), kept, "it was copied");
+    assert_corrupt(&handle, 2 * CHUNK + 3 * BLOCK, "kept");
+    for (block, seed) in [(0, 14), (1, 5)] {
+        let good = read(&handle, 2 * CHUNK + block * BLOCK, BLOCK).unwrap();
+        assert_eq!(good, bytes(seed, BLOCK));
+    }
 }
 
 /// D2: what was given is never written again, whatever way the overwrite comes.
@@ -359,7 +393,12 @@ fn a_hot_block_moves_only_itself() {
         let after = fixture.device.counts();
         assert_eq!(after.written_bytes - before.written_bytes, BLOCK, "round {round}");
     }
-    // Two blocks that take turns: each copies the other.
+    assert_eq!(
+        fixture.pool.stat().orphan_chunks,
+        1,
+        "what nobody sees is not kept"
+    );
+    // Two blocks that take turns: each borrows the other, and copies it when eight lie below.
     for round in 0..20 {
         let block = 3 + u64::from(round % 2) * 4;
         let before = fixture.device.counts();
@@ -409,9 +448,9 @@ fn what_a_volume_is_made_of_decides_whether_it_has_checksums() {
             .into_inner()
             .checksums
     );
-    assert_eq!(incompat(&fixture) & 32, 0, "an older Quarry opens it");
+    assert_eq!(incompat(&fixture) & (32 | 256), 0, "an older Quarry opens it");
     assert!(create(2, DataSource::Blank, true).unwrap().into_inner().checksums);
-    assert_eq!(incompat(&fixture) & 32, 32);
+    assert_eq!(incompat(&fixture) & (32 | 256), 32 | 256);
     assert!(create(2, DataSource::Blank, false).is_err(), "another one exists");
     assert!(create(1, DataSource::Blank, true).is_err(), "another one exists");
     let (plain, checked) = (DataSource::Volume(volume_id(1)), DataSource::Volume(volume_id(2)));

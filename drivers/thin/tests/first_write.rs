@@ -26,6 +26,10 @@ impl Fixture {
     }
 
     fn with_log(log_bytes: u64) -> Self {
+        Self::with(log_bytes, false)
+    }
+
+    fn with(log_bytes: u64, checksums: bool) -> Self {
         let device = SimDevice::new(64 << 20, 1);
         let format = FormatOptions {
             chunk_bytes: CHUNK as u32,
@@ -35,7 +39,10 @@ impl Fixture {
         Pool::format(device.as_ref(), &format).unwrap();
         let pool = Pool::open(device.clone(), OpenOptions::default()).unwrap();
         let id = VolumeId(Uuid::from_u128(1));
-        let spec = VolumeSpec::new(id, 1 << 30, DataSource::Blank);
+        let spec = VolumeSpec {
+            checksums,
+            ..VolumeSpec::new(id, 1 << 30, DataSource::Blank)
+        };
         pool.create_volume(&spec).unwrap();
         let handle = pool
             .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
@@ -291,7 +298,16 @@ fn a_4_kib_write_over_a_partial_chunk_of_a_snapshot_is_one_write_of_4_kib() {
 
 #[test]
 fn a_4_kib_write_over_a_row_of_lenders_is_one_write_of_4_kib_until_there_are_eight() {
-    let fixture = Fixture::new();
+    row_of_lenders(false);
+}
+
+#[test]
+fn a_4_kib_write_of_a_checksummed_volume_over_a_row_of_lenders_is_one_of_4_kib_too() {
+    row_of_lenders(true);
+}
+
+fn row_of_lenders(checksums: bool) {
+    let fixture = Fixture::with(MIB, checksums);
     fixture.write(0, CHUNK, 1).unwrap();
     let mut snapshots = Vec::new();
     for number in 2..=9 {
@@ -301,7 +317,9 @@ fn a_4_kib_write_over_a_row_of_lenders_is_one_write_of_4_kib_until_there_are_eig
     }
     snapshots.push(fixture.snapshot(10));
     let cost = fixture.cost_of_write(10 * 4096, 4096, 10);
-    assert_eq!((cost.writes, cost.written_bytes), (1, CHUNK));
+    // Everything, or with checksums what the last one holds.
+    let copied = if checksums { (2, 2 * 4096) } else { (1, CHUNK) };
+    assert_eq!((cost.writes, cost.written_bytes), copied);
     let check = |fixture: &Fixture, snapshots: &[Arc<VersionHandle>]| {
         let holds = |handle: &VersionHandle, upto: u64| {
             for block in 0..16 {
@@ -335,6 +353,70 @@ fn a_4_kib_write_over_a_row_of_lenders_is_one_write_of_4_kib_until_there_are_eig
     check(&fixture, &snapshots);
     while pool.maintain().unwrap().more {}
     check(&fixture, &snapshots);
+}
+
+/// A checksummed volume never writes again to a block that it has (D2): each overwrite goes to another chunk, and moves nothing else.
+#[test]
+fn overwrites_of_a_checksummed_volume_move_only_themselves() {
+    let fixture = Fixture::with(MIB, true);
+    let chunks = 8;
+    fixture.write(0, chunks * CHUNK, 1).unwrap();
+    // Two blocks that take turns: what holds the one lends it when the other comes.
+    for round in 2..10 {
+        for chunk in 0..chunks {
+            let at = chunk * CHUNK + round % 2 * 4096;
+            let cost = fixture.cost_of_write(at, 4096, round);
+            assert_eq!(cost, one_write_of(4096), "chunk {chunk}, round {round}");
+        }
+    }
+    let expected = |fixture: &Fixture| {
+        for chunk in 0..chunks {
+            assert_holds(&fixture.handle, chunk * CHUNK, 4096, 8);
+            assert_holds(&fixture.handle, chunk * CHUNK + 4096, 4096, 9);
+            assert_holds(&fixture.handle, chunk * CHUNK + 8192, CHUNK - 8192, 1);
+        }
+        fixture.assert_sound();
+    };
+    expected(&fixture);
+    let stat = fixture.pool.stat();
+    assert_eq!(
+        (stat.data_chunks, stat.orphan_chunks),
+        (5 * chunks, 4 * chunks),
+        "another one each time that a block comes again"
+    );
+    while fixture.pool.maintain().unwrap().more {}
+    expected(&fixture);
+    let stat = fixture.pool.stat();
+    assert_eq!((stat.data_chunks, stat.orphan_chunks), (chunks, 0), "F3");
+}
+
+/// What nobody but a loan keeps takes space: where that is short it is not lent, but copied and let go.
+#[test]
+fn a_checksummed_volume_makes_no_orphans_where_space_is_short() {
+    let fixture = Fixture::with(MIB, true);
+    fixture.write(0, CHUNK, 1).unwrap();
+    for block in [2, 3] {
+        fixture.write(block * 4096, 4096, 2).unwrap();
+    }
+    let mut chunk = 1;
+    while fixture.pool.status().free_bytes > 3 * MIB {
+        fixture.write(chunk * CHUNK, CHUNK, 3).unwrap();
+        chunk += 1;
+    }
+    let orphans = fixture.pool.stat().orphan_chunks;
+    for round in 4..20 {
+        let cost = fixture.cost_of_write((2 + round % 2) * 4096, 4096, round);
+        assert_eq!((cost.writes, cost.written_bytes), (2, 8192), "round {round}");
+    }
+    assert_eq!(fixture.pool.stat().orphan_chunks, orphans);
+    for (block, stamp) in [(0, 1), (2, 18), (3, 19), (4, 1)] {
+        assert_holds(&fixture.handle, block * 4096, 4096, stamp);
+    }
+    // A snapshot keeps what lends to its volume anyway.
+    fixture.snapshot(7);
+    assert_eq!(fixture.cost_of_write(4 * 4096, 4096, 50), one_write_of(4096));
+    assert_holds(&fixture.handle, 3 * 4096, 4096, 19);
+    fixture.assert_sound();
 }
 
 #[test]

@@ -30,11 +30,18 @@ pub(crate) const INCOMPAT_CHECKSUMS: u64 = 32;
 pub(crate) const INCOMPAT_SCRUB: u64 = 64;
 /// What lends to a partial chunk may be partial itself.
 pub(crate) const INCOMPAT_PARTIAL_LENDERS: u64 = 128;
+/// What lends to a partial chunk of a checksummed version may be partial itself: the log has a record for that. Comes with
+/// [`INCOMPAT_CHECKSUMS`].
+pub(crate) const INCOMPAT_CHECKSUMMED_LENDERS: u64 = 256;
 /// What every checkpoint sets.
 pub(crate) const BASE_INCOMPAT: u64 =
     INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES | INCOMPAT_PARTIAL_LENDERS;
-const KNOWN_INCOMPAT: u64 =
-    BASE_INCOMPAT | INCOMPAT_ENCRYPTION | INCOMPAT_SEGMENTS | INCOMPAT_CHECKSUMS | INCOMPAT_SCRUB;
+const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT
+    | INCOMPAT_ENCRYPTION
+    | INCOMPAT_SEGMENTS
+    | INCOMPAT_CHECKSUMS
+    | INCOMPAT_SCRUB
+    | INCOMPAT_CHECKSUMMED_LENDERS;
 /// The pool has a chunk table: who writes without it makes entries that are wrong.
 const RO_COMPAT_CHUNK_TABLE: u64 = 1;
 /// What every checkpoint sets.

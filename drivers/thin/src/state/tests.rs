@@ -342,6 +342,13 @@ fn impossible_records_are_refused() {
             upto_leaf: MAX_LEAVES,
         },
         Record::Delete { node: NodeId(9) },
+        // No superblock says that there may be such records.
+        Record::MapOver {
+            node,
+            index: 0,
+            chunk: 1,
+            blocks: Blocks { first: 0, count: 1 },
+        },
         Record::CreateVolume {
             node,
             uuid: Uuid::nil(),

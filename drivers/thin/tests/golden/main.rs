@@ -27,7 +27,19 @@ const CHECKSUMS_IMAGE: &str = "1-checksums";
 const SCRUB_IMAGE: &str = "1-scrub";
 /// The image in which a partial chunk lends.
 const LENDERS_IMAGE: &str = "1-partial-lenders";
+/// The image in which one does and its volumes have checksums.
+const CHECKSUMMED_LENDERS_IMAGE: &str = "1-checksummed-lenders";
 const BLOCK: usize = 4096;
+
+fn is_checksummed(image: &Path) -> bool {
+    [CHECKSUMS_IMAGE, SCRUB_IMAGE, CHECKSUMMED_LENDERS_IMAGE]
+        .iter()
+        .any(|name| image.ends_with(name))
+}
+
+fn has_lenders(image: &Path) -> bool {
+    image.ends_with(LENDERS_IMAGE) || image.ends_with(CHECKSUMMED_LENDERS_IMAGE)
+}
 
 /// The key of the volumes in the images that have encrypted ones.
 fn key() -> VolumeKey {
@@ -59,7 +71,7 @@ fn write_image(image: &Path) {
     drop(device);
     let mut subject = PoolSubject::of(open(&path));
     subject.key = image.ends_with(ENCRYPTED_IMAGE).then(key);
-    subject.checksums = image.ends_with(CHECKSUMS_IMAGE) || image.ends_with(SCRUB_IMAGE);
+    subject.checksums = is_checksummed(image);
     play(&mut subject);
     drop(subject);
     if let Some(size) = std::env::var_os("QUARRY_GOLDEN_BYTES") {
@@ -78,7 +90,7 @@ fn write_image(image: &Path) {
         let volume = pool.open_version(id, OpenMode::ReadWrite).unwrap();
         volume.flush().unwrap();
     }
-    if image.ends_with(LENDERS_IMAGE) {
+    if has_lenders(image) {
         let pool = open(&path);
         // A clone that shares a partial chunk; what it is given there is what it holds.
         let id = VersionId::Volume(VolumeId(uuid::Uuid::from_u128(3)));
@@ -126,8 +138,7 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
         for round in 0..3 {
             let pool = open(&path);
             let has_checksums = pool.volumes().iter().all(|volume| volume.checksums);
-            let expected = image.ends_with(CHECKSUMS_IMAGE) || image.ends_with(SCRUB_IMAGE);
-            assert_eq!(has_checksums, expected, "{image:?}");
+            assert_eq!(has_checksums, is_checksummed(&image), "{image:?}");
             let scrub = match (image.ends_with(SCRUB_IMAGE), round) {
                 (false, _) => ScrubState::Never,
                 (true, 0 | 1) => ScrubState::Running,
@@ -140,11 +151,7 @@ fn every_image_ever_written_opens_and_holds_its_contents() {
                 .iter()
                 .filter_map(|partial| partial.lender)
                 .any(is_partial);
-            assert_eq!(
-                some_lend,
-                image.ends_with(LENDERS_IMAGE) && round < 2,
-                "{image:?}"
-            );
+            assert_eq!(some_lend, has_lenders(&image) && round < 2, "{image:?}");
             let report = pool.check().unwrap();
             assert!(report.problems.is_empty(), "{image:?}, round {round}: {report:?}");
             model.compare(&pool, &format!("{image:?}, round {round}"));
