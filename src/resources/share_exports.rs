@@ -332,7 +332,12 @@ impl Resources {
             let _held = self.locks.take(self.access_locks(version).await?).await?;
             // Whoever had the lock may have done it.
             if pool.backend.stopped().await?.contains(&version) {
-                self.withdraw_share(pool, version).await?;
+                let withdrawn = self.withdraw_share(pool, version).await;
+                if let Err(error) = withdrawn {
+                    // It is not exported now (X2).
+                    self.share_exports.lock().insert(version, error.to_string());
+                    return Err(error);
+                }
             }
         }
         self.restore_share(version).await

@@ -30,7 +30,7 @@ use quarry_contract::{ShareSnapshotId, ShareVersion};
 use quarry_xfs::mounts::make_folder;
 use quarry_xfs::objects::{ObjectRecord, member_name, parse_member};
 use serde::{Deserialize, Serialize};
-use tracing::error;
+use tracing::{error, warn};
 use uuid::Uuid;
 
 /// The one version of the format there is.
@@ -151,7 +151,7 @@ impl Layout {
         Ok(true)
     }
 
-    /// Moves everything under `commit` to its place (L3).
+    /// Moves everything under `commit` to its place (L3). What is in its place already stays.
     pub(crate) fn settle_commits(&self) -> io::Result<()> {
         for group in folder_names(&self.root.join("commit"))? {
             self.settle_commit(&group)?;
@@ -165,7 +165,20 @@ impl Layout {
         for member in folder_names(&folder)? {
             let version = parse_member(&member)
                 .ok_or_else(|| io::Error::other(format!("commit/{name}/{member} is no object")))?;
-            fs::rename(folder.join(&member), self.object(version))?;
+            let made = folder.join(&member);
+            match fs::rename(&made, self.object(version)) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) =>
+                {
+                    // The call that made it has failed here, and it was made again since.
+                    warn!(%version, commit = name, "what a failed call has left of it is deleted");
+                    fs::rename(&made, self.trash().join(format!("{member}-{}", Uuid::now_v7())))?;
+                }
+                moved => moved?,
+            }
         }
         sync_folder(&self.root.join("shares"))?;
         sync_folder(&self.root.join("snapshots"))?;
@@ -297,4 +310,28 @@ fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member could not be moved, and the call was repeated: the pool opens with what the call answered for.
+    #[test]
+    fn what_a_failed_call_has_left_under_commit_does_not_replace_what_was_made_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::at(folder.path().to_owned());
+        layout.make_folders().unwrap();
+        let version = ShareVersion::Share(quarry_contract::ShareId(Uuid::new_v4()));
+        let make = |at: PathBuf, contents: &str| {
+            fs::create_dir_all(&at).unwrap();
+            fs::write(at.join("image"), contents).unwrap();
+        };
+        make(layout.commit_folder("a").join(member_name(version)), "failed");
+        make(layout.object(version), "answered for");
+        layout.settle_commits().unwrap();
+        assert_eq!(fs::read_to_string(layout.image(version)).unwrap(), "answered for");
+        assert_eq!(folder_names(&layout.root().join("commit")).unwrap(), [""; 0]);
+        assert_eq!(folder_names(&layout.trash()).unwrap().len(), 1);
+    }
 }

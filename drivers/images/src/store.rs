@@ -36,7 +36,7 @@ use quarry_xfs::filesystem::{
     size_bytes,
 };
 use quarry_xfs::locks::{Locks, lock};
-use quarry_xfs::mounts::{Mounts, make_folder};
+use quarry_xfs::mounts::{Mounts, device_of, make_folder};
 use quarry_xfs::objects::{ObjectRecord, Objects, PoolSpace, member_name};
 use tracing::{error, warn};
 use uuid::Uuid;
@@ -578,9 +578,7 @@ impl ImageStore {
                  the share, or take its rules away and unmount that by hand"
             )));
         }
-        let is_shown = self
-            .mounts
-            .device_of(&mounted)
+        let is_shown = device_of(&mounted)
             .and_then(|device| LoopDevice::open(&device)?.shows(&File::open(self.layout.image(version))?))
             .during(what)?;
         Ok((!is_shown).then(|| {

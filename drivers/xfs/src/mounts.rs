@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use nix::sys::stat::{major, minor};
 use nix::sys::statvfs::statvfs;
 use quarry_contract::{DriverError, MountedShare, ShareVersion};
 use quarry_sys::filesystem::{
@@ -162,16 +163,6 @@ impl Mounts {
         (presence(&known.path, known.device) != Presence::Gone).then_some(known)
     }
 
-    /// Returns the device that something is mounted from.
-    ///
-    /// # Errors
-    /// What the operating system says, `NotFound` when it is not mounted any more.
-    pub fn device_of(&self, mounted: &MountedShare) -> io::Result<PathBuf> {
-        let table = mounts_below(&mounted.path)?;
-        let mount = table.into_iter().rfind(|mount| mount.at == mounted.path);
-        Ok(mount.ok_or(io::ErrorKind::NotFound)?.source)
-    }
-
     /// Returns what is mounted and has stopped, ordered (M3).
     pub fn stopped(&self) -> Vec<ShareVersion> {
         let all = self.all().into_iter();
@@ -308,7 +299,7 @@ impl Mounts {
         if xfs_geometry(&root).during(what)?.data_blocks >= wanted {
             return Ok(());
         }
-        let device = self.device_of(mounted).during(what)?;
+        let device = device_of(mounted).during(what)?;
         update(&device).during(what)?;
         grow_xfs(&root, wanted).during(what)
     }
@@ -346,6 +337,16 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         result => result,
     }
+}
+
+/// Returns the device that something is mounted from. Does not read the table of mounts, which is long where shares are many.
+///
+/// # Errors
+/// What the operating system says.
+pub fn device_of(mounted: &MountedShare) -> io::Result<PathBuf> {
+    let (major, minor) = (major(mounted.device), minor(mounted.device));
+    let entry = fs::read_link(format!("/sys/dev/block/{major}:{minor}"))?;
+    Ok(Path::new("/dev").join(entry.file_name().unwrap_or_default()))
 }
 
 /// Returns the number of a device, as `st_dev` of what is mounted from it.
