@@ -56,30 +56,33 @@ impl ExportIds {
         if let Some(id) = self.find(version) {
             return Ok(Some(id));
         }
-        let mut used: Vec<u16> = self.ids.values().copied().collect();
+        // Not given out before it is written: after a restart it would be another's, too.
+        let mut ids = self.ids.clone();
+        let mut used: Vec<u16> = ids.values().copied().collect();
         used.sort_unstable();
         let free = (FIRST..=u16::MAX).find(|id| used.binary_search(id).is_err());
         let id = match free {
             Some(id) => id,
             None => {
-                let Some(unused) = self.ids.keys().copied().find(|other| !is_exported(*other)) else {
+                let Some(unused) = ids.keys().copied().find(|other| !is_exported(*other)) else {
                     return Ok(None);
                 };
-                match self.ids.remove(&unused) {
+                match ids.remove(&unused) {
                     Some(id) => id,
                     None => return Ok(None),
                 }
             }
         };
-        self.ids.insert(version, id);
+        ids.insert(version, id);
         let each = |(version, id): (&ShareVersion, &u16)| {
             serde_json::to_string(&Line {
                 version: *version,
                 id: *id,
             })
         };
-        let lines = self.ids.iter().map(each).collect::<Result<Vec<_>, _>>()?;
+        let lines = ids.iter().map(each).collect::<Result<Vec<_>, _>>()?;
         files::replace(&self.path, &(lines.join("\n") + "\n"))?;
+        self.ids = ids;
         Ok(Some(id))
     }
 }
@@ -105,6 +108,17 @@ mod tests {
         let mut ids = ExportIds::open(path).unwrap();
         assert_eq!(ids.take(version(2), |_| true).unwrap(), Some(1));
         assert_eq!(ids.take(version(3), |_| true).unwrap(), Some(3));
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_written_is_not_given_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("missing").join("export-ids");
+        let mut ids = ExportIds::open(path).unwrap();
+        for _ in 0..2 {
+            ids.take(version(1), |_| true).unwrap_err();
+            assert_eq!(ids.find(version(1)), None);
+        }
     }
 
     #[test]
