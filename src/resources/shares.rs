@@ -670,11 +670,11 @@ impl Resources {
         self.share_view_with(pool, info, record).await
     }
 
-    /// Describes a share among others, which a damaged one does not hide: who asks for it alone is told.
+    /// Describes a share among others, which one that is damaged or has stopped does not hide: who asks for it alone is told.
     async fn listed_share(&self, pool: &SharePool, info: ShareInfo) -> Result<Share, ResourceError> {
         let version = ShareVersion::Share(info.id);
         let usage = match pool.backend.usage(version).await {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unavailable) => {
                 warn!(%version, %error, "it is listed as if nothing of it were used");
                 ShareUsage {
                     used_bytes: 0,

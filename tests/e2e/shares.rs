@@ -358,6 +358,13 @@ fn a_share_that_stops_is_served_again_by_itself() {
         assert!(site.write(0, &at, "file", "flushed"));
         assert!(site.write(0, &other_at, "file", "of the other"));
         run(&format!("xfs_io -x -c shutdown {}", mounted_at(share).unwrap()));
+        let listed = json(&agent, "share list").to_string();
+        for share in [share, other] {
+            assert!(
+                listed.contains(&share.to_string()),
+                "one that has stopped hides no other"
+            );
+        }
         assert_eq!(site.read(0, &at, "file"), None, "it has stopped");
         assert_eq!(site.read(0, &other_at, "file").unwrap(), "of the other");
         let read = eventually("it is served again", || site.read(0, &at, "file"));
