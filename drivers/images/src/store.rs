@@ -28,7 +28,7 @@ use quarry_contract::{
     ShareVersion,
 };
 use quarry_sys::loop_device::{LoopDevice, LoopMode};
-use quarry_xfs::backend::{ShareStore, StepHook, Steps};
+use quarry_xfs::backend::{ShareStore, StepHook, Steps, unmount_all};
 use quarry_xfs::brake::{Brake, Medium, check_space};
 use quarry_xfs::error::{During, StoreError, corrupt};
 use quarry_xfs::filesystem::{
@@ -38,7 +38,7 @@ use quarry_xfs::filesystem::{
 use quarry_xfs::locks::{Locks, lock};
 use quarry_xfs::mounts::{Mounts, device_of, make_folder};
 use quarry_xfs::objects::{ObjectRecord, Objects, PoolSpace, member_name};
-use tracing::{error, warn};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::image::{Copy, copy, copy_frozen, make, set_identity};
@@ -185,23 +185,15 @@ impl ShareStore for ImageStore {
     }
 
     fn close(self) -> Result<(), StoreError> {
-        let mut first = None;
-        for mounted in self.mounts.all() {
-            if let Err(error) = self.unmount(mounted.version) {
-                error!(version = %mounted.version, %error, "it stays mounted, and its pool with it");
-                first.get_or_insert(error);
-            }
-        }
+        let unmounted = unmount_all(&self);
         drop(self.brake);
         self.mounts.close();
         drop(self.trash);
-        match first {
-            Some(error) => Err(error),
-            None => self
-                .place
-                .close()
-                .during(|| format!("closing pool {}", self.name)),
-        }
+        // What stays mounted keeps the pool so, too.
+        unmounted?;
+        self.place
+            .close()
+            .during(|| format!("closing pool {}", self.name))
     }
 
     fn capabilities(&self) -> ShareCapabilities {

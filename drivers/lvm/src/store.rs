@@ -21,7 +21,7 @@ use quarry_contract::{
     SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSource, ShareSpec,
     ShareUsage, ShareVersion, adopted_as_another, name_is_taken, nothing_named,
 };
-use quarry_xfs::backend::{ShareStore, StepHook, Steps};
+use quarry_xfs::backend::{ShareStore, StepHook, Steps, unmount_all};
 use quarry_xfs::brake::{Brake, Medium, check_space};
 use quarry_xfs::error::{During, StoreError, corrupt, not_found};
 use quarry_xfs::filesystem::{
@@ -123,9 +123,7 @@ impl ShareStore for LvmStore {
     }
 
     fn close(self) -> Result<(), StoreError> {
-        for mounted in self.mounts.all() {
-            self.unmount(mounted.version)?;
-        }
+        unmount_all(&self)?;
         drop(self.brake);
         self.mounts.close();
         let active: Vec<String> = lock(&self.active).iter().cloned().collect();

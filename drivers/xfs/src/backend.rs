@@ -8,10 +8,12 @@ use quarry_contract::{
     SharePoolStatus, ShareSnapshotId, ShareSnapshotInfo, ShareSnapshotSpec, ShareSpec, ShareUsage,
     ShareVersion,
 };
+use tracing::error;
 use uuid::Uuid;
 
 use crate::error::StoreError;
 use crate::filesystem::BLANK_BYTES;
+use crate::locks::lock;
 
 /// What a store does, with calls that block. Each keeps the contract of the call of [`ShareBackend`] of its name.
 #[allow(missing_docs, reason = "the contract is there")]
@@ -53,6 +55,37 @@ pub trait ShareStore: Sized + Send + Sync + 'static {
     fn mounted(&self) -> Vec<MountedShare>;
     fn stopped(&self) -> Vec<ShareVersion>;
     fn damaged(&self) -> Result<Vec<(ShareVersion, String)>, StoreError>;
+}
+
+/// How many are unmounted at a time: each waits for the disk.
+const UNMOUNTED_AT_A_TIME: usize = 8;
+
+/// Unmounts all that is mounted of a store. What stays mounted does not keep the others so.
+///
+/// # Errors
+/// The first of those that say why something stays mounted.
+pub fn unmount_all<S: ShareStore>(store: &S) -> Result<(), StoreError> {
+    let waiting = Mutex::new(store.mounted().into_iter());
+    let first = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..UNMOUNTED_AT_A_TIME {
+            scope.spawn(|| {
+                loop {
+                    let Some(mounted) = lock(&waiting).next() else {
+                        return;
+                    };
+                    if let Err(error) = store.unmount(mounted.version) {
+                        error!(version = %mounted.version, %error, "it stays mounted");
+                        lock(&first).get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    match first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 /// Called before each step that the end of the process may separate from the next, with the step's name. For tests that
