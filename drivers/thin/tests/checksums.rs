@@ -8,7 +8,7 @@ use quarry_contract::{
     VolumeSpec, ZeroMode,
 };
 use quarry_thin::sim::SimDevice;
-use quarry_thin::{FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle};
+use quarry_thin::{Finished, FormatOptions, OpenOptions, Place, Planned, Pool, PoolDevice, VersionHandle};
 
 const CHUNK: u64 = 64 << 10;
 const BLOCK: u64 = 4096;
@@ -121,7 +121,11 @@ fn assert_corrupt(handle: &VersionHandle, offset: u64, what: &str) {
         (block + BLOCK - 512, 512),
     ] {
         match read(handle, from, length) {
-            Err(IoError::Corrupt { offset, .. }) => assert_eq!(offset, block, "{what}, from {from}"),
+            Err(IoError::Corrupt { offset, detail }) => {
+                assert_eq!(offset, block, "{what}, from {from}");
+                let at = format!("at byte {} of the pool", place_of(handle, block));
+                assert!(detail.ends_with(&at), "{what}, from {from}: {detail}");
+            }
             other => panic!("{what}: {length} bytes from {from}: {:?}", other.map(|_| "read")),
         }
     }
@@ -415,6 +419,35 @@ fn a_hot_block_moves_only_itself() {
     assert!(fixture.pool.check().unwrap().problems.is_empty());
     assert!(read(&handle, 0, CHUNK).is_ok());
     assert_eq!(read(&handle, 3 * BLOCK, BLOCK).unwrap(), bytes(18, BLOCK));
+}
+
+/// D1: blocks that are added to a chunk as planned are so only together with their sums, for which a page has to be loaded first.
+#[test]
+fn a_planned_write_waits_for_the_page_of_its_sums() {
+    let (fixture, handle) = Fixture::with_volume();
+    write(&handle, 0, &bytes(1, BLOCK));
+    fixture.pool.checkpoint().unwrap();
+    drop(handle);
+    let fixture = fixture.cut();
+    let handle = fixture.writer(1);
+    // Nothing is there, but the page of the map is loaded.
+    assert_eq!(read(&handle, CHUNK, BLOCK).unwrap(), vec![0; BLOCK as usize]);
+    let Planned::Direct(plan) = handle.plan_write(2 * BLOCK, BLOCK as usize) else {
+        panic!("what goes to a partial chunk is planned");
+    };
+    let Place::Device(at) = plan.segments[0].place else {
+        panic!("a write has a place");
+    };
+    let data = bytes(2, BLOCK);
+    fixture.device.write_at(at, &data).unwrap();
+    let Finished::NeedsSlowPath(guard) = plan.guard.finish(&data) else {
+        panic!("the page is not in memory");
+    };
+    guard.finish_blocking(&data).unwrap();
+    handle.flush().unwrap();
+    for (block, seed) in [(0, 1), (2, 2)] {
+        assert_eq!(read(&handle, block * BLOCK, BLOCK).unwrap(), bytes(seed, BLOCK));
+    }
 }
 
 #[test]

@@ -168,3 +168,23 @@ fn chunks_with_many_holes_are_filled_as_those_with_few() {
     }
     assert_eq!(pool.check().unwrap().problems, Vec::<String>::new());
 }
+
+/// D1: blocks that a chunk is given without a write have sums too.
+#[test]
+fn a_hole_in_a_checksummed_volume_is_filled_and_has_its_sums() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = directory.path().join("pool");
+    format(&path);
+    let pool = open(&path, OpenOptions::default());
+    let id = VolumeId(Uuid::from_u128(1));
+    let spec = VolumeSpec {
+        checksums: true,
+        ..VolumeSpec::new(id, CHUNKS * CHUNK, DataSource::Blank)
+    };
+    pool.create_volume(&spec).unwrap();
+    let handle = pool
+        .open_version(VersionId::Volume(id), OpenMode::ReadWrite)
+        .unwrap();
+    write_and_fill(&pool, &handle, &path);
+    assert_blocks_among_zeros(&handle);
+}

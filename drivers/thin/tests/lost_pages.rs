@@ -259,3 +259,99 @@ fn a_deleted_version_whose_chunks_nobody_knows_holds_up_nothing_else() {
         }
     }
 }
+
+/// Volume 1, checksummed: its first chunk borrows from one that is partial and nobody's, and that from a whole one which is
+/// nobody's either. Returns what it holds, too.
+fn stored_with_a_row() -> (Arc<SimDevice>, Vec<u8>) {
+    let device = SimDevice::new(8 * MIB, 5);
+    let options = FormatOptions {
+        chunk_bytes: CHUNK as u32,
+        log_bytes: 64 << 10,
+        ..FormatOptions::default()
+    };
+    Pool::format(device.as_ref(), &options).unwrap();
+    let pool = open(&device);
+    let checksummed = VolumeSpec {
+        checksums: true,
+        ..spec(1)
+    };
+    pool.create_volume(&checksummed).unwrap();
+    pool.create_volume(&spec(2)).unwrap();
+    write(&volume(&pool, 2), 0, 7);
+    write(&volume(&pool, 1), 0, 1);
+    let mut expected = vec![1; 4 * CHUNK as usize];
+    let mut overwrite = |pool: &Arc<Pool>, block: u64, seed: u8| {
+        let data = [seed; 4096];
+        volume(pool, 1)
+            .write(block * 4096, &data, Durability::Flushed)
+            .unwrap();
+        expected[block as usize * 4096..][..4096].fill(seed);
+    };
+    overwrite(&pool, 0, 2);
+    overwrite(&pool, 1, 3);
+    // Free chunks are looked for from the first one: what borrows comes before what lends.
+    volume(&pool, 2).discard(0, 4 * CHUNK).unwrap();
+    pool.close().unwrap();
+    drop(pool);
+    let pool = open(&device);
+    overwrite(&pool, 0, 4);
+    assert_eq!(row_of(&pool), (6, 2, 2));
+    pool.close().unwrap();
+    (device.power_cycle(), expected)
+}
+
+/// Returns how many chunks hold data, are partial, and are nobody's but lend.
+fn row_of(pool: &Pool) -> (u64, u64, u64) {
+    let stat = pool.stat();
+    (stat.data_chunks, stat.partial_chunks, stat.orphan_chunks)
+}
+
+#[test]
+fn a_partial_chunk_that_only_a_lost_page_maps_is_mapped_again_with_all_that_lends_to_it() {
+    let (stored, expected) = stored_with_a_row();
+    let device = lose(&stored, &leaf_of_version(1));
+    let (pages, others): (Vec<String>, Vec<String>) = open(&device)
+        .check()
+        .unwrap()
+        .problems
+        .into_iter()
+        .partition(|problem| problem.starts_with(&leaf_of_version(1)));
+    assert_eq!(pages.len(), 2);
+    // What only lends is not among them.
+    let below = "4 chunks are below lost pages of maps; the chunk table says where each belongs";
+    assert_eq!(others, [below]);
+    let set = DeviceSet::of(Arc::clone(&device) as Arc<dyn PoolDevice>);
+    let report = repair(
+        &set,
+        &OpenOptions::default(),
+        Access::ReadWrite,
+        Discarded::StaysAway,
+    )
+    .unwrap();
+    assert_eq!(report.remaining, [] as [String; 0]);
+    let pool = open(&device);
+    assert_eq!(row_of(&pool), (6, 2, 2));
+    let holds = |pool: &Arc<Pool>| {
+        let mut found = vec![0; expected.len()];
+        volume(pool, 1).read(0, &mut found).unwrap();
+        assert!(found == expected);
+        assert_eq!(pool.check().unwrap().problems, [] as [String; 0]);
+    };
+    holds(&pool);
+    while pool.maintain().unwrap().more {}
+    holds(&pool);
+    assert_eq!(row_of(&pool), (4, 0, 0), "filled, and nothing leaks");
+}
+
+#[test]
+fn what_lends_to_a_chunk_that_only_a_lost_page_of_a_deleted_version_maps_comes_back() {
+    let (stored, _) = stored_with_a_row();
+    let device = lose(&stored, &leaf_of_version(1));
+    let pool = open(&device);
+    pool.delete_volume(volume_id(1)).unwrap();
+    while pool.maintain().unwrap().more {}
+    assert_eq!(dead_versions(&pool), []);
+    assert_eq!(row_of(&pool), (0, 0, 0));
+    pool.checkpoint().unwrap();
+    assert_eq!(pool.check().unwrap().problems, [] as [String; 0]);
+}

@@ -9,6 +9,7 @@ use crate::FormatOptions;
 use crate::chunk_table::{Owners, WalkStep};
 use crate::format::{AddedDevice, BASE_INCOMPAT, MAX_ADDED_DEVICES};
 use crate::space::SearchFrom;
+use crate::sums::FewSums;
 use uuid::Uuid;
 
 /// Chunk indices that the histories use: in two leaves under one inner page, and one far away.
@@ -361,4 +362,25 @@ fn impossible_records_are_refused() {
             "{record:?}"
         );
     }
+}
+
+#[test]
+fn sums_of_what_holds_no_data_and_the_end_of_sums_that_are_needed_are_refused() {
+    let mut model = Model::new();
+    model.create();
+    let node = NodeId(1);
+    model.write(node, 0);
+    let chunk = model.entry(node, 0).chunk();
+    let sums = FewSums::read(Blocks { first: 0, count: 1 }, || Some(7)).unwrap();
+    let sums_of = |chunk| Record::Sums { chunk, sums };
+    let mut apply = |record: Record| model.state.apply(&record, 1, Origin::Replay);
+    assert!(apply(sums_of(chunk)).is_err(), "no superblock tells of any");
+    model.state.sums.wanted = true;
+    let mut apply = |record: Record| model.state.apply(&record, 1, Origin::Replay);
+    assert!(apply(sums_of(chunk + 1)).is_err());
+    apply(sums_of(chunk)).unwrap();
+    let forget = Record::ForgetSums { first: 0, count: 1 };
+    assert!(apply(forget).is_err());
+    model.unmap(node, 0, 1);
+    model.state.apply(&forget, 1, Origin::Replay).unwrap();
 }

@@ -10,6 +10,7 @@ use quarry_thin::{DirectFile, PoolDevice};
 /// A call at which a device stops, and which it tells about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
+    Read,
     Write,
     Flush,
 }
@@ -67,6 +68,7 @@ impl PoolDevice for GatedDevice {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.pass(Call::Read);
         self.inner.read_at(offset, buffer)
     }
 

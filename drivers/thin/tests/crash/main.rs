@@ -21,3 +21,4 @@ mod rebuild;
 mod repair;
 mod seeds;
 mod small_cache;
+mod sums_trim;
