@@ -18,6 +18,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// many times what the last one took, so that it costs a busy pool next to nothing.
 const GIVE_BACK_AFTER: Duration = Duration::from_millis(500);
 const GIVE_BACK_PART: u32 = 50;
+/// Where no batch has come for this long, a checkpoint takes the log's in, too: what the log ends with has no second copy, and
+/// nothing behind it that tells damage from what a power cut has left half written.
+const FOLD_AFTER: Duration = Duration::from_secs(1);
 
 /// Runs [`Pool::maintain`] on a thread of its own until it is dropped.
 pub struct Maintainer {
@@ -148,13 +151,28 @@ impl Pace {
 struct Checkpoints {
     last: Instant,
     last_took: Duration,
+    /// Where the log ended when it was looked at last, and since when.
+    log_end: (u64, Instant),
 }
 
 impl Checkpoints {
-    fn is_due(&self, pool: &Pool, is_idle: bool) -> bool {
+    fn new(now: Instant) -> Self {
+        Self {
+            last: now,
+            last_took: Duration::ZERO,
+            log_end: (0, now),
+        }
+    }
+
+    fn is_due(&mut self, pool: &Pool, is_idle: bool) -> bool {
         let since = self.last.elapsed();
-        let gives_back = || is_idle && since >= self.until_give_back() && pool.has_pages_to_give_back();
-        since >= CHECKPOINT_EVERY || gives_back()
+        let end = pool.end_of_log();
+        if self.log_end.0 != end {
+            self.log_end = (end, Instant::now());
+        }
+        let may_be_early = is_idle && since >= self.until_give_back();
+        let folds = || self.log_end.1.elapsed() >= FOLD_AFTER && pool.has_batches();
+        since >= CHECKPOINT_EVERY || may_be_early && (pool.has_pages_to_give_back() || folds())
     }
 
     fn until_give_back(&self) -> Duration {
@@ -173,10 +191,7 @@ impl Checkpoints {
 fn run(pool: &Pool, signal: &Signal) {
     let mut wait = Duration::ZERO;
     let now = Instant::now();
-    let mut checkpoints = Checkpoints {
-        last: now,
-        last_took: Duration::ZERO,
-    };
+    let mut checkpoints = Checkpoints::new(now);
     let mut paces = Paces {
         reclaim: Pace::new(pool.options.reclaim_leaves_per_second, now),
         fill: Pace::new(pool.options.fill_chunks_per_second, now),
@@ -287,6 +302,7 @@ mod tests {
         let long_ago = |last_took| Checkpoints {
             last: Instant::now() - 10 * second,
             last_took,
+            ..Checkpoints::new(Instant::now())
         };
         assert!(long_ago(second / 10).is_due(&pool, true));
         assert!(!long_ago(second / 10).is_due(&pool, false), "there is other work");
@@ -297,6 +313,40 @@ mod tests {
         let mut checkpoints = long_ago(Duration::ZERO);
         checkpoints.store_one(&pool).unwrap();
         assert!(!pool.has_pages_to_give_back() && !checkpoints.is_due(&pool, true));
+    }
+
+    #[test]
+    fn the_log_of_a_pool_that_is_left_alone_is_soon_taken_in_and_of_one_that_is_not_by_and_by() {
+        let pool = pool();
+        pool.checkpoint().unwrap();
+        assert!(!pool.has_batches());
+        let name = |number| VolumeSpec::new(VolumeId(Uuid::from_u128(number)), 1 << 30, DataSource::Blank);
+        pool.create_volume(&name(1)).unwrap();
+        assert!(pool.has_batches());
+        let now = Instant::now();
+        let mut checkpoints = Checkpoints {
+            last: now - 10 * FOLD_AFTER,
+            ..Checkpoints::new(now)
+        };
+        assert!(!checkpoints.is_due(&pool, true), "it has just come");
+        checkpoints.log_end.1 -= FOLD_AFTER;
+        assert!(!checkpoints.is_due(&pool, false), "there is other work");
+        pool.create_volume(&name(2)).unwrap();
+        assert!(!checkpoints.is_due(&pool, true), "another has come");
+        checkpoints.log_end.1 -= FOLD_AFTER;
+        assert!(checkpoints.is_due(&pool, true));
+        checkpoints.store_one(&pool).unwrap();
+        checkpoints.last -= 10 * FOLD_AFTER;
+        checkpoints.log_end.1 -= FOLD_AFTER;
+        assert!(!checkpoints.is_due(&pool, true), "there is nothing to take in");
+
+        let _maintainer = Maintainer::start(Arc::clone(&pool)).unwrap();
+        pool.create_volume(&name(3)).unwrap();
+        let limit = Instant::now() + CHECKPOINT_EVERY / 2;
+        while pool.has_batches() {
+            assert!(Instant::now() < limit, "the batch is still in the log");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

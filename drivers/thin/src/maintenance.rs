@@ -111,6 +111,17 @@ impl Pool {
         read(&self.state).garbage.has_removed()
     }
 
+    /// Returns where the log ends: the number of the batch that is still open.
+    pub(crate) fn end_of_log(&self) -> u64 {
+        read(&self.state).log.next_batch
+    }
+
+    /// Tells whether the log has batches, which a checkpoint would take in, and none is open.
+    pub(crate) fn has_batches(&self) -> bool {
+        let state = read(&self.state);
+        state.log.head_batch != state.log.next_batch && !state.log.has_open_records()
+    }
+
     /// Tells whether so many chunks are partial that soon no other could begin to be.
     pub(crate) fn has_many_partial_chunks(&self) -> bool {
         read(&self.state).partials.len() > self.options.max_partial_chunks / 2

@@ -115,10 +115,9 @@ pub(crate) fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -
         batches.push(batch);
     }
     // A batch is written only when the one before it is durable (C2): a valid later one means damage, not a tear.
-    let window = reader
-        .end
-        .min(block + LogRing::max_batch_blocks(geometry.log_blocks));
-    for later in block..window {
+    // One as long as can be has the next right behind it.
+    let last_place = block + LogRing::max_batch_blocks(geometry.log_blocks);
+    for later in block..reader.end.min(last_place + 1) {
         let Some(header) = reader.header(later)? else {
             continue;
         };
@@ -133,8 +132,16 @@ pub(crate) fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -
             ));
         }
     }
+    let dropped = match block < reader.end && BatchHeader::resembles(reader.block(block)?, number, block) {
+        true => Some(Dropped {
+            batch: number,
+            because: "is not whole",
+        }),
+        false => None,
+    };
     let mut log = ReadLog {
         batches,
+        dropped,
         claimed: Vec::new(),
         next_block: block,
         uuid: superblock.uuid,
@@ -145,9 +152,19 @@ pub(crate) fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -
     Ok(log)
 }
 
+/// What the log ends with and does not count: a power cut in the middle of a commit leaves it, and then nobody was told that it
+/// is durable. So may damage, and then somebody was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub batch: u64,
+    /// In words.
+    pub because: &'static str,
+}
+
 /// The log as it counts.
 pub(crate) struct ReadLog {
     pub batches: Vec<LoggedBatch>,
+    pub dropped: Option<Dropped>,
     /// What the last batch claims: where on the medium, and the bytes found there.
     claimed: Vec<(u64, IoBuffer)>,
     /// Where the next batch goes.
@@ -167,6 +184,10 @@ impl ReadLog {
         match last.read_claimed(device, &self.geometry)? {
             Some(claimed) => self.claimed = claimed,
             None => {
+                self.dropped = Some(Dropped {
+                    batch: last.number,
+                    because: "claims data that is not there",
+                });
                 self.next_block = last.block;
                 self.batches.pop();
             }
@@ -259,5 +280,81 @@ impl LoggedBatch {
         );
         frame.truncate(BLOCK_BYTES);
         frame
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::recovery::choose_superblock;
+    use crate::sim::SimDevice;
+    use crate::{FormatOptions, Pool};
+
+    fn formatted() -> (Arc<SimDevice>, SuperblockFields) {
+        let device = SimDevice::new(16 << 20, 1);
+        let format = FormatOptions {
+            chunk_bytes: 16384,
+            log_bytes: 1 << 20,
+            ..FormatOptions::default()
+        };
+        Pool::format(&*device, &format).unwrap();
+        let superblock = choose_superblock(&*device).unwrap();
+        (device, superblock)
+    }
+
+    /// Writes a batch of so many blocks as number `ahead` behind the log's head, `at` blocks from it; returns its first byte.
+    fn write(device: &SimDevice, superblock: &SuperblockFields, ahead: u64, at: u64, blocks: u64) -> u64 {
+        let records = vec![7; blocks as usize * BLOCK_BYTES - BATCH_HEADER_BYTES];
+        let (number, block) = (superblock.log_batch + ahead, superblock.log_block + at);
+        let frame = BatchHeader::frame(superblock.uuid, number, block, number - 1, 1, &records, 0);
+        write_log(device, &superblock.geometry, block, &frame).unwrap();
+        superblock.geometry.log_offset(block)
+    }
+
+    fn flip(device: &SimDevice, at: u64) {
+        let begin = at / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let mut block = IoBuffer::zeroed(BLOCK_BYTES);
+        device.read_at(begin, &mut block).unwrap();
+        block[(at - begin) as usize] ^= 0x10;
+        device.write_at(begin, &block).unwrap();
+    }
+
+    #[test]
+    fn a_last_batch_that_is_not_whole_is_told_of_wherever_it_is_torn() {
+        let (device, superblock) = formatted();
+        write(&device, &superblock, 0, 0, 1);
+        let last = write(&device, &superblock, 1, 1, 2);
+        let whole = read_log(&*device, &superblock).unwrap();
+        assert_eq!((whole.batches.len(), whole.dropped), (2, None));
+        for at in (0..BATCH_HEADER_BYTES as u64).chain([100, 4096, 8191]) {
+            flip(&device, last + at);
+            let log = read_log(&*device, &superblock).unwrap();
+            let dropped = log.dropped.unwrap_or_else(|| panic!("flipped at {at}"));
+            assert_eq!((log.batches.len(), dropped.batch), (1, superblock.log_batch + 1));
+            flip(&device, last + at);
+        }
+        // What an earlier lap has left there is not its like.
+        let geometry = &superblock.geometry;
+        let lap = SuperblockFields {
+            log_batch: superblock.log_batch + 100,
+            log_block: superblock.log_block + geometry.log_blocks,
+            ..superblock
+        };
+        let log = read_log(&*device, &lap).unwrap();
+        assert_eq!((log.batches.len(), log.dropped), (0, None));
+    }
+
+    #[test]
+    fn damage_of_the_longest_batch_is_not_taken_for_the_end() {
+        let (device, superblock) = formatted();
+        let longest = LogRing::max_batch_blocks(superblock.geometry.log_blocks);
+        let first = write(&device, &superblock, 0, 0, longest);
+        write(&device, &superblock, 1, longest, 1);
+        assert_eq!(read_log(&*device, &superblock).unwrap().batches.len(), 2);
+        flip(&device, first + 5000);
+        let refused = read_log(&*device, &superblock).map(|log| log.batches.len());
+        assert!(matches!(refused, Err(PoolError::Damaged { .. })), "{refused:?}");
     }
 }

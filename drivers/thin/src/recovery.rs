@@ -32,7 +32,7 @@ use crate::page_io::{read_block, read_page};
 use crate::page_space::{CopyClass, PageChunk, PageMask, PageSpace};
 use crate::partial::PartialChunks;
 use crate::pool::Pool;
-use crate::read_log::{LoggedBatch, read_log};
+use crate::read_log::{Dropped, LoggedBatch, read_log};
 use crate::rebuild::{Rebuilt, rebuild_maps};
 use crate::record::Record;
 use crate::salvage::bitmap_from_maps;
@@ -116,6 +116,14 @@ impl Pool {
         let mut state = load_checkpoint(&*device, &superblock, options.bitmap)?;
         let result = put_right(&*device, &mut state)?;
         let log = read_log(&*device, &superblock)?;
+        if let Some(Dropped { batch, because }) = log.dropped {
+            tracing::warn!(
+                pool = %options.name,
+                batch,
+                "the last batch of the log {because}, and does not count: a power cut in the middle of a commit leaves this, and \
+                 nothing acknowledged is lost with it; if there was none, the medium has lost what was changed last"
+            );
+        }
         if writable {
             log.make_durable(&*device)?;
         }

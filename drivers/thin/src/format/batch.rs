@@ -66,6 +66,20 @@ impl BatchHeader {
         (header.magic == MAGIC && header.uuid == *uuid.as_bytes()).then_some(header)
     }
 
+    /// Tells whether a block has been, or has nearly become, the first one of this batch: two of what tells it from others
+    /// are there. What an earlier lap has left there has none but the magic.
+    pub fn resembles(block_bytes: &[u8], batch: u64, block: u64) -> bool {
+        let Ok((header, _)) = BatchHeader::read_from_prefix(block_bytes) else {
+            return false;
+        };
+        let signs = [
+            header.magic == MAGIC,
+            header.batch.get() == batch,
+            header.block.get() == block,
+        ];
+        signs.into_iter().filter(|sign| *sign).count() >= 2
+    }
+
     /// Tells whether `records` are what the header was made for.
     pub fn matches(&self, records: &[u8]) -> bool {
         self.crc32c.get() == self.computed_crc32c(records)
