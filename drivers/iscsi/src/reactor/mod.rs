@@ -21,6 +21,7 @@ mod stopping;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,14 +44,16 @@ use crate::target::Shared;
 /// Received bytes that one read may bring.
 const SCRATCH_BYTES: usize = 128 << 10;
 
-/// Reads of one connection in a turn, so that one does not keep the others waiting.
-const READS_PER_TURN: usize = 8;
+/// Reads of one connection in a turn: it does not keep the others waiting, and the device begins with what has come
+/// while the rest of it is still on its way.
+const READS_PER_TURN: usize = 2;
 
 /// How often in a turn device requests and responses are looked after.
 const PASSES: usize = 8;
 
-/// Completions that are answered before initiators are listened to again, when there is [time](Slack) for that.
-const ANSWERS_AT_A_TIME: usize = 4;
+/// Completions that are answered before initiators are listened to again, when there is [time](Slack) for that: a
+/// quarter of them within these bounds.
+const ANSWERS_AT_A_TIME: RangeInclusive<usize> = 2..=4;
 
 const EVENTS: usize = 256;
 
@@ -600,13 +603,14 @@ impl Reactor {
         if self.completions.is_empty() {
             return;
         }
+        let waiting = self.completions.len();
         let most = match self.slack.is_plenty() {
-            true => ANSWERS_AT_A_TIME,
+            true => (waiting / 4).clamp(*ANSWERS_AT_A_TIME.start(), *ANSWERS_AT_A_TIME.end()),
             false => usize::MAX,
         };
         // A turn may have taken long until here, and how long commands take is told by this.
         self.now = Instant::now();
-        let count = most.min(self.completions.len());
+        let count = most.min(waiting);
         let mut completions = std::mem::take(&mut self.completions);
         for completion in completions.drain(..count) {
             let owner = (completion.tag.0 >> 32) as usize;
