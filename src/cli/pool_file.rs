@@ -25,7 +25,8 @@ use crate::size::show_size;
 pub enum Command {
     /// Check a pool: its file while no agent has it open, or by its agent while it is in use
     #[command(after_help = "\
-Every checksum is verified, and that every chunk and map page has exactly one owner. Nothing is written.
+Every checksum is verified, and that every chunk and map page has exactly one owner. Nothing is written, but that a pool
+in use writes again what it has in memory and finds damaged on its devices.
 Exit codes: 0 sound, 5 something is wrong with it, 1 it cannot be checked.")]
     Check(CheckArgs),
     /// Put right what a check finds, as far as the pool says itself what belongs where

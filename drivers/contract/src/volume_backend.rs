@@ -31,8 +31,8 @@ use crate::{
 /// - V9: differences never leave out a byte that differs. They may name more, up to a unit of allocation around it,
 ///   and finding them takes time that grows with what differs, not with the size. Of a volume that is written
 ///   meanwhile they hold at least what differed when they were asked for and is not discarded since.
-/// - V10: a check looks at all there is of the pool's own structure while I/O goes on, and changes nothing. What it
-///   tells of is damage; a pool without damage never has problems, whatever is going on.
+/// - V10: a check looks at all there is of the pool's own structure while I/O goes on, and changes nothing, but that it may write
+///   again what the pool has in memory and is damaged on its medium. What it tells of is damage; a pool without damage never has problems, whatever is going on.
 /// - V11: a volume that was created as a reserved one, or made one, is one until it is told otherwise; its snapshots and clones are not. Where the pool knows
 ///   levels ([`SpaceLevel`](crate::SpaceLevel)), only reserved volumes take space from `critical` on.
 /// - V12: a volume that was created with checksums has them for its life, and so have its snapshots, its clones and theirs. What
@@ -121,7 +121,7 @@ pub trait VolumeBackend: Send + Sync + 'static {
     /// `Busy` when it is open for I/O.
     async fn delete_snapshot(&self, id: SnapshotId) -> Result<Outcome<()>, DriverError>;
 
-    /// Checks the pool (V10). Takes as long as reading all of its metadata.
+    /// Checks the pool (V10). Takes as long as reading all of its metadata. Of what it has written again the sentence says so.
     ///
     /// # Errors
     /// When the check itself cannot be made.

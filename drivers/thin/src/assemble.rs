@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::format::{AddedDevice, SuperblockFields};
-use crate::grow::read_label;
+use crate::labels::{FoundLabel, find_label};
 use crate::recovery::choose_superblock;
 use crate::{DeviceSet, FileDevice, FileDeviceError, PoolDevice, PoolError};
 
@@ -52,7 +52,7 @@ fn find(
                 continue;
             }
         };
-        if read_label(&found)? == Some((superblock.uuid, wanted.uuid())) {
+        if find_label(&found, (superblock.uuid, wanted.uuid()))? == FoundLabel::Right {
             return Ok(Arc::new(found));
         }
         problem.get_or_insert_with(|| "what is there is not it".into());

@@ -219,8 +219,8 @@ impl Pool {
         self.checkpoint_as(&one, None)
     }
 
-    /// As [`checkpoint`](Self::checkpoint), and goes over to a new layout, if there is one. `_one` says that no other
-    /// checkpoint runs.
+    /// As [`checkpoint`](Self::checkpoint), and goes over to a new layout, if there is one; with one, even the same, it is made
+    /// though nothing has changed. `_one` says that no other checkpoint runs.
     pub(crate) fn checkpoint_as(
         &self,
         _one: &MutexGuard<'_, ()>,
@@ -462,10 +462,7 @@ impl Frozen {
                 .write_at(offset, &quarry_contract::IoBuffer::from_slice(&**bytes))
                 .map_err(PoolError::device(format!("writing the bitmap at byte {offset}")))?;
         }
-        let mut bytes = quarry_contract::IoBuffer::zeroed(geometry.directory_blocks as usize * BLOCK_BYTES);
-        for (slot, entry) in bytes.chunks_exact_mut(8).zip(&directory) {
-            slot.copy_from_slice(&entry.to_bytes());
-        }
+        let bytes = encode_directory(geometry, &directory);
         let side = self.previous.directory_side ^ 1;
         let offset = geometry.directory_offset(side);
         device
@@ -475,6 +472,18 @@ impl Frozen {
             )))?;
         Ok((directory, side, crc32c::crc32c(&bytes)))
     }
+}
+
+/// Encodes the bitmap directory, as all blocks of a side.
+pub(crate) fn encode_directory(
+    geometry: &Geometry,
+    directory: &[DirectoryEntry],
+) -> quarry_contract::IoBuffer {
+    let mut bytes = quarry_contract::IoBuffer::zeroed(geometry.directory_blocks as usize * BLOCK_BYTES);
+    for (slot, entry) in bytes.chunks_exact_mut(8).zip(directory) {
+        slot.copy_from_slice(&entry.to_bytes());
+    }
+    bytes
 }
 
 /// Writes a superblock in two rounds (K3). The second needs no flush of its own: the next checkpoint flushes before

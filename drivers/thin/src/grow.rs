@@ -20,21 +20,17 @@ use std::sync::Arc;
 
 use quarry_contract::{DriverError, IoBuffer, Outcome, PoolStatus};
 use uuid::Uuid;
-use zerocopy::{FromBytes, IntoBytes};
 
 use crate::checkpoint::Layout;
 use crate::format::{
-    ADDED_DATA_START, AddedDevice, BLOCK, BLOCK_BYTES, DeviceLabel, Geometry, MAX_ADDED_DEVICES,
-    SuperblockFields,
+    ADDED_DATA_START, AddedDevice, BLOCK, BLOCK_BYTES, Geometry, MAX_ADDED_DEVICES, SuperblockFields,
 };
+use crate::labels::{read_label, write_labels};
 use crate::locks::{lock, read};
 use crate::page_io::read_block;
 use crate::pool::Pool;
 use crate::recovery::{is_blank, read_superblock};
 use crate::{PoolDevice, PoolError};
-
-/// Copies of the label of an added device, one after the other.
-const LABEL_COPIES: u64 = 2;
 
 impl Pool {
     /// Takes into use what its devices have become larger by. With `least_bytes`, makes the first device that large
@@ -160,15 +156,7 @@ impl Pool {
                 before.chunk_bytes
             )));
         }
-        let label = DeviceLabel::new(self.uuid, uuid);
-        for copy in 0..LABEL_COPIES {
-            device
-                .write_at(copy * BLOCK, &IoBuffer::from_slice(label.as_bytes()))
-                .map_err(PoolError::device("writing the label of the new device"))?;
-        }
-        device
-            .flush()
-            .map_err(PoolError::device("flushing the label of the new device"))?;
+        write_labels(&*device, (self.uuid, uuid))?;
         self.device.set(number, Some(device));
         let gone_over = self.go_over_to(layout);
         if gone_over.is_err() && self.stopped().is_none() {
@@ -277,16 +265,4 @@ pub(crate) fn wipe_unborn_tails(first: &dyn PoolDevice, layout: &Geometry) -> Re
         wipe_tails(first, &ending_there)?;
     }
     Ok(found)
-}
-
-/// Reads the label of an added device: the ids of pool and device.
-pub(crate) fn read_label(device: &dyn PoolDevice) -> Result<Option<(Uuid, Uuid)>, PoolError> {
-    for copy in 0..LABEL_COPIES {
-        let block = read_block(device, copy * BLOCK, "a device's label")?;
-        let label = DeviceLabel::read_from_bytes(&block).expect("a label is one block");
-        if let Some(ids) = label.ids() {
-            return Ok(Some(ids));
-        }
-    }
-    Ok(None)
 }

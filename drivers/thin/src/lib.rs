@@ -8,7 +8,7 @@
 //! | how a change becomes durable | `commit`, `round`, `turns`, `unsettled`, then `checkpoint` |
 //! | what happens after a crash | `recovery` |
 //! | where space comes from and goes to | `space`, `allocation`, `page_space`, `garbage` |
-//! | how a pool grows, and where its chunks are | `grow`, `device_set`, `chunk_places` |
+//! | how a pool grows, and where its chunks are | `grow`, `device_set`, `labels`, `chunk_places` |
 //! | how full a pool is, and who waits for space | `levels`, `waiters` |
 //! | how I/O and changes stay out of each other's way | `latch`, `write_epoch`, `plan` |
 //! | what has changed between two versions | `differences` |
@@ -49,6 +49,7 @@ mod grow;
 mod handle;
 mod inspect;
 mod keys;
+mod labels;
 mod latch;
 mod levels;
 mod locks;

@@ -161,6 +161,51 @@ pub(crate) struct Dropped {
     pub because: &'static str,
 }
 
+/// A part of the log: from the head of the ring to a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogPart {
+    /// The first batch.
+    pub batch: u64,
+    /// Its first block.
+    pub block: u64,
+    /// The last batch; one less than the first when there is none.
+    pub upto: u64,
+}
+
+impl LogPart {
+    /// Reads it and returns the first batch that is not valid, with the block where it should begin.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub fn first_damaged(
+        &self,
+        device: &dyn PoolDevice,
+        uuid: Uuid,
+        geometry: Geometry,
+    ) -> Result<Option<(u64, u64)>, PoolError> {
+        let mut reader = LogReader {
+            device,
+            uuid,
+            geometry,
+            end: self.block + geometry.log_blocks,
+            first: 0,
+            window: IoBuffer::zeroed(0),
+        };
+        let mut block = self.block;
+        for number in self.batch..=self.upto {
+            match (block < reader.end)
+                .then(|| reader.batch(number, block))
+                .transpose()?
+                .flatten()
+            {
+                Some(batch) => block += batch.blocks(),
+                None => return Ok(Some((number, block))),
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The log as it counts.
 pub(crate) struct ReadLog {
     pub batches: Vec<LoggedBatch>,

@@ -1,6 +1,6 @@
 //! Formatting a pool, and opening one whatever happened to it before.
 //!
-//! Order of an open: choose the superblock · make all its copies equal, flush · read bitmap, index and version
+//! Order of an open: choose the superblock · make all its copies equal, and all labels whole, flush · read bitmap, index and version
 //! table · read the log, verify its last batch · rewrite that, flush, settle it · apply the log.
 //!
 //! Invariant O1: nothing is built on what a power cut could still take away. What a killed process left in caches
@@ -24,8 +24,9 @@ use crate::format::{
     SuperblockFields,
 };
 use crate::garbage::Garbage;
-use crate::grow::{read_label, wipe_outgrown_tails, wipe_unborn_tails};
+use crate::grow::{wipe_outgrown_tails, wipe_unborn_tails};
 use crate::keys::KeyAreas;
+use crate::labels::{FoundLabel, find_label, heal_labels};
 use crate::log::LogRing;
 use crate::map::{Node, PageGauge, install};
 use crate::page_io::{read_block, read_page};
@@ -112,6 +113,7 @@ impl Pool {
         let writable = options.access == Access::ReadWrite && superblock.unknown_ro_compat() == 0;
         if writable {
             heal_superblocks(&*device, &superblock)?;
+            heal_labels(&device, &superblock)?;
         }
         let mut state = load_checkpoint(&*device, &superblock, options.bitmap)?;
         let result = put_right(&*device, &mut state)?;
@@ -263,10 +265,10 @@ fn check_devices(set: &DeviceSet, superblock: &SuperblockFields) -> Result<(), P
         let device = set
             .device(number + 1)
             .ok_or_else(|| missing("it was not given"))?;
-        match read_label(&*device)? {
-            Some(ids) if ids == (superblock.uuid, wanted.uuid()) => {}
-            Some(_) => return Err(missing("another device of a pool is there")),
-            None => return Err(missing("what is there has no label of a pool")),
+        match find_label(&*device, (superblock.uuid, wanted.uuid()))? {
+            FoundLabel::Right => {}
+            FoundLabel::Other => return Err(missing("another device of a pool is there")),
+            FoundLabel::None => return Err(missing("what is there has no label of a pool")),
         }
         let actual_bytes = device
             .size_bytes()

@@ -359,6 +359,11 @@ impl Space {
     pub fn dirty_everything(&mut self) {
         self.dirty_blocks = (0..self.chunk_count.div_ceil(BITS_PER_BLOCK)).collect();
     }
+
+    /// Makes the next checkpoint write a block of the bitmap.
+    pub fn dirty_block(&mut self, block: u64) {
+        self.dirty_blocks.insert(block);
+    }
 }
 
 fn bit(words: &[u64], chunk: u64) -> bool {

@@ -1,8 +1,10 @@
 //! The check: every chunk and every map page is owned exactly once, and every checksum is right.
 //!
 //! It looks at the state as of one moment, while I/O goes on. Checkpoints wait for it, so that no page that it is
-//! going to read is freed. Each version is walked where it owns: a shared page is looked at once.
+//! going to read is freed. Each version is walked where it owns: a shared page is looked at once. Everything that a restart would read is
+//! read, also what a pool in use has in memory and never reads itself; what a pool in use can write again, it does.
 
+mod stored;
 mod table;
 
 use std::collections::{HashMap, HashSet};
@@ -10,20 +12,19 @@ use std::sync::Arc;
 
 use crate::PoolError;
 use crate::format::{
-    BITS_PER_BLOCK, BLOCK_BYTES, ChunkEntry, Geometry, LEAF_ENTRIES, PagePointer, RawChunkEntry,
-    SUPERBLOCK_COPIES, Superblock,
+    AddedDevices, BLOCK_BYTES, ChunkEntry, Geometry, LEAF_ENTRIES, PagePointer, RawChunkEntry,
 };
 use crate::keys::KeyRef;
 use crate::locks::{lock, read};
 use crate::map::{Child, INNER_LEVELS, Node, Ownership, Slot, leaves_covered};
-use crate::page_io::{read_block, read_copy};
+use crate::page_io::read_copy;
 use crate::page_space::{CopyClass, PageSpace};
 use crate::pool::Pool;
-use crate::recovery::read_bitmap_block;
+use crate::read_log::LogPart;
 use crate::state::StoredIndex;
 use crate::sums::Checksums;
 use crate::version::NodeId;
-use zerocopy::FromBytes;
+use stored::Stale;
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,6 +78,9 @@ struct Picture {
     data: Vec<bool>,
     pages: PageSpace,
     stored: StoredIndex,
+    /// What of the log is durable.
+    log: LogPart,
+    devices: AddedDevices,
     garbage: Vec<PagePointer>,
     loans: Vec<(u64, Option<u64>)>,
     orphans: HashSet<u64>,
@@ -90,6 +94,8 @@ struct Picture {
 struct Check<'a> {
     pool: &'a Pool,
     report: CheckReport,
+    /// What is not on the medium as it is in memory.
+    stale: Stale,
     /// For each chunk that a version owns what the chunk table has to say of it.
     seen_chunks: Vec<RawChunkEntry>,
     seen_pages: HashSet<u64>,
@@ -110,15 +116,33 @@ enum PageIdentity {
 }
 
 impl Pool {
-    /// Verifies exactly-once ownership of every chunk and map page, the chunk bitmap, the counters and all checksums.
+    /// Verifies exactly-once ownership of every chunk and map page, the counters, and the checksums of everything that a restart would
+    /// read. In a pool in use, what is damaged only on the medium, and is no page of a map, is written again from memory, and the report says so.
     ///
     /// # Errors
     /// When the check cannot be made at all; what it finds is in the report.
     pub fn check(&self) -> Result<CheckReport, PoolError> {
-        self.check_parts(BitmapBlocks::Verify)
+        let (mut report, stale) = self.look(BitmapBlocks::Verify)?;
+        // What contradicts itself in memory is better not written.
+        let may_write = self.is_in_use() && report.beyond_repair.is_empty();
+        let written = (may_write && !stale.is_empty()).then(|| self.write_anew(&stale));
+        report.tell_of_stale(stale, written);
+        Ok(report)
     }
 
+    /// Tells whether it may be written.
+    fn is_in_use(&self) -> bool {
+        self.stopped().is_none() && !self.is_closed()
+    }
+
+    /// As [`check`](Self::check), and writes nothing.
     pub(crate) fn check_parts(&self, bitmap_blocks: BitmapBlocks) -> Result<CheckReport, PoolError> {
+        let (mut report, stale) = self.look(bitmap_blocks)?;
+        report.tell_of_stale(stale, None);
+        Ok(report)
+    }
+
+    fn look(&self, bitmap_blocks: BitmapBlocks) -> Result<(CheckReport, Stale), PoolError> {
         let _no_checkpoint = lock(&self.checkpointing);
         let mut picture = self.picture();
         let mut check = Check {
@@ -129,6 +153,7 @@ impl Pool {
                 metadata_pages: picture.pages.used_pages(),
                 ..CheckReport::default()
             },
+            stale: Stale::default(),
             seen_chunks: vec![[0; 2]; picture.data.len()],
             seen_pages: HashSet::new(),
             mapped_below: HashMap::new(),
@@ -136,11 +161,7 @@ impl Pool {
             wrong_counters: Vec::new(),
             has_lost_pages: false,
         };
-        check.superblocks(&picture);
-        if bitmap_blocks == BitmapBlocks::Verify {
-            check.bitmap_blocks(&picture);
-        }
-        check.bitmap_pages(&picture, bitmap_blocks);
+        check.stored(&picture, bitmap_blocks);
         for subject in &picture.subjects {
             check.version(subject, &picture);
         }
@@ -150,7 +171,7 @@ impl Pool {
         check.table(&mut picture)?;
         check.totals(&picture);
         check.keys(&picture.keys);
-        Ok(check.report)
+        Ok((check.report, check.stale))
     }
 
     fn picture(&self) -> Picture {
@@ -175,6 +196,12 @@ impl Pool {
                 .collect(),
             pages: state.pages.clone(),
             stored: state.stored.clone(),
+            log: LogPart {
+                batch: state.log.head_batch,
+                block: state.log.head_block,
+                upto: state.log.durable_batch,
+            },
+            devices: state.devices,
             garbage: state.garbage.pointers(),
             loans: state.partials.loans().collect(),
             orphans: state.partials.orphans().collect(),
@@ -197,64 +224,6 @@ impl Check<'_> {
     /// Notes what `repair` puts right.
     fn repairable(&mut self, problem: String) {
         self.report.problems.push(problem);
-    }
-
-    fn superblocks(&mut self, picture: &Picture) {
-        let stored = &picture.stored;
-        for copy in 0..SUPERBLOCK_COPIES {
-            let offset = picture.geometry.superblock_offset(copy);
-            let fields = read_block(&*self.pool.device, offset, "a superblock").and_then(|block| {
-                Superblock::read_from_bytes(&block)
-                    .expect("a superblock is one block")
-                    .decode()
-            });
-            match fields {
-                Ok(fields) if fields.generation == stored.generation => {}
-                Ok(fields) => self.repairable(format!(
-                    "superblock copy {copy} has generation {}, not {}",
-                    fields.generation, stored.generation
-                )),
-                Err(PoolError::NotAPool) => self.repairable(format!("superblock copy {copy} has no magic")),
-                Err(error) => self.repairable(format!("superblock copy {copy}: {error}")),
-            }
-        }
-    }
-
-    fn bitmap_blocks(&mut self, picture: &Picture) {
-        let blocks = picture.geometry.chunk_count.div_ceil(BITS_PER_BLOCK);
-        for block in 0..blocks.min(picture.geometry.bitmap_blocks) {
-            let entry = picture.stored.directory[block as usize];
-            if let Err(error) = read_bitmap_block(&*self.pool.device, &self.pool.geometry, block, entry) {
-                self.repairable(error.to_string());
-            }
-        }
-    }
-
-    /// Blocks of the bitmap that are pages: when both copies are lost, the maps still say what belongs there.
-    fn bitmap_pages(&mut self, picture: &Picture, blocks: BitmapBlocks) {
-        for pointer in picture
-            .stored
-            .bitmap_pages
-            .iter()
-            .filter(|pointer| !pointer.is_none())
-        {
-            let numbers = [pointer.first, pointer.second];
-            let bad = numbers.iter().filter_map(|number| {
-                read_copy(&*self.pool.device, *number, pointer.crc32c, "chunk bitmap page").err()
-            });
-            let bad: Vec<String> = bad.collect();
-            for number in numbers {
-                if !self.seen_pages.insert(number) {
-                    self.problem(format!(
-                        "page {number} is owned twice, as a chunk bitmap page too"
-                    ));
-                }
-            }
-            if blocks == BitmapBlocks::Verify {
-                bad.into_iter()
-                    .for_each(|problem| self.repairable(format!("chunk bitmap page: {problem}")));
-            }
-        }
     }
 
     fn version(&mut self, subject: &Subject, picture: &Picture) {
@@ -393,12 +362,7 @@ impl Check<'_> {
     /// As [`own_page`](Self::own_page); returns what is wrong with both copies when none is left.
     fn own_copies(&mut self, pointer: PagePointer, picture: &Picture, what: &str) -> Vec<String> {
         self.own_numbers(pointer, picture, what);
-        let mut lost = Vec::new();
-        for number in [pointer.first, pointer.second] {
-            if let Err(problem) = read_copy(&*self.pool.device, number, pointer.crc32c, what) {
-                lost.push((number, format!("{what}: {problem}")));
-            }
-        }
+        let lost = self.bad_copies(pointer, what);
         match <[_; 1]>::try_from(lost) {
             Ok([(number, problem)]) => {
                 self.report.lost_copies.push((number, pointer));
@@ -517,14 +481,7 @@ impl Check<'_> {
                 ));
             }
         }
-        for pointer in &picture.stored.row_pages {
-            if !pointer.is_none() {
-                self.own_page(*pointer, picture, "version table page");
-            }
-        }
-        for pointer in &picture.stored.index_pages {
-            self.own_page(*pointer, picture, "index stream page");
-        }
+        self.lists(picture);
         for pointer in &picture.garbage {
             // It may be garbage because it cannot be read.
             self.own_numbers(*pointer, picture, "replaced page");

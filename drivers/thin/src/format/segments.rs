@@ -7,6 +7,8 @@ use uuid::Uuid;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::format::BLOCK_BYTES;
+
 /// Where the device begins in an address.
 pub(crate) const DEVICE_SHIFT: u32 = 52;
 /// Segments that a pool can have beside the first.
@@ -172,6 +174,8 @@ pub(crate) const ADDED_DATA_START: u64 = 1 << 20;
 
 impl DeviceLabel {
     const MAGIC: [u8; 8] = *b"QRYTHIND";
+    /// How many of the 16 bytes of an id may be damaged: twelve that are right are no coincidence.
+    const DAMAGED_ID_BYTES: usize = 4;
 
     /// The label of a device of a pool.
     pub fn new(pool: Uuid, device: Uuid) -> Self {
@@ -189,12 +193,24 @@ impl DeviceLabel {
             self.magic == Self::MAGIC && self.crc32c.get() == crc32c::crc32c(&self.as_bytes()[..40]);
         is_label.then(|| (Uuid::from_bytes(self.pool), Uuid::from_bytes(self.device)))
     }
+
+    /// Tells whether a damaged label can only have been that of a device: but for a few bytes its id is there. Ids are random.
+    pub fn still_names(block: &[u8; BLOCK_BYTES], device: Uuid) -> bool {
+        let ids = block[24..40].iter().zip(device.as_bytes());
+        let differing = ids.filter(|(found, wanted)| found != wanted).count();
+        differing <= Self::DAMAGED_ID_BYTES
+    }
+
+    /// Tells whether a block may be what has become of a label, or is empty: it has nothing where a label has nothing, and is no
+    /// superblock. A partition table, a file system and what else begins a device have something there.
+    pub fn is_like(block: &[u8; BLOCK_BYTES]) -> bool {
+        !block.starts_with(b"QRYTHIN\0") && block[44..].iter().all(|byte| *byte == 0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::BLOCK_BYTES;
 
     #[test]
     fn structures_have_the_documented_sizes_and_round_trip() {

@@ -55,6 +55,11 @@ impl VersionTree {
         self.dirty_row_pages.len()
     }
 
+    /// Makes the next checkpoint write a row page.
+    pub fn dirty_row_page(&mut self, page: usize) {
+        self.dirty_row_pages.insert(page);
+    }
+
     /// Copies the row pages that changed since the last call.
     pub fn take_dirty_rows(&mut self) -> Vec<FrozenRows> {
         let pages = std::mem::take(&mut self.dirty_row_pages);

@@ -14,6 +14,7 @@ mod full_pool;
 mod gated;
 mod growing;
 mod histories;
+mod live_damage;
 mod long_traces;
 mod older_pools;
 mod partial_chunks;

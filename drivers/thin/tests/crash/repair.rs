@@ -4,8 +4,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use quarry_contract::conformance::SplitMix;
-use quarry_thin::sim::{Action, Setup, SimDevice, Violation, World};
-use quarry_thin::{Access, DeviceSet, Discarded, OpenOptions, PoolDevice, PoolError, RepairReport, repair};
+use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeSpec};
+use quarry_thin::sim::{Action, Setup, SimDevice, Stamp, Violation, World};
+use quarry_thin::{
+    Access, DeviceSet, Discarded, FormatOptions, OpenOptions, Pool, PoolDevice, PoolError, RepairReport,
+    repair,
+};
+use uuid::Uuid;
 
 use crate::damage::{closed_pool, holds_data};
 use crate::seeds::for_each_seed;
@@ -184,4 +189,170 @@ fn what_is_beyond_repair_is_named_and_left_alone() {
         Ok(())
     });
     assert!(beyond.get() > 0, "nothing was beyond repair");
+}
+
+/// A pool on two devices with a volume that is on both, closed.
+fn grown_pool() -> [Arc<SimDevice>; 2] {
+    let media = [SimDevice::new(2 << 20, 1), SimDevice::new(3 << 20, 2)];
+    let format = FormatOptions {
+        chunk_bytes: CHUNK as u32,
+        log_bytes: 64 << 10,
+        ..FormatOptions::default()
+    };
+    Pool::format(&*media[0], &format).expect("formatting");
+    let pool = Pool::open(media[0].clone(), OpenOptions::default()).expect("opening");
+    pool.add_device(media[1].clone(), "/second").expect("growing");
+    let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 30, DataSource::Blank);
+    pool.create_volume(&spec).expect("a volume");
+    let handle = pool.open_version(VersionId::Volume(spec.id), OpenMode::ReadWrite);
+    let handle = handle.expect("the volume");
+    for chunk in 0..CHUNKS {
+        let data = Stamp(chunk + 1).bytes(chunk * CHUNK, CHUNK as usize);
+        handle
+            .write(chunk * CHUNK, &data, Durability::Cached)
+            .expect("writing");
+    }
+    drop(handle);
+    pool.close().expect("closing");
+    media
+}
+
+const CHUNK: u64 = 16 << 10;
+/// More than the first device of a [`grown_pool`] holds.
+const CHUNKS: u64 = 150;
+
+fn run_on(media: &[Arc<SimDevice>; 2], access: Access) -> Result<RepairReport, PoolError> {
+    repair(
+        &set_of(media),
+        &OpenOptions::default(),
+        access,
+        Discarded::StaysAway,
+    )
+}
+
+fn set_of([first, second]: &[Arc<SimDevice>; 2]) -> Arc<DeviceSet> {
+    DeviceSet::with(first.clone(), vec![second.clone() as _])
+}
+
+fn assert_whole(media: &[Arc<SimDevice>; 2], what: &str) {
+    let pool = Pool::open_set(set_of(media), OpenOptions::default());
+    let pool = pool.unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(
+        pool.check().expect("a check").problems,
+        Vec::<String>::new(),
+        "{what}"
+    );
+    let id = VersionId::Volume(VolumeId(Uuid::from_u128(1)));
+    let handle = pool.open_version(id, OpenMode::ReadOnly).expect("the volume");
+    let mut bytes = vec![0; CHUNK as usize];
+    for chunk in 0..CHUNKS {
+        handle.read(chunk * CHUNK, &mut bytes).expect("reading");
+        let expected = Stamp(chunk + 1).bytes(chunk * CHUNK, CHUNK as usize);
+        assert!(bytes == expected, "{what}: chunk {chunk}");
+    }
+}
+
+type Spoil = fn(&SimDevice);
+
+#[test]
+fn a_damaged_label_of_an_added_device_is_written_again() {
+    let damages: [(&str, usize, Spoil); 6] = [
+        ("a bit of the first copy", 1, |medium| medium.flip_bit(3, 1)),
+        ("the second copy", 1, |medium| medium.overwrite(4096, &[0; 4096])),
+        ("the first copy, by something", 1, |medium| {
+            medium.overwrite(0, &[0xa5; 4096])
+        }),
+        ("a bit of both copies", 2, |medium| {
+            medium.flip_bit(3, 1);
+            medium.flip_bit(4096 + 30, 1);
+        }),
+        ("both copies, but for an id", 2, |medium| {
+            medium.overwrite(0, &[0; 4096]);
+            medium.overwrite(4096, &[0xff; 24]);
+        }),
+        ("both checksums", 2, |medium| {
+            medium.overwrite(40, &[0; 4]);
+            medium.overwrite(4096 + 40, &[0; 4]);
+        }),
+    ];
+    let healthy = grown_pool();
+    for (what, copies, spoil) in damages {
+        let fork = || {
+            let media = healthy.each_ref().map(|medium| medium.fork(1));
+            spoil(&media[1]);
+            media
+        };
+        let label = healthy[1].peek(0, 8192);
+        let media = fork();
+        let before = media.each_ref().map(|medium| medium.counts().changes());
+        let advice = run_on(&media, Access::ReadOnly).expect("advice");
+        let after = media.each_ref().map(|medium| medium.counts().changes());
+        assert_eq!(before, after, "{what}: looking at it changed it");
+        assert_eq!(advice.found.len(), copies, "{what}: {advice:?}");
+        assert!(
+            advice.found.iter().all(|problem| problem.contains("label")),
+            "{what}: {advice:?}"
+        );
+        assert_eq!(advice.remaining, Vec::<String>::new(), "{what}");
+        let report = run_on(&media, Access::ReadWrite).expect("a repair");
+        assert_eq!(
+            (&report.found, report.remaining.len()),
+            (&advice.found, 0),
+            "{what}"
+        );
+        assert_eq!(media[1].peek(0, 8192), label, "{what}");
+        assert_whole(&media.map(|medium| medium.power_cycle()), what);
+        // An open writes it too.
+        let media = fork();
+        assert_whole(&media, what);
+        assert_eq!(media[1].power_cycle().peek(0, 8192), label, "{what}");
+        // A power cut in between leaves what can be repaired.
+        for nth in 0..4 {
+            let media = fork();
+            media[1].flush().expect("flushing");
+            media[1].cut_power_at(nth);
+            let _ = run_on(&media, Access::ReadWrite);
+            let media = media.map(|medium| medium.power_cycle());
+            let report = run_on(&media, Access::ReadWrite);
+            let report = report.unwrap_or_else(|error| panic!("{what}, cut at {nth}: {error}"));
+            assert_eq!(report.remaining, Vec::<String>::new(), "{what}, cut at {nth}");
+            assert_whole(&media, what);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_nothing_says_is_the_pools_is_not_labelled() {
+    let healthy = grown_pool();
+    let refuses = |second: Arc<SimDevice>, what: &str| {
+        let media = [healthy[0].fork(1), second];
+        let before = media.each_ref().map(|medium| medium.counts().changes());
+        let label = media[1].peek(0, 8192);
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let refused = run_on(&media, access);
+            assert!(
+                matches!(&refused, Err(PoolError::MissingDevice { path, .. }) if path == "/second")
+                    || matches!(&refused, Err(PoolError::Truncated { .. })),
+                "{what}: {refused:?}"
+            );
+        }
+        let after = media.each_ref().map(|medium| medium.counts().changes());
+        assert_eq!(
+            (before, label),
+            (after, media[1].peek(0, 8192)),
+            "{what}: it was written"
+        );
+    };
+    refuses(SimDevice::new(3 << 20, 1), "a blank device");
+    let other = grown_pool();
+    let [_, other] = other;
+    refuses(other.clone(), "another pool's");
+    other.flip_bit(3, 1);
+    other.flip_bit(4096 + 3, 1);
+    refuses(other, "another pool's, damaged");
+    let short = healthy[1].fork(1);
+    short.resize(2 << 20);
+    short.flip_bit(3, 1);
+    short.flip_bit(4096 + 3, 1);
+    refuses(short, "its own, damaged and cut off");
 }
