@@ -38,19 +38,8 @@ fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
     let temporary = tempfile::tempdir().unwrap();
     let dir = temporary.path().join("agent");
     let agent = AgentProcess::start_with(&dir, &["--dev-pool-size", "256MiB"]);
-    let volume = command::volume(&agent, "64MiB");
-    let attached = attach(&agent, volume);
-    attached.qemu_io(&["write -P 0x31 0 4M", "flush"]).unwrap();
-    let snapshot = command::snapshot(&agent, volume);
-    attached.qemu_io(&["write -P 0x32 1M 64k", "flush"]).unwrap();
     let file = pool_file(&dir);
-
-    // While the agent has it, nobody else looks at it, and the message says who has it.
-    let output = pool("check", &file, &[]);
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains(&format!("process {}", agent.pid())), "{said}");
-    // But its agent checks it, and a copy that has rotted meanwhile is found.
+    // Its agent checks it, and a copy that has rotted meanwhile is found.
     let by_agent = |code: i32| {
         let ran = command::quarry(&agent, "pool check --pool default -o json");
         assert_eq!(ran.code(), code, "{}", ran.stderr());
@@ -58,8 +47,6 @@ fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
     };
     assert_eq!(by_agent(0)["sound"], true);
     let medium = OpenOptions::new().read(true).write(true).open(&file).unwrap();
-    let mut copy = [0; 4096];
-    medium.read_exact_at(&mut copy, 4096).unwrap();
     medium.write_all_at(&[0xff; 4096], 4096).unwrap();
     medium.sync_all().unwrap();
     let findings = by_agent(5);
@@ -67,9 +54,21 @@ fn a_stopped_pool_is_looked_into_damaged_found_and_put_right() {
         findings["found"][0].as_str().unwrap().contains("superblock"),
         "{findings}"
     );
-    medium.write_all_at(&copy, 4096).unwrap();
+    // The pool has written it anew.
     assert_eq!(by_agent(0)["sound"], true);
     assert_eq!(command::quarry(&agent, "pool check --pool nope").code(), 3);
+
+    let volume = command::volume(&agent, "64MiB");
+    let attached = attach(&agent, volume);
+    attached.qemu_io(&["write -P 0x31 0 4M", "flush"]).unwrap();
+    let snapshot = command::snapshot(&agent, volume);
+    attached.qemu_io(&["write -P 0x32 1M 64k", "flush"]).unwrap();
+
+    // While the agent has it, nobody else looks at it, and the message says who has it.
+    let output = pool("check", &file, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&format!("process {}", agent.pid())), "{said}");
     agent.kill();
 
     // Killed with records in its log, and sound.

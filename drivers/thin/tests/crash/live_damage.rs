@@ -318,6 +318,18 @@ fn every_live_metadata_block_that_is_flipped_is_found_by_an_online_check() {
 }
 
 #[test]
+fn a_pool_with_nothing_to_write_writes_what_is_damaged() {
+    let live = Live::new();
+    live.pool.checkpoint().expect("a checkpoint");
+    let layout = Layout::of(&live);
+    live.flip(layout.directory + 1);
+    assert_eq!(live.problems().len(), 1);
+    assert_eq!(live.problems(), Vec::<String>::new());
+    assert_ne!(Layout::of(&live).directory, layout.directory, "on its other side");
+    live.crash("the directory of an idle pool");
+}
+
+#[test]
 fn a_pool_that_has_stopped_says_what_is_damaged_and_writes_nothing() {
     let live = Live::new();
     let batch = Layout::of(&live).log[1];
