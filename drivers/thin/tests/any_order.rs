@@ -153,6 +153,58 @@ fn no_control_call_reads_a_map_or_costs_more_in_a_larger_one() {
     assert_eq!(costs(3, 1500), small, "there are 1,500 more snapshots");
 }
 
+/// Returns the leaves that differ and how many reads of the device it took to tell, by a pool that has just been opened.
+fn differing_leaves(device: &Arc<SimDevice>, of: VersionId, since: VersionId) -> (Vec<u64>, u64) {
+    let pool = open(device);
+    let before = device.counts().reads;
+    let found = pool.differences(of, Some(since), 0, 1000).expect("comparing");
+    let reads = device.counts().reads - before;
+    assert_eq!(found.next_bytes, None);
+    assert!(
+        found.runs.iter().all(|run| run.length == CHUNK && !run.zeros),
+        "V9: {found:?}"
+    );
+    let leaves = found.runs.iter().map(|run| run.offset / LEAF).collect();
+    pool.close().expect("closing");
+    (leaves, reads)
+}
+
+#[test]
+fn differences_read_as_much_as_has_changed() {
+    /// Pages from the root of a map to a leaf: three levels above the leaves.
+    const HEIGHT: u64 = 4;
+    let (device, pool) = fresh();
+    create(&pool, 1, DataSource::Blank);
+    write_leaves(&volume(&pool, 1), 0..900, 1);
+    snapshot(&pool, 1, 1);
+    create(&pool, 2, DataSource::Snapshot(snapshot_id(1)));
+    create(&pool, 3, DataSource::Snapshot(snapshot_id(1)));
+    // As far from each other as they can be, so that they have little more than a root in common.
+    write_leaves(&volume(&pool, 1), [5, 400, 890].into_iter(), 2);
+    write_leaves(&volume(&pool, 2), [7, 500, 890].into_iter(), 3);
+    write_leaves(&volume(&pool, 3), [300].into_iter(), 4);
+    pool.close().expect("closing");
+    drop(pool);
+
+    let [original, second, third] = [1, 2, 3].map(|number| VersionId::Volume(volume_id(number)));
+    let old = VersionId::Snapshot(snapshot_id(1));
+    for (of, since, leaves) in [
+        (original, old, vec![5, 400, 890]),
+        (old, original, vec![5, 400, 890]),
+        (second, old, vec![7, 500, 890]),
+        (second, third, vec![7, 300, 500, 890]),
+        (original, second, vec![5, 7, 400, 500, 890]),
+    ] {
+        let (found, reads) = differing_leaves(&device, of, since);
+        let name = format!("{of:?} since {since:?}");
+        assert_eq!(found, leaves, "{name}");
+        let most = 2 * HEIGHT * leaves.len() as u64;
+        assert!((1..=most).contains(&reads), "{name}: {reads} reads");
+    }
+    let (found, reads) = differing_leaves(&device, old, old);
+    assert_eq!((found, reads <= 2), (Vec::new(), true), "{reads} reads");
+}
+
 #[test]
 fn a_reclaim_goes_on_where_a_power_cut_stopped_it_and_tells_what_is_left() {
     const LEAVES: u64 = 900;

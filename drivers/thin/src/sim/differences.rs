@@ -73,6 +73,22 @@ impl World {
         if !runs.is_sorted_by(|a, b| a.offset + a.length <= b.offset) {
             return Err(Violation(format!("{name}: out of order: {runs:?}")));
         }
+        let nothing = Contents::default();
+        let old_contents = since.map_or(&nothing, |since| since.contents);
+        let chunk_bytes = self.setup.chunk_bytes;
+        let spurious = |chunk: u64| {
+            !of.contents
+                .changed_since(old_contents, chunk..chunk + chunk_bytes)
+        };
+        for run in &runs {
+            let first = run.offset / chunk_bytes * chunk_bytes;
+            let mut chunks = (first..run.offset + run.length).step_by(chunk_bytes as usize);
+            if let Some(chunk) = chunks.find(|chunk| spurious(*chunk)) {
+                return Err(Violation(format!(
+                    "{name}: {run:?} is told, and nothing changed the chunk at {chunk}"
+                )));
+            }
+        }
         let touched = of.contents.touched();
         let touched = touched.chain(since.into_iter().flat_map(|since| since.contents.touched()));
         for lba in touched {

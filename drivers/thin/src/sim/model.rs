@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use quarry_contract::{DataSource, SnapshotId, VolumeId};
 
@@ -46,6 +47,22 @@ pub struct Contents {
     sectors: BTreeMap<u64, Sector>,
     /// Writes that are all or nothing and not known to be durable (O5).
     wholes: Vec<Whole>,
+    /// The last change of each block, by its number; copies have those of what they were made from.
+    changes: BTreeMap<u64, Change>,
+}
+
+/// What [`Contents`] remember of changes by, in bytes: no chunk is smaller.
+const BLOCK_BYTES: u64 = 4096;
+
+/// One change of some contents; no two are equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Change(u64);
+
+impl Change {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// A write that is all or nothing.
@@ -101,6 +118,9 @@ impl Contents {
             self.wholes
                 .retain(|whole| whole.lbas.end <= lbas.start || lbas.end <= whole.lbas.start);
         }
+        let change = Change::new();
+        let blocks = offset / BLOCK_BYTES..(offset + length).div_ceil(BLOCK_BYTES);
+        self.changes.extend(blocks.map(|block| (block, change)));
         for lba in offset / SECTOR_BYTES..(offset + length) / SECTOR_BYTES {
             let sector = self
                 .sectors
@@ -167,6 +187,13 @@ impl Contents {
     /// Returns the sectors that hold, or may hold, something else than zeros.
     pub fn touched(&self) -> impl Iterator<Item = u64> + '_ {
         self.sectors.keys().copied()
+    }
+
+    /// Tells whether anything in a range, of whole chunks in bytes, was changed since these contents and the others were
+    /// the same; a change that a power cut undid and one that made no difference count.
+    pub(super) fn changed_since(&self, other: &Self, range: Range<u64>) -> bool {
+        let blocks = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
+        !self.changes.range(blocks.clone()).eq(other.changes.range(blocks))
     }
 
     /// Returns how many chunks hold something else than zeros now.
