@@ -241,6 +241,11 @@ impl World {
         self.refused
     }
 
+    /// Returns what was carried out last.
+    pub fn last_action(&self) -> Option<&Action> {
+        self.history.last()
+    }
+
     /// Makes the medium so many chunks larger, and the pool with it.
     ///
     /// # Errors
