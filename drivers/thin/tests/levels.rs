@@ -1,13 +1,16 @@
 //! The levels of a filling pool: who may still do what, and that it goes back.
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
 
 use quarry_contract::{
-    DataSource, DriverError, Durability, ErrorKind, IoError, OpenMode, SnapshotId, SnapshotSpec, SpaceLevel,
-    VersionId, VolumeId, VolumeSpec,
+    DataSource, DriverError, Durability, ErrorKind, IoError, OpenMode, PoolName, SnapshotId, SnapshotSpec,
+    SpaceLevel, VersionId, VolumeId, VolumeSpec,
 };
 use quarry_thin::sim::{SimDevice, Stamp};
 use quarry_thin::{FormatOptions, OpenOptions, Pool, SpaceLevels, Threshold, VersionHandle};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber, span};
 use uuid::Uuid;
 
 const CHUNK: u64 = 64 << 10;
@@ -207,4 +210,100 @@ fn v11_a_reserved_volume_is_one_after_a_power_cut_and_a_revert() {
     assert!(reopened.reserve_volume(id(1), false).unwrap().is_changed());
     let missing = reopened.reserve_volume(id(7), true).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
+}
+
+/// What the log is told of the levels of a pool, in order.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Told {
+    /// The pool that is listened to: the log is one for all tests of this process.
+    const POOL: &str = "told";
+
+    fn take(&self) -> Vec<(Level, String)> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl Subscriber for Told {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if let (Some(level), true) = (fields.level, fields.pool == Self::POOL) {
+            self.0.lock().unwrap().push((*event.metadata().level(), level));
+        }
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// The fields of an event that tells of a level.
+#[derive(Default)]
+struct Fields {
+    pool: String,
+    level: Option<String>,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "level" {
+            self.level = Some(value.to_owned());
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "pool" {
+            self.pool = format!("{value:?}");
+        }
+    }
+}
+
+#[test]
+fn each_level_is_told_once_on_the_way_up_and_once_on_the_way_back() {
+    let told = Told::default();
+    tracing::subscriber::set_global_default(told.clone()).unwrap();
+    let filling = Filling::new(OpenOptions {
+        name: PoolName::parse(Told::POOL).unwrap(),
+        ..options()
+    });
+    let reserved = filling.create(1, DataSource::Blank).unwrap();
+    filling.pool.reserve_volume(id(1), true).unwrap();
+    // A level is told by the next turn of the background at the latest.
+    let settle = || {
+        reserved.flush().unwrap();
+        while filling.pool.maintain().unwrap().more {}
+    };
+    let mut filled = 0;
+    while map(&reserved, filled).is_ok() {
+        settle();
+        filled += 1;
+    }
+    // What is refused, and what is written again, crosses nothing.
+    for chunk in 0..20 {
+        map(&reserved, filled + chunk).unwrap_err();
+        map(&reserved, chunk).unwrap();
+        settle();
+    }
+    let warned = ["warn", "brake", "critical", "reserve"].map(|name| (Level::WARN, name.to_owned()));
+    assert_eq!(told.take(), warned);
+    for chunk in (0..filled).rev() {
+        reserved.discard(chunk * CHUNK, CHUNK).unwrap();
+        settle();
+    }
+    let relieved = ["critical", "brake", "warn", "normal"].map(|name| (Level::INFO, name.to_owned()));
+    assert_eq!(told.take(), relieved);
 }
