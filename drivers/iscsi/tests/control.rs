@@ -172,6 +172,29 @@ fn read_directly(rig: &Rig) -> Vec<u8> {
 }
 
 #[test]
+fn initiators_are_told_that_their_sessions_end_when_access_is_taken_away() {
+    let rig = Rig::new();
+    let mut client = Client::login(&rig);
+    block_on(rig.target.revoke(rig.volume, &initiator(INITIATOR))).unwrap();
+    expect_drop_notice(&mut client, 0);
+    rig.export(rig.volume, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut client = Client::login(&rig);
+    block_on(rig.target.unexport(rig.volume)).unwrap();
+    expect_drop_notice(&mut client, 0);
+
+    // One that takes nothing is not waited for.
+    rig.export(rig.volume, &[grant(INITIATOR, Access::ReadWrite)]);
+    let mut deaf = Client::login(&rig);
+    for _ in 0..64 {
+        let read = deaf.command_pdu(&cdb10(0x28, 0, 2048), 1 << 20, 0xc1, &[]);
+        deaf.send(&read);
+    }
+    let begun = Instant::now();
+    block_on(rig.target.revoke(rig.volume, &initiator(INITIATOR))).unwrap();
+    assert!(begun.elapsed() < DEADLINE / 2);
+}
+
+#[test]
 fn revoke_leaves_other_initiators_alone() {
     let other = "iqn.2026-11.io.quarry.test:other";
     let rig = Rig::with(
@@ -540,11 +563,11 @@ fn expect_logout_request(client: &mut Client, seconds: u8) {
     assert_eq!(asked.header[36..44], [1, 0, 0, 0, 0, 0, 0, seconds]);
 }
 
-/// Takes what is said before a session is dropped.
-fn expect_drop_notice(client: &mut Client) {
+/// Takes what is said before a session is dropped: after how many seconds to come back.
+fn expect_drop_notice(client: &mut Client, seconds: u8) {
     let told = client.receive().unwrap();
     assert_eq!(told.opcode(), 0x32);
-    assert_eq!(told.header[36..44], [3, 0, 0, 0, 0, 1, 0, 0]);
+    assert_eq!(told.header[36..44], [3, 0, 0, 0, 0, seconds, 0, 0]);
     client.expect_close();
 }
 
@@ -604,7 +627,7 @@ fn initiators_that_do_not_log_out_are_told_that_they_are_dropped() {
         let begin = Instant::now();
         let stopped = in_background(move || block_on(target.shutdown()));
         expect_logout_request(&mut client, seconds);
-        expect_drop_notice(&mut client);
+        expect_drop_notice(&mut client, 1);
         // A silent one with nothing under way before the time is over, another one not.
         let time = Duration::from_secs(seconds.into());
         assert_eq!(begin.elapsed() >= time, busy, "{:?}", begin.elapsed());

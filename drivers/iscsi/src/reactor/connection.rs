@@ -556,6 +556,18 @@ impl Connection {
         self.draining = true;
     }
 
+    /// Tells the initiator of a session that it is over, if the socket takes that at once: the connection is about to be cut.
+    pub fn dismiss(&mut self, around: &mut Surroundings<'_>) {
+        if let Phase::Session(session) = &mut self.phase {
+            let event = AsyncEvent::DropsSession { wait_seconds: 0 };
+            session.announce(event, io!(self, around));
+        }
+        if !self.blocked {
+            // What has become of it does not matter any more.
+            let _ = self.flush(around);
+        }
+    }
+
     /// Tells whether something is queued that the socket may take.
     pub fn has_output(&self) -> bool {
         !self.outbox.is_empty() && !self.blocked

@@ -317,8 +317,13 @@ impl Reactor {
             match message {
                 Message::Adopt(socket, portal) => self.adopt(socket, portal),
                 Message::CloseSession { index, serial, pass } => {
-                    if let Some(slot) = self.find(index, serial) {
+                    if self.find(index, serial).is_some()
+                        && let Some(slot) = &mut self.connections[index as usize]
+                    {
                         slot.connection.keep(pass);
+                        if !slot.cut {
+                            slot.connection.dismiss(around!(self));
+                        }
                         self.cut(index as usize, &Closed::ByTarget);
                     }
                 }
