@@ -45,7 +45,19 @@ struct LogReader<'a> {
 /// How much of the log is read at once, in blocks.
 const LOG_WINDOW_BLOCKS: u64 = 256;
 
-impl LogReader<'_> {
+impl<'a> LogReader<'a> {
+    /// Reads a log whose head is at a block.
+    fn new(device: &'a dyn PoolDevice, uuid: Uuid, geometry: Geometry, head: u64) -> Self {
+        Self {
+            device,
+            uuid,
+            geometry,
+            end: head + geometry.log_blocks,
+            first: 0,
+            window: IoBuffer::zeroed(0),
+        }
+    }
+
     fn block(&mut self, block: u64) -> Result<&[u8], PoolError> {
         let held = (self.window.len() / BLOCK_BYTES) as u64;
         if !(self.first..self.first + held).contains(&block) {
@@ -96,14 +108,7 @@ impl LogReader<'_> {
 /// Reads the log from its head to the first batch that is not valid, or whose claims are not true.
 pub(crate) fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -> Result<ReadLog, PoolError> {
     let geometry = superblock.geometry;
-    let mut reader = LogReader {
-        device,
-        uuid: superblock.uuid,
-        geometry,
-        end: superblock.log_block + geometry.log_blocks,
-        first: 0,
-        window: IoBuffer::zeroed(0),
-    };
+    let mut reader = LogReader::new(device, superblock.uuid, geometry, superblock.log_block);
     let (mut number, mut block) = (superblock.log_batch, superblock.log_block);
     let mut batches = Vec::new();
     while block < reader.end {
@@ -183,21 +188,14 @@ impl LogPart {
         uuid: Uuid,
         geometry: Geometry,
     ) -> Result<Option<(u64, u64)>, PoolError> {
-        let mut reader = LogReader {
-            device,
-            uuid,
-            geometry,
-            end: self.block + geometry.log_blocks,
-            first: 0,
-            window: IoBuffer::zeroed(0),
-        };
+        let mut reader = LogReader::new(device, uuid, geometry, self.block);
         let mut block = self.block;
         for number in self.batch..=self.upto {
-            match (block < reader.end)
-                .then(|| reader.batch(number, block))
-                .transpose()?
-                .flatten()
-            {
+            let batch = match block < reader.end {
+                true => reader.batch(number, block)?,
+                false => None,
+            };
+            match batch {
                 Some(batch) => block += batch.blocks(),
                 None => return Ok(Some((number, block))),
             }

@@ -48,8 +48,7 @@ fn is_fenced(handle: &VersionHandle, offset: u64) -> bool {
     }
 }
 
-/// Volumes 1 to 3, version 1 to 3 of the pool, with something below two leaves each.
-fn stored() -> Arc<SimDevice> {
+fn new_pool() -> (Arc<SimDevice>, Arc<Pool>) {
     let device = SimDevice::new(8 * MIB, 5);
     let options = FormatOptions {
         chunk_bytes: CHUNK as u32,
@@ -58,6 +57,12 @@ fn stored() -> Arc<SimDevice> {
     };
     Pool::format(device.as_ref(), &options).unwrap();
     let pool = open(&device);
+    (device, pool)
+}
+
+/// Volumes 1 to 3, version 1 to 3 of the pool, with something below two leaves each.
+fn stored() -> Arc<SimDevice> {
+    let (device, pool) = new_pool();
     for number in 1..=3 {
         pool.create_volume(&spec(number)).unwrap();
         let handle = volume(&pool, number);
@@ -263,14 +268,7 @@ fn a_deleted_version_whose_chunks_nobody_knows_holds_up_nothing_else() {
 /// Volume 1, checksummed: its first chunk borrows from one that is partial and nobody's, and that from a whole one which is
 /// nobody's either. Returns what it holds, too.
 fn stored_with_a_row() -> (Arc<SimDevice>, Vec<u8>) {
-    let device = SimDevice::new(8 * MIB, 5);
-    let options = FormatOptions {
-        chunk_bytes: CHUNK as u32,
-        log_bytes: 64 << 10,
-        ..FormatOptions::default()
-    };
-    Pool::format(device.as_ref(), &options).unwrap();
-    let pool = open(&device);
+    let (device, pool) = new_pool();
     let checksummed = VolumeSpec {
         checksums: true,
         ..spec(1)

@@ -209,20 +209,22 @@ impl Check<'_> {
     fn replaced_pages(&mut self, picture: &Picture) {
         for pointer in &picture.garbage {
             let bad = self.bad_copies(*pointer, "page that was replaced since the last checkpoint");
-            let both = bad.len() == 2;
-            if both && !self.pool.is_in_use() {
+            if bad.len() == 2 && !self.pool.is_in_use() {
                 continue;
             }
-            for (number, problem) in bad {
-                match both {
-                    true => self.stale.push(
-                        format!("{problem}; the pool may not open after a crash"),
-                        IsRepairable::No,
-                    ),
-                    false => {
-                        self.report.lost_copies.push((number, *pointer));
-                        self.stale.push(problem, IsRepairable::Yes);
-                    }
+            self.stale_copies(*pointer, bad, "the pool may not open after a crash");
+        }
+    }
+
+    /// Notes copies of a page that are not good, and what it means when both are not.
+    fn stale_copies(&mut self, pointer: PagePointer, bad: Vec<(u64, String)>, means: &str) {
+        let both = bad.len() == 2;
+        for (number, problem) in bad {
+            match both {
+                true => self.stale.push(format!("{problem}; {means}"), IsRepairable::No),
+                false => {
+                    self.report.lost_copies.push((number, pointer));
+                    self.stale.push(problem, IsRepairable::Yes);
                 }
             }
         }
@@ -245,19 +247,7 @@ impl Check<'_> {
         self.own_numbers(pointer, picture, what);
         let bad = self.bad_copies(pointer, what);
         let is_good = bad.is_empty();
-        let both = bad.len() == 2;
-        for (number, problem) in bad {
-            match both {
-                true => self.stale.push(
-                    format!("{problem}; the pool would not open after a crash"),
-                    IsRepairable::No,
-                ),
-                false => {
-                    self.report.lost_copies.push((number, pointer));
-                    self.stale.push(problem, IsRepairable::Yes);
-                }
-            }
-        }
+        self.stale_copies(pointer, bad, "the pool would not open after a crash");
         is_good
     }
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeKey, VolumeSpec};
 use quarry_thin::sim::{SimDevice, Stamp};
-use quarry_thin::{DeviceSet, FormatOptions, OpenOptions, Pool};
+use quarry_thin::{DeviceSet, OpenOptions, Pool};
 use uuid::Uuid;
 
-const CHUNK: u64 = 16 << 10;
+use crate::repair::{CHUNK, new_pool_on_two};
+
 /// Takes writes after the last checkpoint; the others do not.
 const BUSY: u128 = 1;
 const ENCRYPTED: u128 = 2;
@@ -30,15 +31,7 @@ struct Live {
 
 impl Live {
     fn new() -> Self {
-        let media = [SimDevice::new(4 << 20, 1), SimDevice::new(4 << 20, 2)];
-        let format = FormatOptions {
-            chunk_bytes: CHUNK as u32,
-            log_bytes: 64 << 10,
-            ..FormatOptions::default()
-        };
-        Pool::format(&*media[0], &format).expect("formatting");
-        let pool = Pool::open(media[0].clone(), OpenOptions::default()).expect("opening");
-        pool.add_device(media[1].clone(), "/second").expect("growing");
+        let (media, pool) = new_pool_on_two([4, 4]);
         let spec = |number| VolumeSpec::new(id(number), 1 << 30, DataSource::Blank);
         pool.create_volume(&spec(BUSY)).expect("a volume");
         pool.create_encrypted_volume(&spec(ENCRYPTED), &key())

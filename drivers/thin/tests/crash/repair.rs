@@ -191,9 +191,9 @@ fn what_is_beyond_repair_is_named_and_left_alone() {
     assert!(beyond.get() > 0, "nothing was beyond repair");
 }
 
-/// A pool on two devices with a volume that is on both, closed.
-fn grown_pool() -> [Arc<SimDevice>; 2] {
-    let media = [SimDevice::new(2 << 20, 1), SimDevice::new(3 << 20, 2)];
+/// An empty pool on two devices of so many MiB, with chunks of [`CHUNK`] and a short log.
+pub fn new_pool_on_two(mib: [u64; 2]) -> ([Arc<SimDevice>; 2], Arc<Pool>) {
+    let media = [SimDevice::new(mib[0] << 20, 1), SimDevice::new(mib[1] << 20, 2)];
     let format = FormatOptions {
         chunk_bytes: CHUNK as u32,
         log_bytes: 64 << 10,
@@ -202,6 +202,12 @@ fn grown_pool() -> [Arc<SimDevice>; 2] {
     Pool::format(&*media[0], &format).expect("formatting");
     let pool = Pool::open(media[0].clone(), OpenOptions::default()).expect("opening");
     pool.add_device(media[1].clone(), "/second").expect("growing");
+    (media, pool)
+}
+
+/// A pool on two devices with a volume that is on both, closed.
+fn grown_pool() -> [Arc<SimDevice>; 2] {
+    let (media, pool) = new_pool_on_two([2, 3]);
     let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).expect("a volume");
     let handle = pool.open_version(VersionId::Volume(spec.id), OpenMode::ReadWrite);
@@ -217,7 +223,7 @@ fn grown_pool() -> [Arc<SimDevice>; 2] {
     media
 }
 
-const CHUNK: u64 = 16 << 10;
+pub const CHUNK: u64 = 16 << 10;
 /// More than the first device of a [`grown_pool`] holds.
 const CHUNKS: u64 = 150;
 

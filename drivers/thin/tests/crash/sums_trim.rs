@@ -1,8 +1,10 @@
 //! Reads and writes of checksummed volumes, and what the background does with their sums and chunks meanwhile.
 
-use std::sync::Arc;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quarry_contract::{DataSource, Durability, OpenMode, VersionId, VolumeId, VolumeSpec};
 use quarry_thin::sim::{SimDevice, Stamp, Violation};
@@ -54,6 +56,22 @@ fn holds(handle: &VersionHandle, offset: u64, length: u64, stamp: u64) {
         found == Stamp(stamp).bytes(offset, length as usize),
         "{offset}+{length}"
     );
+}
+
+/// Waits until a thread of this process sleeps: it waits for another.
+fn until_it_sleeps(thread: &Path) {
+    let stat = Path::new("/proc").join(thread).join("stat");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stat = fs::read_to_string(&stat).unwrap();
+        // The state is behind the name, which may have anything in it (proc_pid_stat(5)).
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        if rest.starts_with('S') {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it waits for nobody: {rest}");
+        thread::yield_now();
+    }
 }
 
 fn background_work(pool: &Pool) {
@@ -141,9 +159,13 @@ fn d2_a_write_that_waited_for_a_chunk_to_be_filled_goes_elsewhere() {
             let filling = scope.spawn(|| background_work(&pool));
             at_gate.recv().unwrap();
             // A part of a block is not planned: it waits for the chunk's fill latch.
-            let writing = scope.spawn(|| write(&handle, 8192, 512, 2));
-            // If it does not come to that in time, it proves nothing.
-            thread::sleep(Duration::from_millis(50));
+            let (tell, told) = mpsc::channel();
+            let handle = &handle;
+            let writing = scope.spawn(move || {
+                tell.send(fs::read_link("/proc/thread-self").unwrap()).unwrap();
+                write(handle, 8192, 512, 2);
+            });
+            until_it_sleeps(&told.recv().unwrap());
             drop(waiting);
             filling.join().unwrap();
             writing.join().unwrap();
