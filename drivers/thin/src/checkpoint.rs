@@ -203,6 +203,7 @@ impl State {
         self.stored = stored.index;
         self.allows_partials = true;
         self.log.unsettled.allowed = true;
+        self.log.may_carry = true;
         self.incompat = stored.incompat;
         self.table.settle(stored.table);
         self.garbage.let_go_of_stored();

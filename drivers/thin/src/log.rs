@@ -8,18 +8,21 @@
 //! - G2: the open batch always fits, because a record is appended only when the ring has room for it. So a
 //!   checkpoint can always commit what is open. Records for which room is [reserved](LogRing::try_reserve) fit too, each
 //!   in a batch of its own if need be.
+//! - G3: a batch carries a copy of the one before it, where recovery would read that one and the ring has room for both beside what
+//!   is reserved (G2). So a batch of which the medium loses a block is read from the next one.
 //!
 //! Format: docs/formats/pool.md, "Redo log".
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use uuid::Uuid;
 
-use crate::format::{BLOCK_BYTES, BatchHeader, FLAG_VERIFY};
+use crate::format::{BLOCK_BYTES, BatchCopy, BatchHeader, FLAG_CARRIES, FLAG_VERIFY};
 use crate::record::Record;
 use crate::unsettled::Unsettled;
 
-/// The longest batch, in blocks, without what reservations add to it.
+/// The longest batch, in blocks, without what reservations add to it and what it carries.
 const MAX_BATCH_BLOCKS: u64 = 256;
 /// The most reservations at a time; their records take no more than a block together.
 const MAX_RESERVATIONS: u64 = 32;
@@ -47,6 +50,10 @@ pub(crate) struct LogRing {
     pub unsettled: Unsettled,
     /// The last durable batch, while its claims may have to be verified.
     last: Option<SealedBatch>,
+    /// Whether the superblock says that batches may carry copies, so that no older Quarry meets one.
+    pub may_carry: bool,
+    /// The number of the batch before the open one, and its records, for that one to carry.
+    before: Option<(u64, BatchCopy)>,
     /// Records that are going to be appended. Raised and lowered under the state lock, shared or not.
     reserved: AtomicU64,
 }
@@ -71,8 +78,8 @@ pub(crate) struct SealedBatch {
     pub batch: u64,
     /// Its first block.
     pub block: u64,
-    records: Vec<u8>,
-    record_count: u32,
+    own: BatchCopy,
+    carried: Option<BatchCopy>,
     /// Whether the data that it names has to be flushed before it is written (U1).
     pub flush_first: bool,
 }
@@ -91,6 +98,8 @@ impl LogRing {
             open_count: 0,
             unsettled: Unsettled::default(),
             last: None,
+            may_carry: false,
+            before: None,
             reserved: AtomicU64::new(0),
         }
     }
@@ -98,7 +107,8 @@ impl LogRing {
     /// Returns the longest batch of a ring, in blocks.
     pub fn max_batch_blocks(ring_blocks: u64) -> u64 {
         let for_reservations = 1;
-        Self::batch_limit(ring_blocks) + for_reservations
+        let with_what_it_carries = 2;
+        with_what_it_carries * (Self::batch_limit(ring_blocks) + for_reservations)
     }
 
     fn batch_limit(ring_blocks: u64) -> u64 {
@@ -189,17 +199,32 @@ impl LogRing {
         if self.open_count == 0 {
             return None;
         }
+        let own = BatchCopy {
+            record_count: std::mem::take(&mut self.open_count),
+            records: Arc::new(std::mem::take(&mut self.open)),
+        };
+        let before = self.before.replace((self.next_batch, own.clone()));
+        let carried = before
+            .map(|(_, before)| before)
+            .filter(|before| self.can_carry(&own, before));
         let sealed = SealedBatch {
             batch: self.next_batch,
             block: self.next_block,
-            records: std::mem::take(&mut self.open),
-            record_count: std::mem::take(&mut self.open_count),
+            own,
+            carried,
             flush_first: self.unsettled.seal(self.next_batch),
         };
         self.next_batch += 1;
-        self.next_block += BatchHeader::blocks_for(sealed.records.len());
+        self.next_block += BatchHeader::blocks_for(sealed.held_bytes());
         debug_assert!(self.used_blocks() <= self.blocks, "G2");
         Some(sealed)
+    }
+
+    /// Tells whether a batch can carry a copy (G3).
+    fn can_carry(&self, own: &BatchCopy, before: &BatchCopy) -> bool {
+        let held_bytes = own.records.len() + before.carried_bytes();
+        let needed = BatchHeader::blocks_for(held_bytes) + self.reserved.load(Ordering::Relaxed);
+        self.may_carry && self.used_blocks() + needed <= self.blocks
     }
 
     /// Notes a batch found in recovery.
@@ -209,16 +234,26 @@ impl LogRing {
         self.next_block += blocks;
     }
 
+    /// Has the next batch carry the last one that was found in recovery (G3).
+    pub fn carry_last_replayed(&mut self, copy: BatchCopy) {
+        self.before = Some((self.durable_batch, copy));
+    }
+
     /// Moves the head: a durable checkpoint covers everything before it.
     pub fn advance_head(&mut self, batch: u64, block: u64) {
         self.unsettled.settle_upto(batch - 1);
         self.last = self.last.take().filter(|last| last.batch >= batch);
+        self.before = self.before.take().filter(|(before, _)| *before >= batch);
         self.head_batch = batch;
         self.head_block = block;
     }
 }
 
 impl SealedBatch {
+    fn held_bytes(&self) -> usize {
+        self.own.records.len() + self.carried.as_ref().map_or(0, BatchCopy::carried_bytes)
+    }
+
     /// Returns the blocks to write.
     pub fn frame(&self, uuid: Uuid) -> Vec<u8> {
         self.frame_with(uuid, if self.flush_first { 0 } else { FLAG_VERIFY })
@@ -233,14 +268,23 @@ impl SealedBatch {
 
     fn frame_with(&self, uuid: Uuid, flags: u32) -> Vec<u8> {
         let settled_upto = self.batch - 1;
+        let mut held = Vec::with_capacity(self.held_bytes());
+        held.extend_from_slice(&self.own.records);
+        let carries = match &self.carried {
+            Some(copy) => {
+                copy.append_to(&mut held);
+                FLAG_CARRIES
+            }
+            None => 0,
+        };
         let frame = BatchHeader::frame(
             uuid,
             self.batch,
             self.block,
             settled_upto,
-            self.record_count,
-            &self.records,
-            flags,
+            self.own.record_count,
+            &held,
+            flags | carries,
         );
         debug_assert_eq!(frame.len() % BLOCK_BYTES, 0);
         frame
@@ -250,6 +294,7 @@ impl SealedBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::BATCH_HEADER_BYTES;
     use crate::version::NodeId;
 
     #[test]
@@ -281,9 +326,32 @@ mod tests {
     }
 
     #[test]
+    fn g3_a_batch_carries_the_one_before_where_recovery_would_read_it() {
+        let mut log = LogRing::new(64, 1, 0);
+        let seal = |log: &mut LogRing, node| {
+            log.append(&Record::Delete { node: NodeId(node) });
+            log.seal().unwrap()
+        };
+        let carried = |sealed: SealedBatch| sealed.carried.map(|copy| copy.records[1]);
+        assert_eq!(carried(seal(&mut log, 1)), None, "the superblock does not say so");
+        log.may_carry = true;
+        assert_eq!(carried(seal(&mut log, 2)), Some(1));
+        let third = seal(&mut log, 3);
+        let (batch, block) = (third.batch, third.block);
+        let held = third.frame(Uuid::nil())[BATCH_HEADER_BYTES..][..third.held_bytes()].to_vec();
+        let (own, before) = BatchCopy::split_off(&held).unwrap();
+        assert_eq!((own[1], before.records[1]), (3, 2), "only the one before");
+        log.advance_head(batch, block);
+        assert_eq!(carried(seal(&mut log, 4)), Some(3), "the third is still read");
+        log.advance_head(log.next_batch, log.next_block);
+        assert_eq!(carried(seal(&mut log, 5)), None, "a checkpoint covers the fourth");
+    }
+
+    #[test]
     fn g2_reserved_records_fit_however_full_the_ring_gets() {
         let record = Record::Delete { node: NodeId(1) };
         let mut log = LogRing::new(16, 1, 0);
+        log.may_carry = true;
         let reserved = (0..).take_while(|_| log.try_reserve()).count();
         assert_eq!(reserved, 4, "a quarter of the ring");
         loop {

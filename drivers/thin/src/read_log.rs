@@ -2,10 +2,15 @@
 //!
 //! Format: docs/formats/pool.md, "Redo log", "One flush", "Recovery".
 
+use std::sync::Arc;
+
 use quarry_contract::IoBuffer;
 use uuid::Uuid;
 
-use crate::format::{BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, FLAG_VERIFY, Geometry, SuperblockFields};
+use crate::format::{
+    BATCH_HEADER_BYTES, BLOCK_BYTES, BatchCopy, BatchHeader, FLAG_CARRIES, FLAG_VERIFY, Geometry,
+    SuperblockFields,
+};
 use crate::log::LogRing;
 use crate::record::Record;
 use crate::round::write_log;
@@ -17,7 +22,11 @@ pub(crate) struct LoggedBatch {
     block: u64,
     pub record_count: u32,
     flags: u32,
+    /// Of its own records, and with what it carries.
     record_bytes: usize,
+    held_bytes: usize,
+    /// Whether it is damaged and this is made of what the next one carries.
+    is_restored: bool,
     frame: Vec<u8>,
 }
 
@@ -27,7 +36,81 @@ impl LoggedBatch {
     }
 
     pub fn records(&self) -> &[u8] {
-        &self.frame[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + self.record_bytes]
+        &self.held()[..self.record_bytes]
+    }
+
+    /// Its records, and what it carries behind them.
+    fn held(&self) -> &[u8] {
+        &self.frame[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + self.held_bytes]
+    }
+
+    /// Returns what the next batch carries of it.
+    pub fn copy(&self) -> BatchCopy {
+        BatchCopy {
+            record_count: self.record_count,
+            records: Arc::new(self.records().to_vec()),
+        }
+    }
+
+    /// Takes a frame apart whose header has been read; `None` when it is not whole.
+    fn of(header: &BatchHeader, frame: Vec<u8>, is_restored: bool) -> Option<Self> {
+        let held_bytes = header.record_bytes.get() as usize;
+        let held = &frame[BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + held_bytes];
+        if !header.matches(held) {
+            return None;
+        }
+        let flags = header.flags.get();
+        let record_bytes = match flags & FLAG_CARRIES {
+            0 => held_bytes,
+            _ => BatchCopy::split_off(held)?.0.len(),
+        };
+        Some(Self {
+            number: header.batch.get(),
+            block: header.block.get(),
+            record_count: header.record_count.get(),
+            flags,
+            record_bytes,
+            held_bytes,
+            is_restored,
+            frame,
+        })
+    }
+
+    /// Makes the batch before again, of so many blocks, from what this one carries. It was durable with its data, or this one would not
+    /// have been written (C2). What is left of its length it fills up as if it carried an empty batch.
+    fn restore_before(&self, uuid: Uuid, blocks: u64) -> Option<Self> {
+        if self.flags & FLAG_CARRIES == 0 {
+            return None;
+        }
+        let (_, before) = BatchCopy::split_off(self.held())?;
+        if before.record_count == 0 {
+            return None;
+        }
+        let room = (blocks as usize * BLOCK_BYTES).checked_sub(BATCH_HEADER_BYTES)?;
+        let mut held = before.records.to_vec();
+        let mut flags = 0;
+        if let Some(filler) = room.checked_sub(before.carried_bytes()) {
+            let nothing = BatchCopy {
+                record_count: 0,
+                records: Arc::new(vec![0; filler]),
+            };
+            nothing.append_to(&mut held);
+            flags = FLAG_CARRIES;
+        }
+        let (number, block) = (self.number - 1, self.block - blocks);
+        let settled_upto = number.saturating_sub(1);
+        let frame = BatchHeader::frame(
+            uuid,
+            number,
+            block,
+            settled_upto,
+            before.record_count,
+            &held,
+            flags,
+        );
+        let header = BatchHeader::read(uuid, &frame)?;
+        let is_whole = frame.len() == blocks as usize * BLOCK_BYTES;
+        Self::of(&header, frame, true).filter(|_| is_whole)
     }
 }
 
@@ -93,16 +176,59 @@ impl<'a> LogReader<'a> {
         for next in block..block + blocks {
             frame.extend_from_slice(self.block(next)?);
         }
-        let batch = LoggedBatch {
-            number,
-            block,
-            record_count: header.record_count.get(),
-            flags: header.flags.get(),
-            record_bytes,
-            frame,
-        };
-        Ok(header.matches(batch.records()).then_some(batch))
+        Ok(LoggedBatch::of(&header, frame, false))
     }
+
+    /// Returns the first whole batch behind batch `number`, which is not at `block` as a whole. One as long as can be has the next
+    /// right behind it.
+    fn later_than(&mut self, number: u64, block: u64) -> Result<Option<LoggedBatch>, PoolError> {
+        let last_place = block + LogRing::max_batch_blocks(self.geometry.log_blocks);
+        for later in block..self.end.min(last_place + 1) {
+            let Some(header) = self.header(later)? else {
+                continue;
+            };
+            if header.block.get() != later || header.batch.get() <= number {
+                continue;
+            }
+            if let Some(batch) = self.batch(header.batch.get(), later)? {
+                return Ok(Some(batch));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads batch `number` at `block`, or makes it again from what the next one carries (G3).
+    fn batch_or_copy(&mut self, number: u64, block: u64) -> Result<Found, PoolError> {
+        if block >= self.end {
+            return Ok(Found::End);
+        }
+        if let Some(batch) = self.batch(number, block)? {
+            return Ok(Found::Batch(batch));
+        }
+        let Some(later) = self.later_than(number, block)? else {
+            return Ok(Found::End);
+        };
+        let restored = match later.number == number + 1 {
+            true => later.restore_before(self.uuid, later.block - block),
+            false => None,
+        };
+        Ok(match restored {
+            Some(batch) => Found::Batch(batch),
+            None => Found::Damage { later: later.number },
+        })
+    }
+}
+
+/// What stands in the log where a batch is to begin.
+enum Found {
+    Batch(LoggedBatch),
+    /// No batch that is whole, and none behind it.
+    End,
+    /// No batch that is whole, but this one behind it: a batch is written only when the one before it is durable (C2), so this is damage and
+    /// not a tear.
+    Damage {
+        later: u64,
+    },
 }
 
 /// Reads the log from its head to the first batch that is not valid, or whose claims are not true.
@@ -111,30 +237,20 @@ pub(crate) fn read_log(device: &dyn PoolDevice, superblock: &SuperblockFields) -
     let mut reader = LogReader::new(device, superblock.uuid, geometry, superblock.log_block);
     let (mut number, mut block) = (superblock.log_batch, superblock.log_block);
     let mut batches = Vec::new();
-    while block < reader.end {
-        let Some(batch) = reader.batch(number, block)? else {
-            break;
-        };
-        block += batch.blocks();
-        number += 1;
-        batches.push(batch);
-    }
-    // A batch is written only when the one before it is durable (C2): a valid later one means damage, not a tear.
-    // One as long as can be has the next right behind it.
-    let last_place = block + LogRing::max_batch_blocks(geometry.log_blocks);
-    for later in block..reader.end.min(last_place + 1) {
-        let Some(header) = reader.header(later)? else {
-            continue;
-        };
-        let is_later = header.block.get() == later && header.batch.get() > number;
-        if is_later && reader.batch(header.batch.get(), later)?.is_some() {
-            return Err(PoolError::damaged(
-                "redo log",
-                format!(
-                    "batch {number} at block {block} is not valid, but batch {} after it is",
-                    header.batch
-                ),
-            ));
+    loop {
+        match reader.batch_or_copy(number, block)? {
+            Found::Batch(batch) => {
+                block += batch.blocks();
+                number += 1;
+                batches.push(batch);
+            }
+            Found::End => break,
+            Found::Damage { later } => {
+                return Err(PoolError::damaged(
+                    "redo log",
+                    format!("batch {number} at block {block} is not valid, but batch {later} after it is"),
+                ));
+            }
         }
     }
     let dropped = match block < reader.end && BatchHeader::resembles(reader.block(block)?, number, block) {
@@ -178,29 +294,49 @@ pub(crate) struct LogPart {
 }
 
 impl LogPart {
-    /// Reads it and returns the first batch that is not valid, with the block where it should begin.
+    /// Reads it and returns what is wrong with it.
     ///
     /// # Errors
     /// `Device`.
-    pub fn first_damaged(
+    pub fn damage(
         &self,
         device: &dyn PoolDevice,
         uuid: Uuid,
         geometry: Geometry,
-    ) -> Result<Option<(u64, u64)>, PoolError> {
+    ) -> Result<LogDamage, PoolError> {
         let mut reader = LogReader::new(device, uuid, geometry, self.block);
         let mut block = self.block;
+        let mut damage = LogDamage::default();
         for number in self.batch..=self.upto {
-            let batch = match block < reader.end {
-                true => reader.batch(number, block)?,
-                false => None,
-            };
-            match batch {
-                Some(batch) => block += batch.blocks(),
-                None => return Ok(Some((number, block))),
+            match reader.batch_or_copy(number, block)? {
+                Found::Batch(batch) => {
+                    if batch.is_restored {
+                        damage.restored.push((number, block));
+                    }
+                    block += batch.blocks();
+                }
+                Found::End | Found::Damage { .. } => {
+                    damage.lost = Some((number, block));
+                    break;
+                }
             }
         }
-        Ok(None)
+        Ok(damage)
+    }
+}
+
+/// Batches that are not valid: their numbers, and the blocks where they begin.
+#[derive(Debug, Default)]
+pub(crate) struct LogDamage {
+    /// Those of which the next one has a copy.
+    pub restored: Vec<(u64, u64)>,
+    /// The first one without.
+    pub lost: Option<(u64, u64)>,
+}
+
+impl LogDamage {
+    pub fn is_none(&self) -> bool {
+        self.restored.is_empty() && self.lost.is_none()
     }
 }
 
@@ -238,10 +374,28 @@ impl ReadLog {
         Ok(())
     }
 
-    /// Makes the log durable as it counts (O1). Every batch but the last was seen durable before the next one was
+    /// Returns the numbers of the batches that are damaged, and were read from the next one (G3).
+    pub fn restored(&self) -> impl Iterator<Item = u64> {
+        let restored = self.batches.iter().filter(|batch| batch.is_restored);
+        restored.map(|batch| batch.number)
+    }
+
+    /// Makes the log durable as it counts (O1). What was read from the copy in the next batch is written in its own place first, since
+    /// that next one may not count. Every batch but the last was seen durable before the next one was
     /// written; the last one and the data that it claims are written again. What stands where the next batch goes must
     /// never count: it is overwritten. Only then is the last batch settled.
     pub fn make_durable(&self, device: &dyn PoolDevice) -> Result<(), PoolError> {
+        let flush = || {
+            device
+                .flush()
+                .map_err(PoolError::device("flushing before the log is applied"))
+        };
+        for batch in self.batches.iter().filter(|batch| batch.is_restored) {
+            write_log(device, &self.geometry, batch.block, &batch.frame)?;
+        }
+        if self.restored().next().is_some() {
+            flush()?;
+        }
         for (offset, bytes) in &self.claimed {
             device
                 .write_at(*offset, bytes)
@@ -253,11 +407,6 @@ impl ReadLog {
         if self.next_block < self.end {
             write_log(device, &self.geometry, self.next_block, &[0; BLOCK_BYTES])?;
         }
-        let flush = || {
-            device
-                .flush()
-                .map_err(PoolError::device("flushing before the log is applied"))
-        };
         flush()?;
         if let Some(last) = self.batches.last().filter(|last| last.needs_verifying()) {
             write_log(device, &self.geometry, last.block, &last.settled_block(self.uuid))?;
@@ -318,8 +467,8 @@ impl LoggedBatch {
             block,
             batch - 1,
             self.record_count,
-            self.records(),
-            0,
+            self.held(),
+            self.flags & !FLAG_VERIFY,
         );
         frame.truncate(BLOCK_BYTES);
         frame
@@ -328,8 +477,6 @@ impl LoggedBatch {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::recovery::choose_superblock;
     use crate::sim::SimDevice;

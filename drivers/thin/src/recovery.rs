@@ -118,6 +118,13 @@ impl Pool {
         let mut state = load_checkpoint(&*device, &superblock, options.bitmap)?;
         let result = put_right(&*device, &mut state)?;
         let log = read_log(&*device, &superblock)?;
+        for batch in log.restored() {
+            tracing::warn!(
+                pool = %options.name,
+                batch,
+                "a batch of the log is damaged, and was read from the copy in the next one; the medium has lost what was written"
+            );
+        }
         if let Some(Dropped { batch, because }) = log.dropped {
             tracing::warn!(
                 pool = %options.name,
@@ -132,6 +139,9 @@ impl Pool {
         let batches = log.batches;
         for batch in &batches {
             replay(&*device, &mut state, batch)?;
+        }
+        if let Some(last) = batches.last() {
+            state.log.carry_last_replayed(last.copy());
         }
         tracing::info!(
             pool = %options.name,
@@ -384,6 +394,7 @@ fn load_checkpoint(
         state.pages.load(chunk, page_chunk);
     }
     state.log.unsettled.allowed = superblock.allows_claims();
+    state.log.may_carry = superblock.allows_carried_batches();
     state.allows_partials = superblock.allows_partials();
     state.incompat = superblock.incompat;
     if state.allows_partials {

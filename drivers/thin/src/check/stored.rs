@@ -183,24 +183,31 @@ impl Check<'_> {
     /// The log from its head to the last batch that was durable when the check began. No checkpoint takes any of it away
     /// meanwhile; but the last one may just be settled (U2), so what is found is looked at again when nobody writes it.
     fn log(&mut self, picture: &Picture) {
-        let damaged = || {
+        let damage = || {
             let part = picture.log;
-            let found = part.first_damaged(&*self.pool.device, self.pool.uuid, picture.geometry);
-            match found {
-                Ok(None) => None,
-                Ok(Some((batch, block))) => {
-                    Some(format!("redo log: batch {batch} at block {block} is damaged"))
-                }
-                Err(error) => Some(format!("redo log: {error}")),
+            part.damage(&*self.pool.device, self.pool.uuid, picture.geometry)
+        };
+        let mut found = damage();
+        if !matches!(&found, Ok(damage) if damage.is_none()) {
+            let _nobody_writes_it = self.pool.turns.wait();
+            found = damage();
+        }
+        let found = match found {
+            Ok(damage) => damage,
+            Err(error) => {
+                self.stale.push(format!("redo log: {error}"), IsRepairable::No);
+                return;
             }
         };
-        let found = damaged().and_then(|_| {
-            let _nobody_writes_it = self.pool.turns.wait();
-            damaged()
-        });
-        if let Some(problem) = found {
+        for (batch, block) in found.restored {
+            let sentence =
+                format!("redo log: batch {batch} at block {block} is damaged; the next one has a copy");
+            self.stale.push(sentence, IsRepairable::Yes);
+        }
+        if let Some((batch, block)) = found.lost {
             let means = "after a crash the pool would not open, or what was acknowledged would be missing";
-            self.stale.push(format!("{problem}; {means}"), IsRepairable::No);
+            let sentence = format!("redo log: batch {batch} at block {block} is damaged; {means}");
+            self.stale.push(sentence, IsRepairable::No);
         }
     }
 

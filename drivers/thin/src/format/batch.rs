@@ -1,5 +1,7 @@
 //! The frame of a log batch.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -9,6 +11,8 @@ use crate::format::BLOCK_BYTES;
 const MAGIC: [u8; 8] = *b"QRYBATCH";
 /// The data that the records name was not flushed before the batch was written.
 pub(crate) const FLAG_VERIFY: u32 = 1;
+/// Behind the records stands a copy of those of the batch before ([`BatchCopy`]).
+pub(crate) const FLAG_CARRIES: u32 = 2;
 /// What precedes the records, in bytes.
 pub(crate) const BATCH_HEADER_BYTES: usize = size_of::<BatchHeader>();
 
@@ -25,6 +29,47 @@ pub(crate) struct BatchHeader {
     pub record_count: U32,
     crc32c: U32,
     pub flags: U32,
+}
+
+/// The records of a batch, as the next one has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BatchCopy {
+    /// 0 for none.
+    pub record_count: u32,
+    pub records: Arc<Vec<u8>>,
+}
+
+impl BatchCopy {
+    /// What stands behind the copied records: their length and their number.
+    const TRAILER_BYTES: usize = 8;
+
+    /// Returns how many bytes it takes in the batch that carries it.
+    pub fn carried_bytes(&self) -> usize {
+        self.records.len() + Self::TRAILER_BYTES
+    }
+
+    /// Appends it to the records of a batch, which then has [`FLAG_CARRIES`].
+    pub fn append_to(&self, records: &mut Vec<u8>) {
+        records.extend_from_slice(&self.records);
+        records.extend_from_slice(&(self.records.len() as u32).to_le_bytes());
+        records.extend_from_slice(&self.record_count.to_le_bytes());
+    }
+
+    /// Splits what a batch with [`FLAG_CARRIES`] holds into its own records and the copy; `None` when it is not like that.
+    pub fn split_off(held: &[u8]) -> Option<(&[u8], Self)> {
+        let (rest, trailer) = held.split_last_chunk::<{ Self::TRAILER_BYTES }>()?;
+        let [length, record_count] = [0, 4]
+            .map(|at| u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]]));
+        let (own, records) = rest.split_at_checked(rest.len().checked_sub(length as usize)?)?;
+        let records = Arc::new(records.to_vec());
+        Some((
+            own,
+            Self {
+                record_count,
+                records,
+            },
+        ))
+    }
 }
 
 impl BatchHeader {
@@ -95,6 +140,20 @@ impl BatchHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_comes_out_as_it_was_put_in_and_nonsense_is_none() {
+        let copy = BatchCopy {
+            record_count: 3,
+            records: Arc::new(vec![5; 70]),
+        };
+        let mut held = vec![1; 40];
+        copy.append_to(&mut held);
+        assert_eq!(BatchCopy::split_off(&held), Some((&[1; 40][..], copy)));
+        assert_eq!(BatchCopy::split_off(&held[..7]), None, "no trailer");
+        let too_long = [&[0; 9][..], &10u32.to_le_bytes(), &[0; 4]].concat();
+        assert_eq!(BatchCopy::split_off(&too_long), None, "longer than all there is");
+    }
 
     #[test]
     fn batch_frame_is_whole_blocks_and_finds_damage_anywhere() {

@@ -11,7 +11,7 @@ mod superblock;
 mod table;
 mod table_page;
 
-pub(crate) use batch::{BATCH_HEADER_BYTES, BatchHeader, FLAG_VERIFY};
+pub(crate) use batch::{BATCH_HEADER_BYTES, BatchCopy, BatchHeader, FLAG_CARRIES, FLAG_VERIFY};
 pub(crate) use geometry::{BITS_PER_BLOCK, Geometry, SUPERBLOCK_COPIES};
 pub(crate) use map_page::{
     INNER_ENTRIES, LEAF_ENTRIES, LeafEntry, MAX_DEPTH, PagePointer, decode_inner, decode_leaf, encode_inner,

@@ -33,9 +33,14 @@ pub(crate) const INCOMPAT_PARTIAL_LENDERS: u64 = 128;
 /// What lends to a partial chunk of a checksummed version may be partial itself: the log has a record for that. Comes with
 /// [`INCOMPAT_CHECKSUMS`].
 pub(crate) const INCOMPAT_CHECKSUMMED_LENDERS: u64 = 256;
+/// A batch of the log may carry a copy of the one before.
+pub(crate) const INCOMPAT_CARRIED_BATCHES: u64 = 512;
 /// What every checkpoint sets.
-pub(crate) const BASE_INCOMPAT: u64 =
-    INCOMPAT_PARTIAL_CHUNKS | INCOMPAT_CLAIMS | INCOMPAT_RESERVED_VOLUMES | INCOMPAT_PARTIAL_LENDERS;
+pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS
+    | INCOMPAT_CLAIMS
+    | INCOMPAT_RESERVED_VOLUMES
+    | INCOMPAT_PARTIAL_LENDERS
+    | INCOMPAT_CARRIED_BATCHES;
 const KNOWN_INCOMPAT: u64 = BASE_INCOMPAT
     | INCOMPAT_ENCRYPTION
     | INCOMPAT_SEGMENTS
@@ -256,6 +261,11 @@ impl SuperblockFields {
     /// Tells whether batches may claim what their data is.
     pub fn allows_claims(&self) -> bool {
         self.incompat & INCOMPAT_CLAIMS != 0
+    }
+
+    /// Tells whether batches may carry a copy of the one before.
+    pub fn allows_carried_batches(&self) -> bool {
+        self.incompat & INCOMPAT_CARRIED_BATCHES != 0
     }
 
     /// Tells whether volumes may be encrypted.

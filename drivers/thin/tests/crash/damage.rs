@@ -153,66 +153,6 @@ fn lost_metadata_blocks_never_give_wrong_data() {
     assert!(noticed.get() > 0, "nothing was noticed");
 }
 
-/// Where the log begins, and how a batch begins (docs/formats/pool.md).
-const LOG_START: u64 = 8192;
-const BATCH_MAGIC: &[u8] = b"QRYBATCH";
-
-/// Returns number and offset of every block in the log that begins a batch, ordered.
-fn batches(device: &SimDevice, log_bytes: u64) -> Vec<(u64, u64)> {
-    let mut batches: Vec<(u64, u64)> = (0..log_bytes / 4096)
-        .map(|block| LOG_START + block * 4096)
-        .filter_map(|offset| {
-            let block = device.peek(offset, 64);
-            let number = u64::from_le_bytes(block[24..32].try_into().expect("eight bytes"));
-            block.starts_with(BATCH_MAGIC).then_some((number, offset))
-        })
-        .collect();
-    batches.sort_unstable();
-    batches
-}
-
-#[test]
-fn a_damaged_batch_in_the_middle_of_the_log_is_named_and_not_replayed_over() {
-    let suite = "a_damaged_batch_in_the_middle_of_the_log_is_named_and_not_replayed_over";
-    for_each_seed(suite, 20, |seed| {
-        let mut world = closed_pool(seed)?;
-        world.try_open().map_err(|error| Violation(error.to_string()))?;
-        let log_bytes = world.setup().log_bytes;
-        let last_old = batches(world.device(), log_bytes).last().map_or(0, |one| one.0);
-        let volume = 1_000_000;
-        for count in 0..5 {
-            world.carry_out(Action::Create {
-                volume: volume + count,
-                size_bytes: 1 << 20,
-            })?;
-        }
-        world.abandon();
-        let device = world.device().power_cycle();
-        let fresh: Vec<u64> = batches(&device, log_bytes)
-            .into_iter()
-            .filter(|one| one.0 > last_old)
-            .map(|one| one.1)
-            .collect();
-        if fresh.len() < 5 {
-            return Err(Violation(format!("{} batches for five creations", fresh.len())));
-        }
-        let mut random = SplitMix::new(seed);
-        for offset in &fresh[..fresh.len() - 1] {
-            let damaged = device.fork(seed);
-            damaged.flip_bit(offset + random.below(90), random.below(8) as u8);
-            match world.branch(damaged).try_open() {
-                Err(PoolError::Damaged { structure, .. }) if structure.contains("log") => {}
-                other => {
-                    return Err(Violation(format!(
-                        "a flipped bit in the batch at {offset} opened with {other:?}"
-                    )));
-                }
-            }
-        }
-        Ok(())
-    });
-}
-
 fn small() -> FormatOptions {
     FormatOptions {
         log_bytes: 64 << 10,

@@ -325,8 +325,8 @@ fn a_pool_with_nothing_to_write_writes_what_is_damaged() {
 #[test]
 fn a_pool_that_has_stopped_says_what_is_damaged_and_writes_nothing() {
     let live = Live::new();
-    let batch = Layout::of(&live).log[1];
-    live.flip(batch + 70);
+    let two_batches = Layout::of(&live).log[..2].to_vec();
+    two_batches.iter().for_each(|batch| live.flip(batch + 70));
     live.flip(1 << 52);
     drop(live.pool);
     let media = live.media;
@@ -337,9 +337,13 @@ fn a_pool_that_has_stopped_says_what_is_damaged_and_writes_nothing() {
     let set = DeviceSet::with(media[0].clone(), vec![media[1].clone() as _]);
     let refused = Pool::open_set(Arc::clone(&set), read_only.clone()).map(drop);
     assert!(refused.is_err_and(|error| error.to_string().contains("log")));
-    media[0].flip_bit(batch + 70, 3);
+    two_batches
+        .iter()
+        .for_each(|batch| media[0].flip_bit(batch + 70, 3));
     let pool = Pool::open_set(set, read_only).expect("the log is whole again");
-    media[0].flip_bit(batch + 70, 3);
+    two_batches
+        .iter()
+        .for_each(|batch| media[0].flip_bit(batch + 70, 3));
     let before = media.each_ref().map(|medium| medium.counts().changes());
     let report = pool.check().expect("a check");
     assert_eq!(report.problems.len(), 2, "{:?}", report.problems);
@@ -347,7 +351,7 @@ fn a_pool_that_has_stopped_says_what_is_damaged_and_writes_nothing() {
     assert_eq!(
         report.beyond_repair,
         report.problems[..1],
-        "a log is beyond repair"
+        "two batches of the log are beyond repair"
     );
     assert_eq!(media.each_ref().map(|medium| medium.counts().changes()), before);
 }

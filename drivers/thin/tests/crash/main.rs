@@ -7,6 +7,7 @@
 mod concurrency;
 mod controls;
 mod damage;
+mod damaged_log;
 mod every_allocation;
 mod every_step;
 mod faults;
