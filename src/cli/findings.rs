@@ -31,10 +31,12 @@ impl Findings {
     pub fn of_check(&self, what: &str) -> Answer {
         let sentence = match (self.found.len(), self.remaining.len()) {
             (0, _) => format!("{what} is sound"),
+            (1, 0) => format!("{what}: 1 problem; quarry pool repair puts it right"),
             (found, 0) => format!("{what}: {found} problems; quarry pool repair puts them right"),
             (found, remaining) => {
                 format!(
-                    "{what}: {found} problems, {remaining} of which only a backup puts right{}",
+                    "{what}: {}, {remaining} of which only a backup puts right{}",
+                    problems(found),
                     self.advice()
                 )
             }
@@ -46,10 +48,12 @@ impl Findings {
     pub fn of_repair(&self, what: &str) -> Answer {
         let sentence = match (self.found.len(), self.remaining.len()) {
             (0, _) => format!("{what} is sound, nothing was changed"),
+            (1, 0) => format!("{what} is sound again: 1 problem was put right"),
             (found, 0) => format!("{what} is sound again: {found} problems were put right"),
             (_, remaining) => {
                 format!(
-                    "{what}: {remaining} problems are left, which only a backup puts right{}",
+                    "{what}: {} left, which only a backup puts right{}",
+                    problems(remaining),
                     self.advice()
                 )
             }
@@ -87,6 +91,13 @@ impl Findings {
     }
 }
 
+fn problems(count: usize) -> String {
+    match count {
+        1 => "1 problem".to_owned(),
+        _ => format!("{count} problems"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +121,18 @@ mod tests {
             assert_eq!(answer.exit(), Some(Exit::Damaged));
             assert!(answer.render(Format::Table).starts_with("- one\n! two\npool a: "));
         }
+        let check = damaged.of_check("pool a");
+        assert!(
+            check
+                .render(Format::Table)
+                .contains("2 problems, 1 of which only a backup")
+        );
+        let repair = damaged.of_repair("pool a");
+        assert!(
+            repair
+                .render(Format::Table)
+                .contains("1 problem left, which only a backup")
+        );
         let repaired = Findings {
             found: vec!["one".into()],
             remaining: vec![],
@@ -122,6 +145,15 @@ mod tests {
                 .render(Format::Table)
                 .contains("\n= its map\n")
         );
-        assert_eq!(repaired.of_check("pool a").exit(), Some(Exit::Damaged));
+        let repair = repaired.of_repair("pool a");
+        let text = repair.render(Format::Table);
+        assert!(text.ends_with("pool a is sound again: 1 problem was put right"));
+        let check = repaired.of_check("pool a");
+        assert_eq!(check.exit(), Some(Exit::Damaged));
+        assert!(
+            check
+                .render(Format::Table)
+                .ends_with("1 problem; quarry pool repair puts it right")
+        );
     }
 }
