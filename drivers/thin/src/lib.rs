@@ -54,6 +54,7 @@ mod latch;
 mod levels;
 mod locks;
 mod log;
+mod log_reader;
 mod maintainer;
 mod maintenance;
 mod map;
