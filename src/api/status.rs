@@ -7,7 +7,8 @@
 //! | another call holds the object | ABORTED, with a delay | tries again |
 //! | stopped, absent | UNAVAILABLE, with a delay | tries again; an operator looks |
 //!
-//! The public text goes to the caller; the chain of causes goes to the log.
+//! The public text goes to the caller; the chain of causes goes to the log, and to the caller where the operating system or a
+//! medium is why something is absent: it is what an operator has to look at.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -80,7 +81,11 @@ impl From<ResourceError> for Status {
         if let Some(delay) = retry_after(reason) {
             details.set_retry_info(Some(delay));
         }
-        Status::with_error_details(code, error.to_string(), details)
+        let text = match code {
+            Code::Unavailable => Chain(&error).to_string(),
+            _ => error.to_string(),
+        };
+        Status::with_error_details(code, text, details)
     }
 }
 
@@ -249,5 +254,27 @@ impl std::fmt::Display for Chain<'_> {
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_caller_is_told_why_something_is_absent() {
+        let cut_off = DriverError::Unavailable {
+            object: "pool a".into(),
+            problem: "flushing the log".into(),
+            source: Some(io::Error::other("the file has been cut off")),
+        };
+        let status = Status::from(ResourceError::Driver(cut_off));
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(
+            status.message(),
+            "pool a is unavailable: flushing the log: the file has been cut off"
+        );
     }
 }
