@@ -1,11 +1,11 @@
 //! A pool file that is not what it should be: the agent does not start, says what is wrong with which file and
-//! what to do, and leaves the file as it is.
+//! what to do, and leaves the file as it is. One that is cut off while the agent has it open takes no more writes.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::agent_process::AgentProcess;
+use crate::agent_process::{AgentProcess, pool_file};
 use crate::command;
 use crate::initiator::{Attached, attach};
 
@@ -161,4 +161,43 @@ fn a_pool_file_that_is_gone_is_not_replaced_by_an_empty_one() {
     std::fs::rename(&aside, &stopped.pool).unwrap();
     let _agent = AgentProcess::start(&stopped.dir);
     stopped.attached.qemu_io(&["read -P 0x71 0 1M"]).unwrap();
+}
+
+#[test]
+fn a_pool_that_is_cut_off_while_it_is_used_takes_no_writes_says_why_and_goes_on_when_it_is_whole_again() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path().join("agent");
+    let agent = AgentProcess::start_with(&dir, &["--dev-pool-size", &POOL_BYTES.to_string()]);
+    let attached = attach(&agent, command::volume(&agent, "8MiB"));
+    attached.qemu_io(&["write -P 0x71 0 1M", "flush"]).unwrap();
+    let pool = pool_file(&dir);
+    let file = OpenOptions::new().write(true).open(&pool).unwrap();
+    file.set_len(POOL_BYTES / 2).unwrap();
+
+    let complaint = attached.qemu_io(&["write -P 0x72 1M 1M", "flush"]).unwrap_err();
+    assert!(complaint.contains("Input/output error"), "{complaint}");
+    attached.qemu_io(&["read -P 0x71 0 1M"]).unwrap();
+    let refused = command::refused(&agent, "volume create --size 8MiB", 4);
+    let why = format!("{} has been cut off", pool.display());
+    assert!(refused.contains(&why), "{refused}");
+    let node = command::json(&agent, "node show");
+    assert_eq!(node["health"]["state"], "degraded");
+    let problem = node["health"]["problems"][0].as_str().unwrap();
+    assert!(
+        problem.contains("takes no writes") && problem.contains(&why),
+        "{problem}"
+    );
+    assert_eq!(command::json(&agent, "pool list")[0]["state"], "read_only");
+
+    // What was cut off held nothing but copies.
+    file.set_len(POOL_BYTES).unwrap();
+    agent.kill();
+    let agent = AgentProcess::start(&dir);
+    attached.qemu_io(&["read -P 0x71 0 1M"]).unwrap();
+    attached
+        .qemu_io(&["write -P 0x72 1M 1M", "flush", "read -P 0x72 1M 1M"])
+        .unwrap();
+    command::quarry(&agent, "pool check --pool default");
+    let checked = command::quarry(&agent, "pool check --pool default");
+    assert_eq!(checked.code(), 0, "copies are written anew: {}", checked.stdout());
 }
