@@ -59,7 +59,8 @@ impl Pool {
                 state.space.release(durable, false);
             }
             match self.checkpoint() {
-                Ok(()) | Err(PoolError::Full { .. }) => {}
+                Ok(()) => {}
+                Err(error) if error.is_full() => {}
                 Err(error) => return Err(error),
             }
         }

@@ -15,6 +15,7 @@ use std::ops::Range;
 use quarry_contract::{Durability, IoBuffer, IoError};
 
 use crate::commit::stopped_by;
+use crate::device::is_out_of_space;
 use crate::format::{BLOCK, BLOCK_BYTES, LEAF_ENTRIES, LeafEntry};
 use crate::given::Replaced;
 use crate::handle::VersionHandle;
@@ -378,9 +379,9 @@ pub(crate) fn chunk_parts(
 
 /// Turns a failed data I/O into what the initiator is told. A sparse file that its host cannot grow is a full pool.
 pub(crate) fn medium(action: &'static str, at: u64) -> impl FnOnce(std::io::Error) -> IoError {
-    move |error| match error.kind() {
-        std::io::ErrorKind::StorageFull => IoError::NoSpace,
-        _ => IoError::Medium {
+    move |error| match is_out_of_space(&error) {
+        true => IoError::NoSpace,
+        false => IoError::Medium {
             detail: format!("{action} at byte {at} of the pool: {error}"),
         },
     }

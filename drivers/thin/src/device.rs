@@ -35,7 +35,7 @@ pub trait PoolDevice: Send + Sync + 'static {
     /// Writes all of `data` at `offset`, in bytes.
     ///
     /// # Errors
-    /// `StorageFull` when a sparse file cannot grow into its host; what the medium says.
+    /// [`is_out_of_space`] when a sparse file cannot grow into its host; what the medium says.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
     /// Makes a range read zero, keeping or dropping its space.
@@ -43,6 +43,22 @@ pub trait PoolDevice: Send + Sync + 'static {
     /// # Errors
     /// What the medium says.
     fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Tells whether writes may fail for lack of space on what the medium is on ([`is_out_of_space`]) where nothing was written before,
+    /// or was discarded: it is a file with holes.
+    fn may_run_out(&self) -> bool {
+        false
+    }
+
+    /// Takes the space that a range needs, so that writes there do not fail for lack of any until it is discarded. What the range
+    /// reads does not change.
+    ///
+    /// # Errors
+    /// [`is_out_of_space`], after which a part may have its space; `Unsupported` when the medium cannot; what the medium says.
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Ok(())
+    }
 
     /// Tells the medium that a range is not needed. What it reads afterwards is undefined. A hint: a medium
     /// that cannot do it answers `Ok`.
@@ -90,6 +106,14 @@ pub trait PoolDevice: Send + Sync + 'static {
 
     /// Returns the open file for asynchronous direct I/O, or `None` where all I/O has to go through this trait.
     fn direct_file(&self) -> Option<DirectFile<'_>>;
+}
+
+/// Tells whether an error says that what the medium is on, a file system, has no space, or none for the pool's owner.
+pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// How a queue best gets I/O on a file done.

@@ -103,6 +103,15 @@ impl PoolDevice for DeviceSet {
         self.on(address, |device, offset| device.discard(offset, length))
     }
 
+    /// Tells whether any of the devices may.
+    fn may_run_out(&self) -> bool {
+        self.all().iter().any(|(_, device)| device.may_run_out())
+    }
+
+    fn allocate(&self, address: u64, length: u64) -> io::Result<()> {
+        self.on(address, |device, offset| device.allocate(offset, length))
+    }
+
     fn is_hole(&self, address: u64, length: u64) -> bool {
         self.on(address, |device, offset| Ok(device.is_hole(offset, length)))
             .unwrap_or(false)

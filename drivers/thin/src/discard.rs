@@ -110,15 +110,14 @@ impl VersionHandle {
             let count = UNMAP_BATCH.min(leaf_end - first).min(chunks.end - first);
             let latches = self.pool.latches.exclusive(self.node, first, count);
             let mut unmapped = self.unmap_in_leaf(first, count, end, Priority::Discard);
-            if matches!(unmapped, Err(PoolError::Full { .. })) {
+            if unmapped.as_ref().is_err_and(PoolError::is_full) {
                 unmapped = self.unmap_in_leaf(first, count, end, Priority::Reclaim);
             }
             let grown = match unmapped {
                 Ok(Unmapped::All) => false,
                 Ok(Unmapped::RangeHasGrown) => true,
-                Ok(Unmapped::Left) | Err(PoolError::Full { .. }) if without == WithoutSpace::LeaveAsItIs => {
-                    false
-                }
+                Ok(Unmapped::Left) if without == WithoutSpace::LeaveAsItIs => false,
+                Err(error) if error.is_full() && without == WithoutSpace::LeaveAsItIs => false,
                 Ok(Unmapped::Left) => return Err(IoError::NoSpace),
                 Err(error) => return Err(error.into_io_error()),
             };

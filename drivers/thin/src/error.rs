@@ -82,6 +82,15 @@ pub enum PoolError {
         /// What happened.
         reason: String,
     },
+    /// The file system that the pool's file is in has no space.
+    #[error("the file system under the pool has no space: {needed_bytes} bytes needed; make room there")]
+    HostFull {
+        /// What is needed, in bytes.
+        needed_bytes: u64,
+        /// What the file system said.
+        #[source]
+        source: io::Error,
+    },
     /// No free space is left for metadata.
     #[error("the pool has no free space: {needed_bytes} bytes needed, {free_bytes} free")]
     Full {
@@ -96,6 +105,11 @@ impl PoolError {
     pub(crate) fn device(action: impl Into<String>) -> impl FnOnce(io::Error) -> PoolError {
         let action = action.into();
         move |source| PoolError::Device { action, source }
+    }
+
+    /// Tells whether there is no space, in the pool or below it.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, PoolError::Full { .. } | PoolError::HostFull { .. })
     }
 
     pub(crate) fn damaged(structure: impl Into<String>, detail: impl Into<String>) -> PoolError {
@@ -125,6 +139,11 @@ impl PoolError {
                 needed_bytes,
                 free_bytes,
             },
+            PoolError::HostFull { needed_bytes, .. } => DriverError::Full {
+                pool: format!("the file system under {object}"),
+                needed_bytes,
+                free_bytes: 0,
+            },
             PoolError::Device { action, source } => DriverError::Unavailable {
                 object,
                 problem: action,
@@ -146,7 +165,7 @@ impl PoolError {
     pub fn into_io_error(self) -> IoError {
         match self {
             PoolError::Stopped { reason } => IoError::Stopped { reason },
-            PoolError::Full { .. } => IoError::NoSpace,
+            PoolError::Full { .. } | PoolError::HostFull { .. } => IoError::NoSpace,
             PoolError::Device { action, source } => IoError::Medium {
                 detail: format!("{action}: {source}"),
             },

@@ -376,6 +376,18 @@ impl PoolDevice for FileDevice {
         }
     }
 
+    fn may_run_out(&self) -> bool {
+        self.medium == Medium::Regular
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.check_range(offset, length as usize)?;
+        match self.medium {
+            Medium::BlockDevice => Ok(()),
+            Medium::Regular => file::allocate_range(&self.file, offset, length),
+        }
+    }
+
     fn is_hole(&self, offset: u64, length: u64) -> bool {
         self.tells_holes && file::is_hole(&self.file, offset, length).unwrap_or(false)
     }

@@ -25,6 +25,7 @@ use crate::checkpoint::Layout;
 use crate::format::{
     ADDED_DATA_START, AddedDevice, BLOCK, BLOCK_BYTES, Geometry, MAX_ADDED_DEVICES, SuperblockFields,
 };
+use crate::host_space::take_tail_copies;
 use crate::labels::{read_label, write_labels};
 use crate::locks::{lock, read};
 use crate::page_io::read_block;
@@ -171,6 +172,9 @@ impl Pool {
         let before = read(&self.state).layout();
         if before.geometry == layout.geometry && before.devices == layout.devices {
             return Ok(false);
+        }
+        if before.geometry.device_bytes != layout.geometry.device_bytes {
+            take_tail_copies(&**self.device.first(), &layout.geometry)?;
         }
         self.checkpoint_as(&one_checkpoint, Some(layout))?;
         tracing::info!(

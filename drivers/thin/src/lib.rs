@@ -47,6 +47,7 @@ mod garbage;
 mod given;
 mod grow;
 mod handle;
+mod host_space;
 mod inspect;
 mod keys;
 mod labels;

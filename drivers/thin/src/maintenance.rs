@@ -80,6 +80,7 @@ impl Pool {
     pub(crate) fn maintain_and(&self, turns: Turns) -> Result<Maintenance, PoolError> {
         self.check_running()?;
         self.evict_if_over_budget();
+        self.take_lacking_space();
         self.note_level();
         let (mut reclaimed_leaves, mut filled_chunks, mut scrubbed_chunks) = (0, 0, 0);
         let found = self.discard_freed()?

@@ -17,6 +17,7 @@ use crate::chunk_table::ChunkTable;
 use crate::commit::Rounds;
 use crate::format::{Geometry, LEAF_ENTRIES};
 use crate::handle::Openings;
+use crate::host_space::HostSpace;
 use crate::keys::KeyRing;
 use crate::latch::LatchTable;
 use crate::locks::{read, write};
@@ -56,6 +57,7 @@ pub struct Pool {
     pub(crate) waiters: SpaceWaiters,
     /// The level that was last told of, as a number.
     pub(crate) level: AtomicU8,
+    pub(crate) host: HostSpace,
     pub(crate) keys: KeyRing,
     /// Reads that were refused because a block did not have its checksum.
     pub(crate) damaged_reads: AtomicU64,
@@ -92,7 +94,13 @@ pub(crate) enum Obstacle {
 }
 
 impl Pool {
-    pub(crate) fn new(device: Arc<DeviceSet>, options: OpenOptions, uuid: Uuid, state: State) -> Self {
+    pub(crate) fn new(
+        device: Arc<DeviceSet>,
+        options: OpenOptions,
+        uuid: Uuid,
+        state: State,
+        host: HostSpace,
+    ) -> Self {
         Self {
             device,
             options,
@@ -112,6 +120,7 @@ impl Pool {
             openings: Mutex::default(),
             waiters: SpaceWaiters::default(),
             level: AtomicU8::new(SpaceLevel::Normal as u8),
+            host,
             keys: KeyRing::default(),
             damaged_reads: AtomicU64::new(0),
             stopped: OnceLock::new(),

@@ -25,6 +25,7 @@ use crate::format::{
 };
 use crate::garbage::Garbage;
 use crate::grow::{wipe_outgrown_tails, wipe_unborn_tails};
+use crate::host_space::{HostSpace, take_fixed_areas};
 use crate::keys::KeyAreas;
 use crate::labels::{FoundLabel, find_label, heal_labels};
 use crate::log::LogRing;
@@ -49,7 +50,7 @@ impl Pool {
     /// Writes an empty pool onto a device that holds none.
     ///
     /// # Errors
-    /// `InvalidOption` for a bad geometry or a device too small; `AlreadyAPool`; `Device`.
+    /// `InvalidOption` for a bad geometry or a device too small; `AlreadyAPool`; `HostFull`; `Device`.
     pub fn format(device: &dyn PoolDevice, options: &FormatOptions) -> Result<(), PoolError> {
         let size = device
             .size_bytes()
@@ -60,6 +61,7 @@ impl Pool {
                 return Err(PoolError::AlreadyAPool { uuid: found.uuid });
             }
         }
+        take_fixed_areas(device, &geometry)?;
         let mut state = State::empty(geometry);
         state.space.dirty_everything();
         let needed = || PoolError::InvalidOption {
@@ -112,7 +114,9 @@ impl Pool {
         let superblock = choose_superblock(&*device)?;
         check_devices(&device, &superblock)?;
         let writable = options.access == Access::ReadWrite && superblock.unknown_ro_compat() == 0;
+        let mut host = HostSpace::default();
         if writable {
+            host = HostSpace::at_open(&*device, &superblock.geometry);
             heal_superblocks(&*device, &superblock)?;
             heal_labels(&device, &superblock)?;
         }
@@ -151,7 +155,7 @@ impl Pool {
             batches = batches.len(),
             "pool opened"
         );
-        let pool = Pool::new(device, options, superblock.uuid, state);
+        let pool = Pool::new(device, options, superblock.uuid, state, host);
         if superblock.unknown_ro_compat() == 0 && !writable {
             pool.stop_because("it was opened for reading only".to_owned());
         } else if !writable {

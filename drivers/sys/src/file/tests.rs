@@ -40,6 +40,39 @@ fn holes_are_told_from_what_was_written() {
 }
 
 #[test]
+fn an_allocated_range_has_its_space_and_reads_and_counts_as_before() {
+    for directory in ["/tmp", "/dev/shm"] {
+        let file = tempfile::tempfile_in(directory).unwrap();
+        file.set_len(1 << 20).unwrap();
+        file.write_all_at(&[7; 4096], 0).unwrap();
+        match allocate_range(&file, 0, 512 << 10) {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{directory}");
+                continue;
+            }
+        }
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+        assert!(blocks * 512 >= 512 << 10, "{directory}: {blocks} sectors");
+        // On tmpfs only until it is read.
+        assert!(
+            is_hole(&file, 4096, 508 << 10).unwrap(),
+            "{directory}: it was not written"
+        );
+        let mut bytes = vec![1; 512 << 10];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[..4096].iter().all(|byte| *byte == 7), "{directory}");
+        assert!(bytes[4096..].iter().all(|byte| *byte == 0), "{directory}");
+        allocate_range(&file, 1 << 20, 4096).unwrap();
+        assert_eq!(
+            size_bytes(&file).unwrap(),
+            1 << 20,
+            "{directory}: no longer than before"
+        );
+    }
+}
+
+#[test]
 fn directories_and_character_devices_are_no_medium() {
     let null = File::open("/dev/null").unwrap();
     assert_eq!(medium(&null).unwrap_err().kind(), io::ErrorKind::InvalidInput);

@@ -9,6 +9,7 @@ use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token, Waker};
 
 use super::spares::Spares;
+use crate::device::is_out_of_space;
 use crate::format::{MAX_ADDED_DEVICES, split_address};
 use crate::keys::Cipher;
 use crate::{DeviceSet, DirectFile, FlushStep, PoolDevice, Submission};
@@ -423,10 +424,10 @@ fn covers(plan: &Plan, length: usize) -> bool {
 }
 
 fn to_io_error(error: io::Error) -> IoError {
-    match error.kind() {
+    match is_out_of_space(&error) {
         // A sparse file whose host is full: punched under the pool, or never written.
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => IoError::NoSpace,
-        _ => IoError::Medium {
+        true => IoError::NoSpace,
+        false => IoError::Medium {
             detail: error.to_string(),
         },
     }
