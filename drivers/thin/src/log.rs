@@ -9,10 +9,12 @@
 //!   checkpoint can always commit what is open. Records for which room is [reserved](LogRing::try_reserve) fit too, each
 //!   in a batch of its own if need be.
 //! - G3: a batch carries a copy of the one before it, where recovery would read that one and the ring has room for both beside what
-//!   is reserved (G2). So a batch of which the medium loses a block is read from the next one.
+//!   is reserved (G2); and of as many before that as fit into what is left of its last block. So batches of which the medium
+//!   loses blocks are read from the next one.
 //!
 //! Format: docs/formats/pool.md, "Redo log".
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -52,8 +54,8 @@ pub(crate) struct LogRing {
     last: Option<SealedBatch>,
     /// Whether the superblock says that batches may carry copies, so that no older Quarry meets one.
     pub may_carry: bool,
-    /// The number of the batch before the open one, and its records, for that one to carry.
-    before: Option<(u64, BatchCopy)>,
+    /// The numbers of the last batches before the open one, and their records, for that one to carry: the newest last.
+    before: VecDeque<(u64, BatchCopy)>,
     /// Records that are going to be appended. Raised and lowered under the state lock, shared or not.
     reserved: AtomicU64,
 }
@@ -79,7 +81,8 @@ pub(crate) struct SealedBatch {
     /// Its first block.
     pub block: u64,
     own: BatchCopy,
-    carried: Option<BatchCopy>,
+    /// The newest first.
+    carried: Vec<BatchCopy>,
     /// Whether the data that it names has to be flushed before it is written (U1).
     pub flush_first: bool,
 }
@@ -99,7 +102,7 @@ impl LogRing {
             unsettled: Unsettled::default(),
             last: None,
             may_carry: false,
-            before: None,
+            before: VecDeque::new(),
             reserved: AtomicU64::new(0),
         }
     }
@@ -203,10 +206,8 @@ impl LogRing {
             record_count: std::mem::take(&mut self.open_count),
             records: Arc::new(std::mem::take(&mut self.open)),
         };
-        let before = self.before.replace((self.next_batch, own.clone()));
-        let carried = before
-            .map(|(_, before)| before)
-            .filter(|before| self.can_carry(&own, before));
+        let carried = self.choose_carried(&own);
+        self.remember(self.next_batch, own.clone());
         let sealed = SealedBatch {
             batch: self.next_batch,
             block: self.next_block,
@@ -220,11 +221,39 @@ impl LogRing {
         Some(sealed)
     }
 
-    /// Tells whether a batch can carry a copy (G3).
-    fn can_carry(&self, own: &BatchCopy, before: &BatchCopy) -> bool {
-        let held_bytes = own.records.len() + before.carried_bytes();
-        let needed = BatchHeader::blocks_for(held_bytes) + self.reserved.load(Ordering::Relaxed);
-        self.may_carry && self.used_blocks() + needed <= self.blocks
+    /// Returns what a batch with these records is to carry (G3), the newest first.
+    fn choose_carried(&self, own: &BatchCopy) -> Vec<BatchCopy> {
+        let mut bytes = own.records.len();
+        let mut most_blocks = None;
+        let fits = |copy: &&BatchCopy| {
+            bytes += copy.carried_bytes();
+            let blocks = BatchHeader::blocks_for(bytes);
+            match most_blocks {
+                Some(most) => blocks <= most,
+                None => {
+                    most_blocks = Some(blocks);
+                    self.used_blocks() + blocks + self.reserved.load(Ordering::Relaxed) <= self.blocks
+                }
+            }
+        };
+        let newest_first = self.before.iter().rev().map(|(_, copy)| copy);
+        match self.may_carry {
+            true => newest_first.take_while(fits).cloned().collect(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Remembers a batch for later ones to carry, and those before it that may still fit beside it.
+    pub fn remember(&mut self, batch: u64, copy: BatchCopy) {
+        self.before.push_back((batch, copy));
+        let mut older = self.before.iter().rev().skip(1);
+        let mut bytes = 0;
+        let kept = older.by_ref().take_while(|(_, copy)| {
+            bytes += copy.carried_bytes();
+            bytes < BLOCK_BYTES
+        });
+        let forgotten = self.before.len() - 1 - kept.count();
+        self.before.drain(..forgotten);
     }
 
     /// Notes a batch found in recovery.
@@ -234,16 +263,11 @@ impl LogRing {
         self.next_block += blocks;
     }
 
-    /// Has the next batch carry the last one that was found in recovery (G3).
-    pub fn carry_last_replayed(&mut self, copy: BatchCopy) {
-        self.before = Some((self.durable_batch, copy));
-    }
-
     /// Moves the head: a durable checkpoint covers everything before it.
     pub fn advance_head(&mut self, batch: u64, block: u64) {
         self.unsettled.settle_upto(batch - 1);
         self.last = self.last.take().filter(|last| last.batch >= batch);
-        self.before = self.before.take().filter(|(before, _)| *before >= batch);
+        self.before.retain(|(before, _)| *before >= batch);
         self.head_batch = batch;
         self.head_block = block;
     }
@@ -251,7 +275,8 @@ impl LogRing {
 
 impl SealedBatch {
     fn held_bytes(&self) -> usize {
-        self.own.records.len() + self.carried.as_ref().map_or(0, BatchCopy::carried_bytes)
+        let carried = self.carried.iter().map(BatchCopy::carried_bytes);
+        self.own.records.len() + carried.sum::<usize>()
     }
 
     /// Returns the blocks to write.
@@ -270,13 +295,8 @@ impl SealedBatch {
         let settled_upto = self.batch - 1;
         let mut held = Vec::with_capacity(self.held_bytes());
         held.extend_from_slice(&self.own.records);
-        let carries = match &self.carried {
-            Some(copy) => {
-                copy.append_to(&mut held);
-                FLAG_CARRIES
-            }
-            None => 0,
-        };
+        BatchCopy::append_all(&self.carried, &mut held);
+        let carries = if self.carried.is_empty() { 0 } else { FLAG_CARRIES };
         let frame = BatchHeader::frame(
             uuid,
             self.batch,
@@ -326,25 +346,48 @@ mod tests {
     }
 
     #[test]
-    fn g3_a_batch_carries_the_one_before_where_recovery_would_read_it() {
-        let mut log = LogRing::new(64, 1, 0);
+    fn g3_a_batch_carries_those_before_it_that_recovery_would_read_and_that_fit() {
+        let mut log = LogRing::new(1024, 1, 0);
         let seal = |log: &mut LogRing, node| {
             log.append(&Record::Delete { node: NodeId(node) });
             log.seal().unwrap()
         };
-        let carried = |sealed: SealedBatch| sealed.carried.map(|copy| copy.records[1]);
-        assert_eq!(carried(seal(&mut log, 1)), None, "the superblock does not say so");
+        let carried =
+            |sealed: SealedBatch| -> Vec<u8> { sealed.carried.iter().map(|copy| copy.records[1]).collect() };
+        assert_eq!(carried(seal(&mut log, 1)), [], "the superblock does not say so");
         log.may_carry = true;
-        assert_eq!(carried(seal(&mut log, 2)), Some(1));
+        assert_eq!(carried(seal(&mut log, 2)), [1]);
         let third = seal(&mut log, 3);
         let (batch, block) = (third.batch, third.block);
         let held = third.frame(Uuid::nil())[BATCH_HEADER_BYTES..][..third.held_bytes()].to_vec();
         let (own, before) = BatchCopy::split_off(&held).unwrap();
-        assert_eq!((own[1], before.records[1]), (3, 2), "only the one before");
+        assert_eq!((own[1], before[0].records[1], before[1].records[1]), (3, 2, 1));
         log.advance_head(batch, block);
-        assert_eq!(carried(seal(&mut log, 4)), Some(3), "the third is still read");
+        assert_eq!(carried(seal(&mut log, 4)), [3], "the third is still read");
         log.advance_head(log.next_batch, log.next_block);
-        assert_eq!(carried(seal(&mut log, 5)), None, "a checkpoint covers the fourth");
+        assert_eq!(carried(seal(&mut log, 5)), [], "a checkpoint covers the fourth");
+        // The newest even if it takes a block, the others only where they take none.
+        let records = |log: &mut LogRing, count| {
+            (0..count).for_each(|_| log.append(&Record::Delete { node: NodeId(9) }));
+            log.seal().unwrap()
+        };
+        assert_eq!(records(&mut log, 400).carried.len(), 1);
+        let long = records(&mut log, 400);
+        assert_eq!(BatchHeader::blocks_for(long.held_bytes()), 2);
+        assert_eq!(carried(long), [9, 5]);
+        assert_eq!(
+            carried(seal(&mut log, 6)),
+            [9],
+            "the one before that would need another block"
+        );
+        assert_eq!(carried(seal(&mut log, 7)), [6, 9]);
+        let many = (0..300).map(|_| carried(seal(&mut log, 8)).len()).max();
+        assert_eq!(many, Some((BLOCK_BYTES - BATCH_HEADER_BYTES - 9) / (9 + 8)));
+        assert!(
+            log.before.len() <= BLOCK_BYTES / (9 + 8) + 1,
+            "{}",
+            log.before.len()
+        );
     }
 
     #[test]

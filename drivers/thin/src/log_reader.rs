@@ -1,6 +1,6 @@
-//! Reading batches of the log: block by block, and one that is damaged from the copy in the next.
+//! Reading batches of the log: block by block, and one that is damaged from the copy in a later one.
 //!
-//! Format: docs/formats/pool.md, "Redo log", "A batch carries the one before".
+//! Format: docs/formats/pool.md, "Redo log", "A batch carries those before it".
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ pub(crate) struct LoggedBatch {
     /// Of its own records, and with what it carries.
     record_bytes: usize,
     held_bytes: usize,
-    /// Whether it is damaged and this is made of what the next one carries.
+    /// Whether it is damaged and this is made of what a later one carries.
     pub is_restored: bool,
     pub frame: Vec<u8>,
 }
@@ -74,28 +74,31 @@ impl LoggedBatch {
         })
     }
 
-    /// Makes the batch before again, of so many blocks, from what this one carries. It was durable with its data, or this one would not
-    /// have been written (C2). What is left of its length it fills up as if it carried an empty batch.
-    fn restore_before(&self, uuid: Uuid, blocks: u64) -> Option<Self> {
+    /// Makes a batch before again, which begins at a block, from what this one carries. It was durable with its data, or this one would
+    /// not have been written (C2). All up to this one have to be made so, one behind the other; the last is filled up as if it carried an
+    /// empty batch.
+    fn restore(&self, uuid: Uuid, number: u64, block: u64) -> Option<Self> {
         if self.flags & FLAG_CARRIES == 0 {
             return None;
         }
-        let (_, before) = BatchCopy::split_off(self.held())?;
-        if before.record_count == 0 {
-            return None;
-        }
-        let room = (blocks as usize * BLOCK_BYTES).checked_sub(BATCH_HEADER_BYTES)?;
+        let (_, newest_first) = BatchCopy::split_off(self.held())?;
+        let back = usize::try_from(self.number.checked_sub(number + 1)?).ok()?;
+        let before = newest_first.get(back).filter(|copy| copy.record_count > 0)?;
         let mut held = before.records.to_vec();
         let mut flags = 0;
-        if let Some(filler) = room.checked_sub(before.carried_bytes()) {
-            let nothing = BatchCopy {
-                record_count: 0,
-                records: Arc::new(vec![0; filler]),
-            };
-            nothing.append_to(&mut held);
-            flags = FLAG_CARRIES;
+        let mut blocks = BatchHeader::blocks_for(held.len());
+        if back == 0 {
+            blocks = self.block - block;
+            let room = (blocks as usize * BLOCK_BYTES).checked_sub(BATCH_HEADER_BYTES)?;
+            if let Some(filler) = room.checked_sub(before.carried_bytes()) {
+                let nothing = BatchCopy {
+                    record_count: 0,
+                    records: Arc::new(vec![0; filler]),
+                };
+                BatchCopy::append_all(&[nothing], &mut held);
+                flags = FLAG_CARRIES;
+            }
         }
-        let (number, block) = (self.number - 1, self.block - blocks);
         let settled_upto = number.saturating_sub(1);
         let frame = BatchHeader::frame(
             uuid,
@@ -107,8 +110,8 @@ impl LoggedBatch {
             flags,
         );
         let header = BatchHeader::read(uuid, &frame)?;
-        let is_whole = frame.len() == blocks as usize * BLOCK_BYTES;
-        Self::of(&header, frame, true).filter(|_| is_whole)
+        let fits = frame.len() == blocks as usize * BLOCK_BYTES && block + blocks <= self.block;
+        Self::of(&header, frame, true).filter(|_| fits)
     }
 }
 
@@ -195,7 +198,7 @@ impl<'a> LogReader<'a> {
         Ok(None)
     }
 
-    /// Reads batch `number` at `block`, or makes it again from what the next one carries (G3).
+    /// Reads batch `number` at `block`, or makes it again from what the next whole one carries (G3).
     pub fn batch_or_copy(&mut self, number: u64, block: u64) -> Result<Found, PoolError> {
         if block >= self.end {
             return Ok(Found::End);
@@ -206,11 +209,7 @@ impl<'a> LogReader<'a> {
         let Some(later) = self.later_than(number, block)? else {
             return Ok(Found::End);
         };
-        let restored = match later.number == number + 1 {
-            true => later.restore_before(self.uuid, later.block - block),
-            false => None,
-        };
-        Ok(match restored {
+        Ok(match later.restore(self.uuid, number, block) {
             Some(batch) => Found::Batch(batch),
             None => Found::Damage { later: later.number },
         })

@@ -107,7 +107,7 @@ impl LogPart {
 /// Batches that are not valid: their numbers, and the blocks where they begin.
 #[derive(Debug, Default)]
 pub(crate) struct LogDamage {
-    /// Those of which the next one has a copy.
+    /// Those of which a later one has a copy.
     pub restored: Vec<(u64, u64)>,
     /// The first one without.
     pub lost: Option<(u64, u64)>,
@@ -153,14 +153,14 @@ impl ReadLog {
         Ok(())
     }
 
-    /// Returns the numbers of the batches that are damaged, and were read from the next one (G3).
+    /// Returns the numbers of the batches that are damaged, and were read from a later one (G3).
     pub fn restored(&self) -> impl Iterator<Item = u64> {
         let restored = self.batches.iter().filter(|batch| batch.is_restored);
         restored.map(|batch| batch.number)
     }
 
-    /// Makes the log durable as it counts (O1). What was read from the copy in the next batch is written in its own place first, since
-    /// that next one may not count. Every batch but the last was seen durable before the next one was
+    /// Makes the log durable as it counts (O1). What was read from copies in a later batch is written in its own place first, since
+    /// that one may not count; one after the other, since a whole batch behind one that is not has no copy of it. Every batch but the last was seen durable before the next one was
     /// written; the last one and the data that it claims are written again. What stands where the next batch goes must
     /// never count: it is overwritten. Only then is the last batch settled.
     pub fn make_durable(&self, device: &dyn PoolDevice) -> Result<(), PoolError> {
@@ -171,8 +171,6 @@ impl ReadLog {
         };
         for batch in self.batches.iter().filter(|batch| batch.is_restored) {
             write_log(device, &self.geometry, batch.block, &batch.frame)?;
-        }
-        if self.restored().next().is_some() {
             flush()?;
         }
         for (offset, bytes) in &self.claimed {

@@ -127,7 +127,7 @@ impl Pool {
             tracing::warn!(
                 pool = %options.name,
                 batch,
-                "a batch of the log is damaged, and was read from the copy in the next one; the medium has lost what was written"
+                "a batch of the log is damaged, and was read from the copy in a later one; the medium has lost what was written"
             );
         }
         if let Some(Dropped { batch, because }) = log.dropped {
@@ -145,8 +145,8 @@ impl Pool {
         for batch in &batches {
             replay(&*device, &mut state, batch)?;
         }
-        if let Some(last) = batches.last() {
-            state.log.carry_last_replayed(last.copy());
+        for batch in &batches {
+            state.log.remember(batch.number, batch.copy());
         }
         tracing::info!(
             pool = %options.name,

@@ -201,7 +201,7 @@ impl Check<'_> {
         };
         for (batch, block) in found.restored {
             let sentence =
-                format!("redo log: batch {batch} at block {block} is damaged; the next one has a copy");
+                format!("redo log: batch {batch} at block {block} is damaged; a later one has a copy");
             self.stale.push(sentence, IsRepairable::Yes);
         }
         if let Some((batch, block)) = found.lost {

@@ -11,7 +11,7 @@ use crate::format::BLOCK_BYTES;
 const MAGIC: [u8; 8] = *b"QRYBATCH";
 /// The data that the records name was not flushed before the batch was written.
 pub(crate) const FLAG_VERIFY: u32 = 1;
-/// Behind the records stands a copy of those of the batch before ([`BatchCopy`]).
+/// Behind the records stand copies of those of batches before ([`BatchCopy`]).
 pub(crate) const FLAG_CARRIES: u32 = 2;
 /// What precedes the records, in bytes.
 pub(crate) const BATCH_HEADER_BYTES: usize = size_of::<BatchHeader>();
@@ -31,13 +31,16 @@ pub(crate) struct BatchHeader {
     pub flags: U32,
 }
 
-/// The records of a batch, as the next one has them.
+/// The records of a batch, as later ones have them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BatchCopy {
     /// 0 for none.
     pub record_count: u32,
     pub records: Arc<Vec<u8>>,
 }
+
+/// In the number of a copy's records: another copy stands in front of it.
+const MORE_COPIES: u32 = 1 << 31;
 
 impl BatchCopy {
     /// What stands behind the copied records: their length and their number.
@@ -48,27 +51,36 @@ impl BatchCopy {
         self.records.len() + Self::TRAILER_BYTES
     }
 
-    /// Appends it to the records of a batch, which then has [`FLAG_CARRIES`].
-    pub fn append_to(&self, records: &mut Vec<u8>) {
-        records.extend_from_slice(&self.records);
-        records.extend_from_slice(&(self.records.len() as u32).to_le_bytes());
-        records.extend_from_slice(&self.record_count.to_le_bytes());
+    /// Appends copies, the newest first, to the records of a batch, which then has [`FLAG_CARRIES`].
+    pub fn append_all(newest_first: &[Self], records: &mut Vec<u8>) {
+        for (older, copy) in newest_first.iter().rev().enumerate() {
+            let more = if older > 0 { MORE_COPIES } else { 0 };
+            records.extend_from_slice(&copy.records);
+            records.extend_from_slice(&(copy.records.len() as u32).to_le_bytes());
+            records.extend_from_slice(&(copy.record_count | more).to_le_bytes());
+        }
     }
 
-    /// Splits what a batch with [`FLAG_CARRIES`] holds into its own records and the copy; `None` when it is not like that.
-    pub fn split_off(held: &[u8]) -> Option<(&[u8], Self)> {
-        let (rest, trailer) = held.split_last_chunk::<{ Self::TRAILER_BYTES }>()?;
-        let [length, record_count] = [0, 4]
-            .map(|at| u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]]));
-        let (own, records) = rest.split_at_checked(rest.len().checked_sub(length as usize)?)?;
-        let records = Arc::new(records.to_vec());
-        Some((
-            own,
-            Self {
-                record_count,
-                records,
-            },
-        ))
+    /// Splits what a batch with [`FLAG_CARRIES`] holds into its own records and the copies, the newest first; `None` when it is not
+    /// like that.
+    pub fn split_off(held: &[u8]) -> Option<(&[u8], Vec<Self>)> {
+        let mut copies = Vec::new();
+        let mut rest = held;
+        loop {
+            let (before, trailer) = rest.split_last_chunk::<{ Self::TRAILER_BYTES }>()?;
+            let [length, count] = [0, 4].map(|at| {
+                u32::from_le_bytes([trailer[at], trailer[at + 1], trailer[at + 2], trailer[at + 3]])
+            });
+            let (own, records) = before.split_at_checked(before.len().checked_sub(length as usize)?)?;
+            copies.push(Self {
+                record_count: count & !MORE_COPIES,
+                records: Arc::new(records.to_vec()),
+            });
+            rest = own;
+            if count & MORE_COPIES == 0 {
+                return Some((rest, copies));
+            }
+        }
     }
 }
 
@@ -142,17 +154,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_comes_out_as_it_was_put_in_and_nonsense_is_none() {
-        let copy = BatchCopy {
-            record_count: 3,
-            records: Arc::new(vec![5; 70]),
+    fn copies_come_out_as_they_were_put_in_and_nonsense_is_none() {
+        let copy = |record_count, byte| BatchCopy {
+            record_count,
+            records: Arc::new(vec![byte; 70]),
         };
-        let mut held = vec![1; 40];
-        copy.append_to(&mut held);
-        assert_eq!(BatchCopy::split_off(&held), Some((&[1; 40][..], copy)));
-        assert_eq!(BatchCopy::split_off(&held[..7]), None, "no trailer");
+        let copies = [copy(3, 5), copy(2, 6), copy(0, 0)];
+        for count in 1..=3 {
+            let mut held = vec![1; 40];
+            BatchCopy::append_all(&copies[..count], &mut held);
+            let found = BatchCopy::split_off(&held);
+            assert_eq!(found, Some((&[1; 40][..], copies[..count].to_vec())));
+            assert_eq!(BatchCopy::split_off(&held[..7]), None, "no trailer");
+        }
         let too_long = [&[0; 9][..], &10u32.to_le_bytes(), &[0; 4]].concat();
         assert_eq!(BatchCopy::split_off(&too_long), None, "longer than all there is");
+        let no_other = [&[0; 4][..], &4u32.to_le_bytes(), &(1 | MORE_COPIES).to_le_bytes()].concat();
+        assert_eq!(BatchCopy::split_off(&no_other), None, "there should be another");
     }
 
     #[test]

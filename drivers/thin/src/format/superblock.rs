@@ -33,7 +33,7 @@ pub(crate) const INCOMPAT_PARTIAL_LENDERS: u64 = 128;
 /// What lends to a partial chunk of a checksummed version may be partial itself: the log has a record for that. Comes with
 /// [`INCOMPAT_CHECKSUMS`].
 pub(crate) const INCOMPAT_CHECKSUMMED_LENDERS: u64 = 256;
-/// A batch of the log may carry a copy of the one before.
+/// A batch of the log may carry copies of those before.
 pub(crate) const INCOMPAT_CARRIED_BATCHES: u64 = 512;
 /// What every checkpoint sets.
 pub(crate) const BASE_INCOMPAT: u64 = INCOMPAT_PARTIAL_CHUNKS
@@ -263,7 +263,7 @@ impl SuperblockFields {
         self.incompat & INCOMPAT_CLAIMS != 0
     }
 
-    /// Tells whether batches may carry a copy of the one before.
+    /// Tells whether batches may carry copies of those before.
     pub fn allows_carried_batches(&self) -> bool {
         self.incompat & INCOMPAT_CARRIED_BATCHES != 0
     }

@@ -64,6 +64,21 @@ impl Live {
             .expect("writing");
     }
 
+    /// Writes chunks from this one on, in one batch.
+    fn write_many(&self, first: u64) {
+        let handle = self
+            .pool
+            .open_version(VersionId::Volume(id(BUSY)), OpenMode::ReadWrite);
+        let handle = handle.expect("opening it");
+        for chunk in first..first + 110 {
+            let data = Stamp(chunk + 1).bytes(chunk * CHUNK, CHUNK as usize);
+            handle
+                .write(chunk * CHUNK, &data, Durability::Cached)
+                .expect("writing");
+        }
+        handle.flush().expect("flushing");
+    }
+
     fn problems(&self) -> Vec<String> {
         self.pool.check().expect("a check").problems
     }
@@ -325,7 +340,10 @@ fn a_pool_with_nothing_to_write_writes_what_is_damaged() {
 #[test]
 fn a_pool_that_has_stopped_says_what_is_damaged_and_writes_nothing() {
     let live = Live::new();
-    let two_batches = Layout::of(&live).log[..2].to_vec();
+    let short = Layout::of(&live).log.len();
+    // So long that none carries two.
+    (0..3).for_each(|batch| live.write_many(4 + batch * 110));
+    let two_batches = Layout::of(&live).log[short..short + 2].to_vec();
     two_batches.iter().for_each(|batch| live.flip(batch + 70));
     live.flip(1 << 52);
     drop(live.pool);
