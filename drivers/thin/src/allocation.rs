@@ -114,6 +114,9 @@ impl State {
             self.space.abandon_discards();
         }
         if !enough(self) {
+            self.check_gives_way();
+        }
+        if !enough(self) {
             return None;
         }
         let chunks: Vec<u64> = (0..count)

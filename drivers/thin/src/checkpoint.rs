@@ -181,7 +181,7 @@ impl State {
             scrub: self.scrub.wanted.then(|| self.scrub.encode()),
             table: self.table.freeze(unneeded),
             garbage,
-            pages: self.pages.clone(),
+            pages: self.pages.unheld(),
             reservation,
             previous: self.stored.clone(),
             version_rows: self.versions.row_count(),

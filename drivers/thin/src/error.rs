@@ -91,6 +91,11 @@ pub enum PoolError {
         #[source]
         source: io::Error,
     },
+    /// A check of a pool in use was given up, because writes needed the space that it held.
+    #[error(
+        "the check has given way to writes, which needed the space of pages that it had still to read; try again"
+    )]
+    CheckGaveWay,
     /// No free space is left for metadata.
     #[error("the pool has no free space: {needed_bytes} bytes needed, {free_bytes} free")]
     Full {
@@ -148,6 +153,9 @@ impl PoolError {
                 object,
                 problem: action,
                 source: Some(source),
+            },
+            PoolError::CheckGaveWay => DriverError::Conflict {
+                object: format!("the last free space of {object}, which the check needs"),
             },
             PoolError::NotAPool
             | PoolError::AlreadyAPool { .. }

@@ -36,7 +36,7 @@ impl Threshold {
 impl State {
     /// Returns how many chunks data may still take.
     pub(crate) fn available_chunks(&self) -> u64 {
-        let spare = self.spare_chunks(4).unwrap_or(0) + self.space.waiting_for_discard();
+        let spare = self.spare_chunks(4).unwrap_or(0) + self.space.as_good_as_free();
         spare.saturating_sub(self.reserve_chunks())
     }
 

@@ -59,7 +59,7 @@ impl State {
     /// Tells whether chunks are becoming few.
     pub(crate) fn is_short_of_space(&self) -> bool {
         let spare = self.geometry.chunk_count / SHORT_OF_SPACE;
-        self.space.free() + self.space.waiting_for_discard() < self.reserve_chunks() + spare
+        self.space.free() + self.space.as_good_as_free() < self.reserve_chunks() + spare
     }
 }
 

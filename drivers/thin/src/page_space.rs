@@ -3,10 +3,16 @@
 //! Only a checkpoint hands out pages: it reserves what it may need when it freezes the state, and settles
 //! afterwards what it used and which pages its superblock no longer needs. In between nothing else changes here.
 //!
-//! Invariant P1: a page is handed out only when no superblock, durable or being written, needs it: pages are
-//! freed only by [`settle`](PageSpace::settle), after the superblock is durable.
+//! Invariants
+//! - P1: a page is handed out only when no superblock, durable or being written, needs it: pages are
+//!   freed only by [`settle`](PageSpace::settle), after the superblock is durable.
+//! - P2: while pages are [held](PageSpace::hold), none of those that were in use when that began is handed out again, and their
+//!   chunks hold nothing else. It is in memory only: the superblock says that they are free.
+//! - P3: whoever needs the space of held pages gets it ([`give_way`](PageSpace::give_way)); who held them is told.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::format::{Geometry, PagePointer};
 use crate::space::{SearchFrom, Space};
@@ -32,11 +38,22 @@ pub(crate) struct PageChunk {
 }
 
 /// The chunks of map pages.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct PageSpace {
     chunks: BTreeMap<u64, PageChunk>,
     chunks_of_class: [u64; 2],
     used_pages: [u64; 2],
+    held: Option<Held>,
+}
+
+/// Pages that are not handed out, used or not (P2). Their chunks that have no page in use any more are held by [`Space`].
+#[derive(Debug)]
+struct Held {
+    /// As they were when it began.
+    chunks: BTreeMap<u64, PageChunk>,
+    /// Those that are in none but this use, of each class, in chunks that have others.
+    idle_pages: [u64; 2],
+    gave_way: Arc<AtomicBool>,
 }
 
 /// Pages set aside for one checkpoint, in both classes; handed out in pairs.
@@ -63,6 +80,11 @@ impl PageMask {
     pub fn count(&self) -> u64 {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
+
+    /// Returns those that are not in the other.
+    fn but(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
 }
 
 impl Reservation {
@@ -78,6 +100,45 @@ impl Reservation {
 }
 
 impl PageSpace {
+    /// Copies it, without what is held.
+    pub fn unheld(&self) -> Self {
+        Self {
+            chunks: self.chunks.clone(),
+            held: None,
+            ..*self
+        }
+    }
+
+    /// Holds all pages that are in use (P2), until [`let_go`](Self::let_go) or until they have given way: then what it returns
+    /// says so (P3). Nobody else holds any.
+    pub fn hold(&mut self) -> Arc<AtomicBool> {
+        debug_assert!(self.held.is_none(), "one at a time");
+        let gave_way = Arc::default();
+        self.held = Some(Held {
+            chunks: self.chunks.clone(),
+            idle_pages: [0; 2],
+            gave_way: Arc::clone(&gave_way),
+        });
+        gave_way
+    }
+
+    /// Ends the hold, if there is one.
+    pub fn let_go(&mut self, space: &mut Space, discard: bool) {
+        self.held = None;
+        space.let_go_of_held(discard);
+    }
+
+    /// Ends the hold if that gives space back (P3), and tells whether it has.
+    pub fn give_way(&mut self, space: &mut Space) -> bool {
+        let gives = |held: &Held| held.idle_pages != [0; 2] || space.held() > 0;
+        let Some(held) = self.held.take_if(|held| gives(held)) else {
+            return false;
+        };
+        held.gave_way.store(true, Ordering::SeqCst);
+        space.let_go_of_held(false);
+        true
+    }
+
     /// Returns the chunks, ordered.
     pub fn chunks(&self) -> impl Iterator<Item = (u64, &PageChunk)> {
         self.chunks.iter().map(|(chunk, page_chunk)| (*chunk, page_chunk))
@@ -131,8 +192,13 @@ impl PageSpace {
         let per_chunk = geometry.pages_per_chunk();
         [CopyClass::First, CopyClass::Second]
             .map(|class| {
-                let held = self.chunks_of_class[class as usize] * per_chunk - self.used_pages[class as usize];
-                pages.saturating_sub(held).div_ceil(per_chunk)
+                let idle = self
+                    .held
+                    .as_ref()
+                    .map_or(0, |held| held.idle_pages[class as usize]);
+                let taken = self.used_pages[class as usize] + idle;
+                let free = self.chunks_of_class[class as usize] * per_chunk - taken;
+                pages.saturating_sub(free).div_ceil(per_chunk)
             })
             .iter()
             .sum()
@@ -141,9 +207,12 @@ impl PageSpace {
     /// Sets `pages` page pairs aside, taking chunks from `space` where needed; `None` when they do not suffice, and
     /// then nothing is taken.
     pub fn reserve(&mut self, geometry: &Geometry, space: &mut Space, pages: u64) -> Option<Reservation> {
-        let needed = self.chunks_needed(geometry, pages);
+        let mut needed = self.chunks_needed(geometry, pages);
         if needed > space.free() {
             space.abandon_discards();
+        }
+        if needed > space.free() && self.give_way(space) {
+            needed = self.chunks_needed(geometry, pages);
         }
         if needed > space.free() {
             return None;
@@ -155,7 +224,9 @@ impl PageSpace {
         ] {
             let list = &mut reservation.pages[class as usize];
             for (chunk, page_chunk) in self.chunks.iter_mut().filter(|(_, c)| c.class == class) {
-                fill(geometry, *chunk, page_chunk, pages, list);
+                let held = self.held.as_ref().and_then(|held| held.chunks.get(chunk));
+                let held = held.map(|chunk| chunk.used).unwrap_or_default();
+                fill(geometry, *chunk, page_chunk, held, pages, list);
             }
             while (list.len() as u64) < pages {
                 let chunk = space.take(from).expect("enough chunks were counted free");
@@ -163,7 +234,7 @@ impl PageSpace {
                     class,
                     used: PageMask::default(),
                 };
-                fill(geometry, chunk, &mut page_chunk, pages, list);
+                fill(geometry, chunk, &mut page_chunk, PageMask::default(), pages, list);
                 self.chunks.insert(chunk, page_chunk);
                 self.chunks_of_class[class as usize] += 1;
             }
@@ -181,7 +252,7 @@ impl PageSpace {
         more: usize,
         freed: &[PagePointer],
     ) -> PageSpace {
-        let mut after = self.clone();
+        let mut after = self.unheld();
         let used = reservation.handed_out + more;
         let unused = reservation.pages.iter().flat_map(|pages| pages.iter().skip(used));
         let freed = freed.iter().flat_map(|pointer| [pointer.first, pointer.second]);
@@ -201,24 +272,52 @@ impl PageSpace {
         after
     }
 
-    /// Goes over to `after`, the superblock that says so being durable (P1), and frees the emptied chunks.
+    /// Goes over to `after`, the superblock that says so being durable (P1), and frees the emptied chunks, but for those that are held
+    /// (P2).
     pub fn settle(&mut self, after: PageSpace, space: &mut Space, discard: bool) {
-        for chunk in self.chunks.keys() {
-            if !after.chunks.contains_key(chunk) {
-                space.free_now(*chunk, discard);
+        let mut held = self.held.take();
+        for chunk in self
+            .chunks
+            .keys()
+            .filter(|chunk| !after.chunks.contains_key(chunk))
+        {
+            match held.as_ref().is_some_and(|held| held.chunks.contains_key(chunk)) {
+                true => space.hold(*chunk),
+                false => space.free_now(*chunk, discard),
             }
         }
-        *self = after;
+        if let Some(held) = &mut held {
+            held.count_idle(&after.chunks);
+        }
+        *self = Self { held, ..after };
     }
 }
 
-/// Takes free pages of one chunk until `list` has `pages`.
-fn fill(geometry: &Geometry, chunk: u64, page_chunk: &mut PageChunk, pages: u64, list: &mut Vec<u64>) {
+impl Held {
+    /// Counts what only this keeps from being handed out, in the chunks that there are now.
+    fn count_idle(&mut self, now: &BTreeMap<u64, PageChunk>) {
+        self.idle_pages = [0; 2];
+        for (chunk, held) in &self.chunks {
+            let idle = now.get(chunk).map(|now| held.used.but(&now.used));
+            self.idle_pages[held.class as usize] += idle.map_or(0, |idle| idle.count());
+        }
+    }
+}
+
+/// Takes free pages of one chunk, but for those held, until `list` has `pages`.
+fn fill(
+    geometry: &Geometry,
+    chunk: u64,
+    page_chunk: &mut PageChunk,
+    held: PageMask,
+    pages: u64,
+    list: &mut Vec<u64>,
+) {
     for page in 0..geometry.pages_per_chunk() {
         if list.len() as u64 == pages {
             return;
         }
-        if !page_chunk.used.get(page) {
+        if !page_chunk.used.get(page) && !held.get(page) {
             page_chunk.used.set(page);
             list.push(geometry.page_number(chunk, page));
         }
@@ -230,13 +329,17 @@ mod tests {
     use super::*;
     use crate::FormatOptions;
 
-    #[test]
-    fn p1_pages_come_in_pairs_from_different_chunks_and_return_when_settled() {
+    fn geometry() -> Geometry {
         let options = FormatOptions {
             log_bytes: 64 << 10,
             ..FormatOptions::default()
         };
-        let geometry = Geometry::new(4 << 20, &options).unwrap();
+        Geometry::new(4 << 20, &options).unwrap()
+    }
+
+    #[test]
+    fn p1_pages_come_in_pairs_from_different_chunks_and_return_when_settled() {
+        let geometry = geometry();
         let mut space = Space::new(geometry.chunk_count);
         let mut pages = PageSpace::default();
         let free = space.free();
@@ -268,5 +371,73 @@ mod tests {
         assert_eq!((pages.used_pages(), pages.chunk_count()), (2, 2));
         assert!(pages.reserve(&geometry, &mut space, 10_000).is_none());
         assert_eq!(space.free(), free - 2, "a refused reservation takes nothing");
+    }
+
+    /// Writes so many pages in a checkpoint that frees others, and returns their pointers.
+    fn checkpoint(
+        geometry: &Geometry,
+        (space, pages): (&mut Space, &mut PageSpace),
+        new: usize,
+        freed: &[PagePointer],
+    ) -> Vec<PagePointer> {
+        let mut reservation = pages.reserve(geometry, space, new as u64).unwrap();
+        let pair = |(first, second)| PagePointer {
+            first,
+            second,
+            ..PagePointer::NONE
+        };
+        let written = (0..new).map(|_| pair(reservation.next().unwrap())).collect();
+        let after = pages.after(geometry, &reservation, 0, freed);
+        pages.settle(after, space, false);
+        written
+    }
+
+    #[test]
+    fn p2_p3_a_held_page_is_not_handed_out_until_it_gives_way_or_is_let_go() {
+        let geometry = geometry();
+        let per_chunk = geometry.pages_per_chunk() as usize;
+        for gives_way in [true, false] {
+            let mut space = Space::new(geometry.chunk_count);
+            let mut pages = PageSpace::default();
+            let free = space.free();
+            let old = checkpoint(&geometry, (&mut space, &mut pages), per_chunk + 3, &[]);
+            let gave_way = pages.hold();
+            assert!(!pages.give_way(&mut space), "nothing would be gained");
+            // One chunk of each class is emptied, another keeps a page.
+            let now = checkpoint(&geometry, (&mut space, &mut pages), 1, &old[..per_chunk + 2]);
+            let is_old = |page: &PagePointer| old.iter().any(|old| old.first == page.first);
+            assert!(!now.iter().any(is_old), "P2");
+            assert_eq!((space.held(), space.free()), (2, free - 4), "P2: chunks");
+            let more = checkpoint(&geometry, (&mut space, &mut pages), per_chunk - 4, &[]);
+            assert!(!more.iter().any(is_old), "P2");
+            assert_eq!(
+                pages.chunks_needed(&geometry, 1),
+                2,
+                "two pages are left, and both are held"
+            );
+            if gives_way {
+                assert!(pages.give_way(&mut space) && !pages.give_way(&mut space), "P3");
+            } else {
+                pages.let_go(&mut space, false);
+            }
+            assert_eq!(gave_way.load(Ordering::SeqCst), gives_way, "P3");
+            assert_eq!((space.held(), space.free()), (0, free - 2));
+            let again = checkpoint(&geometry, (&mut space, &mut pages), 2, &[]);
+            assert!(again.iter().all(is_old), "they are free again");
+        }
+    }
+
+    #[test]
+    fn p3_a_checkpoint_takes_the_space_that_is_held() {
+        let geometry = geometry();
+        let all = geometry.chunk_count as usize / 2 * geometry.pages_per_chunk() as usize;
+        let mut space = Space::new(geometry.chunk_count);
+        let mut pages = PageSpace::default();
+        let old = checkpoint(&geometry, (&mut space, &mut pages), all / 2, &[]);
+        let gave_way = pages.hold();
+        checkpoint(&geometry, (&mut space, &mut pages), all / 4, &old);
+        assert!(!gave_way.load(Ordering::SeqCst));
+        checkpoint(&geometry, (&mut space, &mut pages), all / 2, &[]);
+        assert!(gave_way.load(Ordering::SeqCst));
     }
 }

@@ -1,6 +1,6 @@
 //! An open pool: what its parts share, and how a change gets into state and log.
 //!
-//! Locks, in the order in which they are taken: `control` (one control call at a time) · `checkpointing` ·
+//! Locks, in the order in which they are taken: `checking` (one check at a time) · `control` (one control call at a time) · `checkpointing` ·
 //! a turn to flush · `state` · slots of map pages. Latches, and after them at most one fill latch, are taken before
 //! `checkpointing` and may be held while a checkpoint or commit runs. No I/O happens under `state`.
 
@@ -46,6 +46,7 @@ pub struct Pool {
     pub(crate) fill_latches: FillLatches,
     pub(crate) fill_cursor: AtomicU64,
     pub(crate) control: Mutex<()>,
+    pub(crate) checking: Mutex<()>,
     pub(crate) checkpointing: Mutex<()>,
     pub(crate) turns: Turns,
     pub(crate) rounds: Mutex<Rounds>,
@@ -112,6 +113,7 @@ impl Pool {
             fill_latches: FillLatches::new(),
             fill_cursor: AtomicU64::new(0),
             control: Mutex::default(),
+            checking: Mutex::default(),
             checkpointing: Mutex::default(),
             turns: Turns::default(),
             rounds: Mutex::default(),
@@ -230,6 +232,7 @@ impl Pool {
                 Obstacle::Page(wanted) => self.load(&wanted)?,
                 Obstacle::OpenBatch => self.commit()?,
                 Obstacle::Log => self.checkpoint()?,
+                Obstacle::Space if write(&self.state).check_gives_way() => {}
                 Obstacle::Space if !made_space => {
                     made_space = true;
                     self.checkpoint()?;
@@ -343,6 +346,11 @@ impl State {
             of_table + if is_same { 0 } else { dirtied_by(record) }
         });
         pages.sum()
+    }
+
+    /// Has a check give up the space that it holds, if it holds any (P3).
+    pub(crate) fn check_gives_way(&mut self) -> bool {
+        self.pages.give_way(&mut self.space)
     }
 
     pub(crate) fn apply_and_log(&mut self, records: &[Record]) -> Result<(), String> {

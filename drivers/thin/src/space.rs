@@ -4,7 +4,7 @@
 //! applied so far, it is what a checkpoint stores; `busy` says which may not be handed out.
 //!
 //! Invariants
-//! - A1: every chunk in `data` is in `busy`; so are chunks of map pages, chunks being filled, and the quarantine.
+//! - A1: every chunk in `data` is in `busy`; so are chunks of map pages, held ones among them, chunks being filled, and the quarantine.
 //! - A2: a chunk freed by a record of batch *n* stays in quarantine, neither handed out nor discarded on the
 //!   medium, until batch *n* is durable. That no I/O uses it any more is what the latches see to (L1), and its
 //!   users where no latch does (F4).
@@ -46,6 +46,8 @@ pub(crate) struct Space {
     in_use: Vec<Freed>,
     /// Out of quarantine, not yet discarded on the medium; still in `busy`.
     to_discard: Vec<u64>,
+    /// Chunks of map pages that are in use no more and are held ([`page_space`](crate::page_space), P2); still in `busy`.
+    held: Vec<u64>,
 }
 
 /// From which end a chunk is searched.
@@ -75,6 +77,7 @@ impl Space {
             quarantine: VecDeque::new(),
             in_use: Vec::new(),
             to_discard: Vec::new(),
+            held: Vec::new(),
         };
         if !chunk_count.is_multiple_of(64) {
             // Bits behind the last chunk are busy for ever.
@@ -172,14 +175,24 @@ impl Space {
         !self.quarantine.is_empty()
     }
 
-    /// Returns how many chunks wait for being discarded on the medium.
-    pub fn waiting_for_discard(&self) -> u64 {
-        self.to_discard.len() as u64
+    /// Returns how many chunks are free as soon as somebody needs them: they wait for being discarded on the medium, or are held.
+    pub fn as_good_as_free(&self) -> u64 {
+        (self.to_discard.len() + self.held.len()) as u64
+    }
+
+    /// Returns how many chunks are held.
+    pub fn held(&self) -> u64 {
+        self.held.len() as u64
     }
 
     /// Tells whether a chunk holds data.
     pub fn is_data(&self, chunk: u64) -> bool {
         bit(&self.data, chunk)
+    }
+
+    /// Returns which chunks hold data: chunk *n* is bit *n* mod 64 of word *n* / 64.
+    pub fn data(&self) -> &[u64] {
+        &self.data
     }
 
     /// Tells whether a chunk is anything but free.
@@ -329,6 +342,19 @@ impl Space {
     pub fn abandon_discards(&mut self) {
         for chunk in std::mem::take(&mut self.to_discard) {
             self.clear_busy(chunk);
+        }
+    }
+
+    /// Keeps a chunk that no durable structure names from being handed out.
+    pub fn hold(&mut self, chunk: u64) {
+        debug_assert!(self.is_busy(chunk) && !self.is_data(chunk), "A1");
+        self.held.push(chunk);
+    }
+
+    /// Takes back what is held.
+    pub fn let_go_of_held(&mut self, discard: bool) {
+        for chunk in std::mem::take(&mut self.held) {
+            self.free_now(chunk, discard);
         }
     }
 

@@ -1,9 +1,22 @@
 //! The check: every chunk and every map page is owned exactly once, and every checksum is right.
 //!
-//! It looks at the state as of one moment, while I/O goes on. Checkpoints wait for it, so that no page that it is
-//! going to read is freed. Each version is walked where it owns: a shared page is looked at once. Everything that a restart would read is
-//! read, also what a pool in use has in memory and never reads itself; what a pool in use can write again, it does.
+//! It looks at the state as of one moment, while I/O and checkpoints go on. Each version is walked where it owns: a shared page is looked
+//! at once. Everything that a restart would read is read, also what a pool in use has in memory and never reads itself; what a pool in use
+//! can write again, it does.
+//!
+//! Invariants
+//! - CK1: what a check compares is as of one moment between two checkpoints, at which the last one says where everything is stored that is not
+//!   dirty. So each page that it reads was in use then.
+//! - CK2: nobody waits while a check reads. The pages of that moment are held until it ends (P2); what else checkpoints and commits overwrite
+//!   in its place is looked at again when it seems wrong, as of then: for a bitmap block, the directory or a superblock copy while no
+//!   checkpoint runs, for the log while nobody writes it.
+//! - CK3: who needs the space of the held pages takes it (P3), and the check ends without a report.
+//!
+//! So a finding is never of something that was replaced meanwhile and overwritten; and what was damaged when a check began, and is needed by a
+//! restart when it ends, is found. What checkpoints write while it runs is for the next one.
+//! Format: docs/formats/pool.md, "What a check reads".
 
+mod picture;
 mod stored;
 mod table;
 
@@ -11,19 +24,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::PoolError;
-use crate::format::{
-    AddedDevices, BLOCK_BYTES, ChunkEntry, Geometry, LEAF_ENTRIES, PagePointer, RawChunkEntry,
-};
+use crate::format::{BLOCK_BYTES, ChunkEntry, LEAF_ENTRIES, PagePointer, RawChunkEntry};
 use crate::keys::KeyRef;
 use crate::locks::{lock, read};
-use crate::map::{Child, INNER_LEVELS, Node, Ownership, Slot, leaves_covered};
+use crate::map::{Child, INNER_LEVELS, Node, PageGauge, Slot, leaves_covered};
 use crate::page_io::read_copy;
-use crate::page_space::{CopyClass, PageSpace};
+use crate::page_space::CopyClass;
 use crate::pool::Pool;
-use crate::read_log::LogPart;
-use crate::state::StoredIndex;
-use crate::sums::Checksums;
-use crate::version::NodeId;
+use picture::{HeldPages, Picture, Subject};
 use stored::Stale;
 
 /// What a check found.
@@ -59,40 +67,11 @@ pub(crate) enum BitmapBlocks {
     Ignore,
 }
 
-/// One version as of the check's moment.
-struct Subject {
-    node: NodeId,
-    root: Slot,
-    owns: Ownership,
-    mapped_chunks: u64,
-    own_chunks: i64,
-    checksums: Checksums,
-    /// Its parent's.
-    inherited: Option<Checksums>,
-}
-
-/// The state as of the check's moment.
-struct Picture {
-    geometry: Geometry,
-    subjects: Vec<Subject>,
-    data: Vec<bool>,
-    pages: PageSpace,
-    stored: StoredIndex,
-    /// What of the log is durable.
-    log: LogPart,
-    devices: AddedDevices,
-    garbage: Vec<PagePointer>,
-    loans: Vec<(u64, Option<u64>)>,
-    orphans: HashSet<u64>,
-    key_chunks: HashSet<u64>,
-    sum_roots: Vec<Slot>,
-    keys: Vec<KeyRef>,
-    table: table::TablePicture,
-    reclaim_in_progress: bool,
-}
-
 struct Check<'a> {
     pool: &'a Pool,
+    held: &'a HeldPages<'a>,
+    /// Of the pages that are read for it.
+    gauge: Arc<PageGauge>,
     report: CheckReport,
     /// What is not on the medium as it is in memory.
     stale: Stale,
@@ -119,9 +98,13 @@ impl Pool {
     /// Verifies exactly-once ownership of every chunk and map page, the counters, and the checksums of everything that a restart would
     /// read. In a pool in use, what is damaged only on the medium, and is no page of a map, is written again from memory, and the report says so.
     ///
+    /// Reads, writes and checkpoints go on meanwhile, and wait for nothing that it does. A second check waits for the first.
+    ///
     /// # Errors
-    /// When the check cannot be made at all; what it finds is in the report.
+    /// `CheckGaveWay` when writes needed the space of pages that it had still to read: it can be tried again. Otherwise when the check cannot be
+    /// made at all; what it finds is in the report.
     pub fn check(&self) -> Result<CheckReport, PoolError> {
+        let _one_check = lock(&self.checking);
         let (mut report, stale) = self.look(BitmapBlocks::Verify)?;
         // What contradicts itself in memory is better not written.
         let may_write = self.is_in_use() && report.beyond_repair.is_empty();
@@ -137,24 +120,26 @@ impl Pool {
 
     /// As [`check`](Self::check), and writes nothing.
     pub(crate) fn check_parts(&self, bitmap_blocks: BitmapBlocks) -> Result<CheckReport, PoolError> {
+        let _one_check = lock(&self.checking);
         let (mut report, stale) = self.look(bitmap_blocks)?;
         report.tell_of_stale(stale, None);
         Ok(report)
     }
 
     fn look(&self, bitmap_blocks: BitmapBlocks) -> Result<(CheckReport, Stale), PoolError> {
-        let _no_checkpoint = lock(&self.checkpointing);
-        let mut picture = self.picture();
+        let (mut picture, held) = self.picture();
         let mut check = Check {
             pool: self,
+            held: &held,
+            gauge: Arc::default(),
             report: CheckReport {
-                data_chunks: picture.data.iter().filter(|data| **data).count() as u64,
+                data_chunks: picture.data.count(),
                 metadata_chunks: picture.pages.chunk_count(),
                 metadata_pages: picture.pages.used_pages(),
                 ..CheckReport::default()
             },
             stale: Stale::default(),
-            seen_chunks: vec![[0; 2]; picture.data.len()],
+            seen_chunks: vec![[0; 2]; picture.geometry.chunk_count as usize],
             seen_pages: HashSet::new(),
             mapped_below: HashMap::new(),
             lost_maps: Vec::new(),
@@ -171,46 +156,9 @@ impl Pool {
         check.table(&mut picture)?;
         check.totals(&picture);
         check.keys(&picture.keys);
-        Ok((check.report, check.stale))
-    }
-
-    fn picture(&self) -> Picture {
-        let state = read(&self.state);
-        let subject = |version: &crate::version::Version| Subject {
-            node: version.node,
-            root: version.root.clone(),
-            owns: state.versions.ownership(version),
-            mapped_chunks: version.mapped_chunks,
-            own_chunks: version.own_chunks,
-            checksums: version.checksums,
-            inherited: version
-                .parent
-                .and_then(|parent| state.versions.find(parent))
-                .map(|parent| parent.checksums),
-        };
-        Picture {
-            geometry: state.geometry,
-            subjects: state.versions.iter().map(subject).collect(),
-            data: (0..state.geometry.chunk_count)
-                .map(|chunk| state.space.is_data(chunk))
-                .collect(),
-            pages: state.pages.clone(),
-            stored: state.stored.clone(),
-            log: LogPart {
-                batch: state.log.head_batch,
-                block: state.log.head_block,
-                upto: state.log.durable_batch,
-            },
-            devices: state.devices,
-            garbage: state.garbage.pointers(),
-            loans: state.partials.loans().collect(),
-            orphans: state.partials.orphans().collect(),
-            key_chunks: state.keys.chunks().collect(),
-            sum_roots: state.sums.roots().to_vec(),
-            keys: state.versions.live_keys().collect(),
-            table: table::TablePicture::of(&state),
-            reclaim_in_progress: state.versions.iter().any(|version| version.reap_cursor > 0),
-        }
+        let Check { report, stale, .. } = check;
+        held.let_go()?;
+        Ok((report, stale))
     }
 }
 
@@ -303,7 +251,7 @@ impl Check<'_> {
                             "chunk {chunk} is owned twice, by version {node} at {index} too"
                         ));
                     }
-                    if !picture.data.get(chunk as usize).copied().unwrap_or(false) {
+                    if !picture.data.holds(chunk) {
                         self.repairable(format!(
                             "chunk {chunk} of version {node} at {index} is free in the bitmap"
                         ));
@@ -394,13 +342,15 @@ impl Check<'_> {
         if let Some(node) = slot.node() {
             return Some(Arc::clone(node));
         }
+        if self.held.have_given_way() {
+            return None;
+        }
         let pointer = slot.pointer();
         // Both copies have been verified, and a bad one been reported, by the owner's walk.
         let page = [pointer.first, pointer.second]
             .iter()
             .find_map(|number| read_copy(&*self.pool.device, *number, pointer.crc32c, "map page").ok())?;
-        let gauge = Arc::clone(&read(&self.pool.state).gauge);
-        Some(Arc::new(Node::load(level, pointer, &page, &gauge)))
+        Some(Arc::new(Node::load(level, pointer, &page, &self.gauge)))
     }
 
     /// Verifies both copies of the wrapped keys.
@@ -451,10 +401,10 @@ impl Check<'_> {
     }
 
     fn totals(&mut self, picture: &Picture) {
-        for (chunk, _) in picture.data.iter().enumerate().filter(|(_, data)| **data) {
-            let owned = self.has_seen(chunk as u64);
-            let is_orphan = picture.orphans.contains(&(chunk as u64));
-            let holds_keys = picture.key_chunks.contains(&(chunk as u64));
+        for chunk in picture.data.iter() {
+            let owned = self.has_seen(chunk);
+            let is_orphan = picture.orphans.contains(&chunk);
+            let holds_keys = picture.key_chunks.contains(&chunk);
             if holds_keys && (owned || is_orphan) {
                 self.problem(format!("chunk {chunk} holds keys and data"));
             }
@@ -469,13 +419,12 @@ impl Check<'_> {
             }
         }
         for (chunk, lender) in &picture.loans {
-            let holds_data = |chunk: u64| picture.data.get(chunk as usize).copied().unwrap_or(false);
             if !self.has_seen(*chunk) && !picture.orphans.contains(chunk) && self.lost_maps.is_empty() {
                 self.problem(format!(
                     "chunk {chunk} is partial, but no version owns it and it does not lend"
                 ));
             }
-            if let Some(lender) = lender.filter(|lender| !holds_data(*lender)) {
+            if let Some(lender) = lender.filter(|lender| !picture.data.holds(*lender)) {
                 self.repairable(format!(
                     "chunk {chunk} borrows from chunk {lender}, which is free"
                 ));
@@ -487,7 +436,7 @@ impl Check<'_> {
             self.own_numbers(*pointer, picture, "replaced page");
         }
         for (chunk, page_chunk) in picture.pages.chunks() {
-            if picture.data.get(chunk as usize).copied().unwrap_or(false) {
+            if picture.data.holds(chunk) {
                 self.problem(format!("chunk {chunk} holds data and map pages"));
             }
             debug_assert!(page_chunk.used.count() as usize <= BLOCK_BYTES);

@@ -9,12 +9,13 @@ use super::{BitmapBlocks, Check, CheckReport, Picture};
 use crate::PoolError;
 use crate::checkpoint::encode_directory;
 use crate::device::PoolDevice;
-use crate::format::{BITS_PER_BLOCK, PagePointer, SUPERBLOCK_COPIES, Superblock};
+use crate::format::{BITS_PER_BLOCK, Geometry, PagePointer, SUPERBLOCK_COPIES, Superblock};
 use crate::labels::{FoundLabel, find_label, is_only_damaged, lost_copies, write_label};
 use crate::locks::{lock, read, write};
 use crate::page_io::{read_block, read_copy};
 use crate::pool::Pool;
 use crate::recovery::read_bitmap_block;
+use crate::state::StoredIndex;
 use zerocopy::FromBytes;
 
 /// What is not on the medium as it is in memory.
@@ -107,53 +108,79 @@ impl Check<'_> {
         self.labels(picture);
     }
 
+    /// Returns what `look` finds wrong with something that checkpoints write in its place, if it still is when none runs (CK2).
+    fn is_wrong(
+        &self,
+        picture: &Picture,
+        look: impl Fn(&Geometry, &StoredIndex) -> Option<String>,
+    ) -> Option<String> {
+        look(&picture.geometry, &picture.stored)?;
+        let _no_checkpoint = lock(&self.pool.checkpointing);
+        let (geometry, stored) = {
+            let state = read(&self.pool.state);
+            (state.geometry, state.stored.clone())
+        };
+        look(&geometry, &stored)
+    }
+
     fn superblocks(&mut self, picture: &Picture) {
-        let stored = &picture.stored;
         for copy in 0..SUPERBLOCK_COPIES {
-            let offset = picture.geometry.superblock_offset(copy);
-            let fields = read_block(&*self.pool.device, offset, "a superblock").and_then(|block| {
-                Superblock::read_from_bytes(&block)
-                    .expect("a superblock is one block")
-                    .decode()
-            });
-            let problem = match fields {
-                Ok(fields) if fields.uuid != self.pool.uuid => {
-                    format!("superblock copy {copy} is of pool {}", fields.uuid)
+            let problem = self.is_wrong(picture, |geometry, stored| {
+                let offset = geometry.superblock_offset(copy);
+                let fields = read_block(&*self.pool.device, offset, "a superblock").and_then(|block| {
+                    Superblock::read_from_bytes(&block)
+                        .expect("a superblock is one block")
+                        .decode()
+                });
+                match fields {
+                    Ok(fields) if fields.uuid != self.pool.uuid => {
+                        Some(format!("superblock copy {copy} is of pool {}", fields.uuid))
+                    }
+                    Ok(fields) if fields.generation == stored.generation => None,
+                    Ok(fields) => Some(format!(
+                        "superblock copy {copy} has generation {}, not {}",
+                        fields.generation, stored.generation
+                    )),
+                    Err(PoolError::NotAPool) => Some(format!("superblock copy {copy} has no magic")),
+                    Err(error) => Some(format!("superblock copy {copy}: {error}")),
                 }
-                Ok(fields) if fields.generation == stored.generation => continue,
-                Ok(fields) => format!(
-                    "superblock copy {copy} has generation {}, not {}",
-                    fields.generation, stored.generation
-                ),
-                Err(PoolError::NotAPool) => format!("superblock copy {copy} has no magic"),
-                Err(error) => format!("superblock copy {copy}: {error}"),
-            };
-            self.stale.push(problem, IsRepairable::Yes);
+            });
+            if let Some(problem) = problem {
+                self.stale.push(problem, IsRepairable::Yes);
+            }
         }
     }
 
     /// The side that the superblock names; what stands on the other one nobody reads.
     fn directory(&mut self, picture: &Picture) {
-        let expected = encode_directory(&picture.geometry, &picture.stored.directory);
-        let offset = picture.geometry.directory_offset(picture.stored.directory_side);
-        let mut found = quarry_contract::IoBuffer::zeroed(expected.len());
-        let problem = match self.pool.device.read_at(offset, &mut found) {
-            Ok(()) if found[..] == expected[..] => return,
-            Ok(()) => "it is not what was written".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        self.stale.push(
-            format!("bitmap directory at byte {offset}: {problem}; the pool would not open after a crash"),
-            IsRepairable::Yes,
-        );
+        let problem = self.is_wrong(picture, |geometry, stored| {
+            let expected = encode_directory(geometry, &stored.directory);
+            let offset = geometry.directory_offset(stored.directory_side);
+            let mut found = quarry_contract::IoBuffer::zeroed(expected.len());
+            let problem = match self.pool.device.read_at(offset, &mut found) {
+                Ok(()) if found[..] == expected[..] => return None,
+                Ok(()) => "it is not what was written".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            Some(format!(
+                "bitmap directory at byte {offset}: {problem}; the pool would not open after a crash"
+            ))
+        });
+        if let Some(problem) = problem {
+            self.stale.push(problem, IsRepairable::Yes);
+        }
     }
 
     fn bitmap_blocks(&mut self, picture: &Picture) {
         let blocks = picture.geometry.chunk_count.div_ceil(BITS_PER_BLOCK);
         for block in 0..blocks.min(picture.geometry.bitmap_blocks) {
-            let entry = picture.stored.directory[block as usize];
-            if let Err(error) = read_bitmap_block(&*self.pool.device, &self.pool.geometry, block, entry) {
-                self.stale.push(error.to_string(), IsRepairable::Yes);
+            let problem = self.is_wrong(picture, |geometry, stored| {
+                let entry = stored.directory[block as usize];
+                let found = read_bitmap_block(&*self.pool.device, geometry, block, entry);
+                found.err().map(|error| error.to_string())
+            });
+            if let Some(problem) = problem {
+                self.stale.push(problem, IsRepairable::Yes);
                 self.stale.bitmap.insert(block);
             }
         }
@@ -180,8 +207,8 @@ impl Check<'_> {
         }
     }
 
-    /// The log from its head to the last batch that was durable when the check began. No checkpoint takes any of it away
-    /// meanwhile; but the last one may just be settled (U2), so what is found is looked at again when nobody writes it.
+    /// The log from its head to the last batch that was durable when the check began. The next checkpoint takes all of it in, and then it is
+    /// overwritten; and the last batch may just be settled (U2). So what is found is looked at again when nobody writes it (CK2).
     fn log(&mut self, picture: &Picture) {
         let damage = || {
             let part = picture.log;
@@ -190,6 +217,10 @@ impl Check<'_> {
         let mut found = damage();
         if !matches!(&found, Ok(damage) if damage.is_none()) {
             let _nobody_writes_it = self.pool.turns.wait();
+            let is_needed = read(&self.pool.state).log.head_batch == picture.log.batch;
+            if !is_needed {
+                return;
+            }
             found = damage();
         }
         let found = match found {
@@ -260,6 +291,9 @@ impl Check<'_> {
 
     /// Returns which copies of a page are not good, and what is wrong with each.
     pub(super) fn bad_copies(&self, pointer: PagePointer, what: &str) -> Vec<(u64, String)> {
+        if self.held.have_given_way() {
+            return Vec::new();
+        }
         let copies = [pointer.first, pointer.second].into_iter();
         copies
             .filter_map(|number| {

@@ -56,7 +56,7 @@ impl Check<'_> {
             both_lost.into_iter().for_each(|problem| self.repairable(problem));
         }
         let new = std::mem::take(&mut picture.table.new);
-        let mut told = vec![false; picture.data.len()];
+        let mut told = vec![false; self.seen_chunks.len()];
         let mut wrong = 0;
         scan.entries(
             |chunk, entry| {
@@ -90,8 +90,8 @@ impl Check<'_> {
             let counters = std::mem::take(&mut self.wrong_counters);
             return counters.into_iter().for_each(|problem| self.problem(problem));
         }
-        let nobodys: Vec<u64> = (0..picture.data.len() as u64)
-            .filter(|chunk| picture.data[*chunk as usize] && !self.has_seen(*chunk))
+        let nobodys: Vec<u64> = (picture.data.iter())
+            .filter(|chunk| !self.has_seen(*chunk))
             .filter(|chunk| !picture.orphans.contains(chunk) && !picture.key_chunks.contains(chunk))
             .collect();
         let unknown = nobodys.iter().filter(|chunk| !told[**chunk as usize]).count();

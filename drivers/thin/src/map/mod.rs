@@ -13,12 +13,14 @@
 //!
 //! Format: docs/formats/pool.md, "Map".
 
+mod detached;
 mod difference;
 mod node;
 mod owned;
 mod reap;
 mod tree;
 
+pub(crate) use detached::detached;
 pub(crate) use difference::{Difference, DifferenceSide, next_difference};
 pub(crate) use node::{Child, Node, PageGauge, Slot};
 pub(crate) use owned::{OwnedLeaf, next_owned};

@@ -85,7 +85,8 @@ impl Node {
         }
     }
 
-    fn dirty(birth: u32, child: Child, gauge: &Arc<PageGauge>) -> Self {
+    /// Makes a page that is not stored.
+    pub fn dirty(birth: u32, child: Child, gauge: &Arc<PageGauge>) -> Self {
         gauge.resident.fetch_add(1, Ordering::Relaxed);
         gauge.dirty.fetch_add(1, Ordering::Relaxed);
         Self {

@@ -15,7 +15,7 @@ pub enum Call {
     Flush,
 }
 
-/// A device whose next call of a kind waits until it is let go.
+/// A device of which a chosen call waits until it is let go.
 pub struct GatedDevice {
     inner: Arc<SimDevice>,
     gate: Mutex<Option<Gate>>,
@@ -23,6 +23,8 @@ pub struct GatedDevice {
 
 struct Gate {
     call: Call,
+    /// How many calls of this kind pass before.
+    pass: u64,
     reached: Sender<()>,
     opened: Receiver<()>,
 }
@@ -41,10 +43,16 @@ impl GatedDevice {
 
     /// Makes the next call of this kind wait; tells when it does.
     pub fn hold(&self, call: Call) -> (Receiver<()>, Waiting) {
+        self.hold_after(0, call)
+    }
+
+    /// Makes the call of this kind wait that comes after so many others; tells when it does.
+    pub fn hold_after(&self, pass: u64, call: Call) -> (Receiver<()>, Waiting) {
         let (reached, at_gate) = mpsc::channel();
         let (opener, opened) = mpsc::channel();
         let gate = Gate {
             call,
+            pass,
             reached,
             opened,
         };
@@ -52,8 +60,17 @@ impl GatedDevice {
         (at_gate, Waiting(opener))
     }
 
+    /// Makes no call wait any more; whoever waits to be told that one does is told that none will.
+    pub fn open(&self) {
+        *self.gate.lock().unwrap() = None;
+    }
+
     fn pass(&self, call: Call) {
-        let gate = self.gate.lock().unwrap().take_if(|gate| gate.call == call);
+        let gate = self.gate.lock().unwrap().take_if(|gate| {
+            let is_held = gate.call == call && gate.pass == 0;
+            gate.pass -= u64::from(gate.call == call && gate.pass > 0);
+            is_held
+        });
         if let Some(gate) = gate {
             gate.reached.send(()).unwrap();
             // Ends with the sender.

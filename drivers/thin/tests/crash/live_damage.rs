@@ -8,7 +8,8 @@ use quarry_thin::sim::{SimDevice, Stamp};
 use quarry_thin::{DeviceSet, OpenOptions, Pool};
 use uuid::Uuid;
 
-use crate::repair::{CHUNK, new_pool_on_two};
+use crate::gated::{Call, GatedDevice};
+use crate::repair::{CHUNK, new_pool_on, new_pool_on_two};
 
 /// Takes writes after the last checkpoint; the others do not.
 const BUSY: u128 = 1;
@@ -32,6 +33,18 @@ struct Live {
 impl Live {
     fn new() -> Self {
         let (media, pool) = new_pool_on_two([4, 4]);
+        Self::on(media, pool)
+    }
+
+    /// As [`new`](Self::new), with the first device behind a gate.
+    fn behind_gate() -> (Self, Arc<GatedDevice>) {
+        let media = [SimDevice::new(4 << 20, 1), SimDevice::new(4 << 20, 2)];
+        let gate = GatedDevice::new(media[0].clone());
+        let pool = new_pool_on([gate.clone(), media[1].clone()]);
+        (Self::on(media, pool), gate)
+    }
+
+    fn on(media: [Arc<SimDevice>; 2], pool: Arc<Pool>) -> Self {
         let spec = |number| VolumeSpec::new(id(number), 1 << 30, DataSource::Blank);
         pool.create_volume(&spec(BUSY)).expect("a volume");
         pool.create_encrypted_volume(&spec(ENCRYPTED), &key())
@@ -321,6 +334,54 @@ fn every_live_metadata_block_that_is_flipped_is_found_by_an_online_check() {
         );
         let again = live.problems();
         assert_eq!(again.is_empty(), damage.is_healed, "{what}: then {again:?}");
+        live.crash(what);
+    }
+}
+
+/// Leaves out the ids of devices, which differ from pool to pool.
+fn without_ids(problems: Vec<String>) -> Vec<String> {
+    let without = |problem: String| {
+        let words = problem.split(' ').filter(|word| Uuid::parse_str(word).is_err());
+        words.collect::<Vec<_>>().join(" ")
+    };
+    problems.into_iter().map(without).collect()
+}
+
+#[test]
+fn damage_that_no_write_puts_right_is_found_though_checkpoints_go_on_beside_the_check() {
+    let classes = every_class(&Live::new()).len();
+    for class in 0..classes {
+        let damaged = || {
+            let (live, gate) = Live::behind_gate();
+            let damage = every_class(&live).swap_remove(class);
+            damage.at.iter().for_each(|at| live.flip(*at));
+            (live, gate, damage)
+        };
+        let (live, ..) = damaged();
+        let alone = without_ids(live.problems());
+        let (live, gate, Damage { what, is_healed, .. }) = damaged();
+        let problems = std::thread::scope(|scope| {
+            let (at_gate, waiting) = gate.hold(Call::Read);
+            let check = scope.spawn(|| live.problems());
+            at_gate.recv().expect("a check reads");
+            // More than the log takes, and what replaces pages that have been replaced since the check began.
+            for chunk in 4..30 {
+                live.write(BUSY, chunk);
+            }
+            live.pool.checkpoint().expect("a checkpoint");
+            live.write(BUSY, 30);
+            live.pool.checkpoint().expect("a checkpoint");
+            drop(waiting);
+            without_ids(check.join().expect("the check"))
+        });
+        match is_healed {
+            false => assert_eq!(problems, alone, "{what}"),
+            // A checkpoint may have come first.
+            true => assert!(
+                problems.iter().all(|problem| alone.contains(problem)),
+                "{what}: {problems:?}"
+            ),
+        }
         live.crash(what);
     }
 }

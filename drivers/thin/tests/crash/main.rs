@@ -4,6 +4,7 @@
 //! `QUARRY_SIM_SEED=<number> cargo test -p quarry-thin --test crash <suite>`. `QUARRY_SIM_SEEDS=<factor>` runs
 //! that many times the default number of seeds, `QUARRY_SIM_FIRST=<number>` begins elsewhere.
 
+mod check_beside;
 mod concurrency;
 mod controls;
 mod damage;

@@ -194,15 +194,22 @@ fn what_is_beyond_repair_is_named_and_left_alone() {
 /// An empty pool on two devices of so many MiB, with chunks of [`CHUNK`] and a short log.
 pub fn new_pool_on_two(mib: [u64; 2]) -> ([Arc<SimDevice>; 2], Arc<Pool>) {
     let media = [SimDevice::new(mib[0] << 20, 1), SimDevice::new(mib[1] << 20, 2)];
+    let pool = new_pool_on([media[0].clone(), media[1].clone()]);
+    (media, pool)
+}
+
+/// As [`new_pool_on_two`], on these devices.
+pub fn new_pool_on(devices: [Arc<dyn PoolDevice>; 2]) -> Arc<Pool> {
+    let [first, second] = devices;
     let format = FormatOptions {
         chunk_bytes: CHUNK as u32,
         log_bytes: 64 << 10,
         ..FormatOptions::default()
     };
-    Pool::format(&*media[0], &format).expect("formatting");
-    let pool = Pool::open(media[0].clone(), OpenOptions::default()).expect("opening");
-    pool.add_device(media[1].clone(), "/second").expect("growing");
-    (media, pool)
+    Pool::format(&*first, &format).expect("formatting");
+    let pool = Pool::open(first, OpenOptions::default()).expect("opening");
+    pool.add_device(second, "/second").expect("growing");
+    pool
 }
 
 /// A pool on two devices with a volume that is on both, closed.
