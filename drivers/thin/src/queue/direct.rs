@@ -8,6 +8,8 @@ use std::sync::Arc;
 use quarry_contract::{Completion, IoBuffer, IoBufferShape, IoError, Tag};
 use quarry_sys::ring::{self, Finished, Persistence, Ring, Token, Waker};
 
+#[cfg(test)]
+use super::faults::Operation;
 use super::spares::Spares;
 use crate::device::is_out_of_space;
 use crate::format::{MAX_ADDED_DEVICES, split_address};
@@ -60,6 +62,8 @@ struct InFlight {
     shape: IoBufferShape,
     guard: PlanGuard,
     last_step: LastStep,
+    #[cfg(test)]
+    direction: Direction,
 }
 
 /// How the request's buffer comes out of what the medium was asked.
@@ -230,6 +234,8 @@ impl DirectIo {
             shape,
             guard: plan.guard,
             last_step,
+            #[cfg(test)]
+            direction,
         });
         let token = Token(slot as u64);
         match direction {
@@ -311,6 +317,8 @@ impl DirectIo {
 
     fn end_finished(&mut self, completions: &mut Vec<Completion>) {
         for finished in self.finished.drain(..) {
+            #[cfg(test)]
+            let finished = strike(finished, &self.in_flight);
             if finished.token == FLUSH {
                 self.flush_step = Some(finished.result);
                 continue;
@@ -321,6 +329,7 @@ impl DirectIo {
                 shape,
                 guard,
                 last_step,
+                ..
             } = self.in_flight[slot]
                 .take()
                 .expect("the ring reports an operation once");
@@ -344,6 +353,20 @@ impl DirectIo {
             ));
         }
     }
+}
+
+/// Makes it the end that a test wants.
+#[cfg(test)]
+fn strike(mut finished: Finished, in_flight: &[Option<InFlight>]) -> Finished {
+    let in_flight = in_flight.get(finished.token.0 as usize);
+    let operation = match in_flight.and_then(|of_it| of_it.as_ref()) {
+        Some(transfer) if transfer.direction == Direction::Read => Operation::Read,
+        Some(_) => Operation::Write,
+        None if finished.memory.is_some() => Operation::LogWrite,
+        None => Operation::Sync,
+    };
+    super::faults::strike(operation, &mut finished);
+    finished
 }
 
 /// Ends a request whose I/O has ended, unless that needs a thread.

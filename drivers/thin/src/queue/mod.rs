@@ -22,6 +22,8 @@
 
 mod device;
 mod direct;
+#[cfg(test)]
+mod faults;
 mod flushes;
 mod inbox;
 mod parking;
