@@ -110,7 +110,8 @@ pub fn size_bytes(file: &File) -> io::Result<u64> {
 /// # Errors
 /// What the operating system says.
 pub fn page_cache_path(file: &File) -> io::Result<IoPath> {
-    let is_memory = fstatfs(file)?.filesystem_type() == TMPFS_MAGIC;
+    // The node of a block device is a file of devtmpfs, which says that it is a tmpfs.
+    let is_memory = medium(file)? == Medium::Regular && fstatfs(file)?.filesystem_type() == TMPFS_MAGIC;
     Ok(if is_memory {
         IoPath::Memory
     } else {

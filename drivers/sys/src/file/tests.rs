@@ -1,4 +1,5 @@
 use super::*;
+use crate::loop_device::{LoopDevice, LoopMode};
 
 fn filled(directory: &str, length: usize) -> File {
     let file = tempfile::tempfile_in(directory).unwrap();
@@ -104,6 +105,30 @@ fn file_turned_to_direct_io_reads_the_same_and_keeps_its_lock() {
         drop(io_user);
         lock_exclusive(&other).unwrap();
     }
+}
+
+/// Its node is a file of devtmpfs, which looks like a file system in memory.
+#[test]
+fn a_block_device_is_no_memory_and_takes_direct_io() {
+    let backing = tempfile::NamedTempFile::new_in("/tmp").unwrap();
+    backing.as_file().set_len(1 << 20).unwrap();
+    let device = match LoopDevice::attach(backing.path(), LoopMode::ReadWrite) {
+        Ok(device) => device,
+        Err(error) => {
+            let required = std::env::var_os("QUARRY_REQUIRE_LOOP_DEVICES").is_some();
+            assert!(!required, "no loop device can be attached: {error}");
+            return println!("SKIPPED: no loop device can be attached here: {error}");
+        }
+    };
+    let file = File::open(device.path()).unwrap();
+    assert_eq!(page_cache_path(&file).unwrap(), IoPath::Buffered);
+    let path = enable_direct_io(&file, 4096).unwrap();
+    assert_eq!(
+        path,
+        IoPath::Direct {
+            alignment_bytes: 4096
+        }
+    );
 }
 
 #[test]
