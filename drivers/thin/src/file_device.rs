@@ -121,6 +121,21 @@ pub enum FileDeviceError {
     },
 }
 
+/// Says in the log when there is no ring: threads take its place, and each request costs more.
+fn ring_unless_refused(path: &Path) -> Option<Submission> {
+    match ring::probe() {
+        Ok(()) => Some(Submission::Ring),
+        Err(error) => {
+            tracing::warn!(
+                path = %path.display(),
+                %error,
+                "io_uring is refused; requests go through threads, and cost more"
+            );
+            None
+        }
+    }
+}
+
 fn describe_holder(holder: Option<u32>) -> String {
     holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
@@ -230,7 +245,7 @@ impl FileDevice {
         let submission = match (options.mode, io_path) {
             (IoMode::Threads, _) => None,
             (IoMode::Auto, IoPath::Memory) => Some(Submission::Inline),
-            (IoMode::Auto, _) => ring::probe().ok().map(|()| Submission::Ring),
+            (IoMode::Auto, _) => ring_unless_refused(path),
             (IoMode::Uring, _) => {
                 ring::probe().map_err(FileDeviceError::NoUring)?;
                 Some(Submission::Ring)

@@ -6,6 +6,7 @@
 
 pub mod block_device;
 mod pattern;
+pub mod requirement;
 pub mod share_backend;
 pub mod share_server;
 pub mod target;

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use quarry_contract::conformance::requirement::{URING, skip};
 use quarry_contract::{
     BlockDevice, DataSource, Durability, IoBuffer, IoError, IoQueue, OpenMode, Request, SnapshotId,
     SnapshotSpec, Tag, Verb, VersionId, VolumeId, VolumeSpec, wait_for_completions,
@@ -337,7 +338,7 @@ impl Bench {
 /// Lets the n-th of these operations fail, for every n that there is; returns how many there are.
 fn fail_each(operation: Operation, errno: Errno) -> u32 {
     if let Err(error) = ring::probe() {
-        println!("SKIPPED: io_uring is not allowed here: {error}");
+        skip(URING, format!("io_uring is not allowed here: {error}"));
         return u32::MAX;
     }
     let mut most = 0;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use quarry_contract::conformance::requirement::{URING, skip};
 use quarry_contract::{DataSource, OpenMode, PoolName, VersionId, VolumeId, VolumeSpec};
 use quarry_thin::{
     Caching, FileDevice, FileOptions, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice,
@@ -57,7 +58,10 @@ pub fn each_kind(test: impl Fn(Kind)) {
     for kind in KINDS {
         match (kind.mode, quarry_sys::ring::probe()) {
             (IoMode::Uring, Err(error)) => {
-                println!("skipped {kind:?}: io_uring is not allowed here: {error}")
+                skip(
+                    URING,
+                    format!("{kind:?} cannot be: io_uring is not allowed here: {error}"),
+                );
             }
             _ => test(kind),
         }

@@ -6,5 +6,7 @@ mod conformance;
 mod deep;
 mod finishing;
 mod flushing;
+mod refusals;
 mod waiting;
 mod waking;
+mod without_uring;
