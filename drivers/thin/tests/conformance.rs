@@ -1,9 +1,13 @@
 //! The thin driver, judged by the contract's own suites.
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 
 use quarry_contract::conformance::block_device::{self, DeviceFixture};
+use quarry_contract::conformance::requirement::{LOOP_DEVICES, skip};
 use quarry_contract::{BlockDevice, DataSource, OpenMode, VersionId, VolumeId, VolumeKey, VolumeSpec};
+use quarry_sys::file::IoPath;
 use quarry_thin::sim::SimDevice;
 use quarry_thin::{
     Caching, FileDevice, FileOptions, FormatOptions, IoMode, OpenOptions, Pool, PoolDevice, VolumeDevice,
@@ -156,5 +160,103 @@ fn volumes_on_a_file_keep_the_block_device_contract_in_every_io_mode() {
         };
         block_device::run(&mut Volumes::over(file()));
         block_device::run(&mut Volumes::encrypted_over(file()));
+    }
+}
+
+/// A loop device with logical blocks of this size.
+struct Disk {
+    path: PathBuf,
+    _backing: tempfile::NamedTempFile,
+}
+
+impl Disk {
+    fn attach(logical_block_bytes: u32) -> Result<Self, String> {
+        let backing = tempfile::NamedTempFile::new().expect("a file");
+        backing.as_file().set_len(64 << 20).expect("a sparse file");
+        let attached = Command::new("losetup")
+            .args(["--find", "--show", "--direct-io=on", "--sector-size"])
+            .arg(logical_block_bytes.to_string())
+            .arg(backing.path())
+            .output()
+            .map_err(|error| error.to_string())?;
+        let told = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if !attached.status.success() {
+            return Err(told(&attached.stderr));
+        }
+        Ok(Self {
+            path: told(&attached.stdout).into(),
+            _backing: backing,
+        })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("--detach").arg(&self.path).status();
+        assert!(
+            detached.is_ok_and(|status| status.success()),
+            "{} is still attached",
+            self.path.display()
+        );
+    }
+}
+
+/// Block devices, each new.
+struct Disks {
+    logical_block_bytes: u32,
+    options: FileOptions,
+    disk: Option<Disk>,
+}
+
+impl Disks {
+    fn open(&self) -> Arc<dyn PoolDevice> {
+        let disk = self.disk.as_ref().expect("a disk was attached");
+        let device = FileDevice::open(&disk.path, self.options).expect("opening the disk");
+        let expected = match self.options.caching {
+            Caching::Direct => IoPath::Direct {
+                alignment_bytes: self.logical_block_bytes,
+            },
+            Caching::PageCache => IoPath::Buffered,
+        };
+        assert_eq!(device.io_path(), expected);
+        Arc::new(device)
+    }
+}
+
+impl Medium for Disks {
+    fn fresh(&mut self) -> Arc<dyn PoolDevice> {
+        self.disk = None;
+        self.disk = Some(Disk::attach(self.logical_block_bytes).expect("another like the first"));
+        self.open()
+    }
+
+    fn power_cut(&mut self) -> Arc<dyn PoolDevice> {
+        self.open()
+    }
+}
+
+#[test]
+fn volumes_on_block_devices_keep_the_block_device_contract_in_every_io_mode() {
+    for logical_block_bytes in [512, 4096] {
+        if let Err(problem) = Disk::attach(logical_block_bytes).map(drop) {
+            skip(
+                LOOP_DEVICES,
+                format!("no loop device can be attached here: {problem}"),
+            );
+            return;
+        }
+        let through_page_cache = FileOptions {
+            caching: Caching::PageCache,
+            ..FileOptions::default()
+        };
+        for options in [IoMode::Auto.into(), IoMode::Threads.into(), through_page_cache] {
+            let disks = || Disks {
+                logical_block_bytes,
+                options,
+                disk: None,
+            };
+            block_device::run(&mut Volumes::over(disks()));
+            block_device::run(&mut Volumes::encrypted_over(disks()));
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::fs::OpenOptions as FileOpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use quarry_contract::conformance::requirement::{LOOP_DEVICES, URING, skip};
 use quarry_contract::{
     BlockDevice, BlockingQueue, DataSource, DriverError, Durability, ErrorKind, IoError, OpenMode,
     PoolGrowth, PoolState, VersionId, VolumeBackend, VolumeId, VolumeSpec,
@@ -101,7 +102,10 @@ fn a_pool_in_a_file_grows_into_it_and_onto_another_in_every_way_of_doing_io() {
         if mode == IoMode::Uring
             && let Err(refused) = quarry_sys::ring::probe()
         {
-            println!("SKIPPED: {mode:?}, because io_uring is not allowed here: {refused}");
+            skip(
+                URING,
+                format!("{mode:?} cannot be: io_uring is not allowed here: {refused}"),
+            );
             continue;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -157,7 +161,10 @@ fn loop_device(directory: &Path, name: &str, size_bytes: u64) -> Option<(PathBuf
     match LoopDevice::attach(&backing, LoopMode::ReadWrite) {
         Ok(device) => Some((backing, device)),
         Err(error) => {
-            println!("SKIPPED: no loop device can be attached here: {error}");
+            skip(
+                LOOP_DEVICES,
+                format!("no loop device can be attached here: {error}"),
+            );
             None
         }
     }
