@@ -316,7 +316,9 @@ impl Frozen {
             sum_roots,
             table,
         };
-        let (index, pages) = self.index_stream(&lists, &freed);
+        let (index, pages) = self
+            .index_stream(&lists, &freed)
+            .map_err(|contradiction| PoolError::damaged("the list of pages in use", contradiction))?;
         let index_bytes = index.len() as u64;
         let index_pages = self.store_index(device, &index)?;
         let (directory, directory_side, directory_crc32c) = self.store_bitmap(device, geometry)?;
@@ -381,16 +383,16 @@ impl Frozen {
 
     /// Encodes the index stream and returns it with the page chunks that it lists: those that are left once this
     /// checkpoint is durable, with the pages that the stream itself is going to take.
-    fn index_stream(&self, lists: &Lists, freed: &[PagePointer]) -> (Vec<u8>, PageSpace) {
+    fn index_stream(&self, lists: &Lists, freed: &[PagePointer]) -> Result<(Vec<u8>, PageSpace), String> {
         let geometry = &self.layout.geometry;
         let mut own_pages = 1;
         loop {
-            let pages = self.pages.after(geometry, &self.reservation, own_pages, freed);
+            let pages = self.pages.after(geometry, &self.reservation, own_pages, freed)?;
             let stream = self.encode_index(lists, &pages);
             let needed = stream.len().div_ceil(INDEX_PAYLOAD_BYTES);
             if needed <= own_pages {
                 debug_assert_eq!(needed, own_pages, "the stream only grows with its own pages");
-                return (stream, pages);
+                return Ok((stream, pages));
             }
             own_pages = needed;
         }

@@ -128,7 +128,7 @@ impl Pool {
             id: VolumeId(version.uuid),
             size_bytes: version.size(),
             source: version.source.into(),
-            mapped_bytes: version.mapped_chunks * self.geometry.chunk_bytes,
+            mapped_bytes: version.mapped_chunks.saturating_mul(self.geometry.chunk_bytes),
             reserved: version.reserved,
             encryption: self.keys.encryption(version.key),
             checksums: version.checksums.are_on(),
@@ -142,7 +142,7 @@ impl Pool {
             id: SnapshotId(version.uuid),
             volume: VolumeId(volume),
             size_bytes: version.size(),
-            mapped_bytes: version.mapped_chunks * self.geometry.chunk_bytes,
+            mapped_bytes: version.mapped_chunks.saturating_mul(self.geometry.chunk_bytes),
         }
     }
 

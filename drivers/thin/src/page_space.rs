@@ -76,6 +76,11 @@ impl PageMask {
         self.0[page as usize / 64] &= !(1 << (page % 64));
     }
 
+    /// Tells whether any page from this one on is in use.
+    pub fn has_any_from(&self, page: u64) -> bool {
+        (page..u64::BITS as u64 * self.0.len() as u64).any(|page| self.get(page))
+    }
+
     /// Returns how many pages are in use.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|word| u64::from(word.count_ones())).sum()
@@ -245,21 +250,32 @@ impl PageSpace {
 
     /// Returns the chunks as they are once `reservation` is settled and `freed` is free. Pages of `reservation`
     /// handed out so far and the next `more` are counted as used.
+    ///
+    /// # Errors
+    /// When a page is to be freed that is not in use: the metadata contradicts itself, and whoever wrote to that page again
+    /// could overwrite another one.
     pub fn after(
         &self,
         geometry: &Geometry,
         reservation: &Reservation,
         more: usize,
         freed: &[PagePointer],
-    ) -> PageSpace {
+    ) -> Result<PageSpace, String> {
         let mut after = self.unheld();
         let used = reservation.handed_out + more;
         let unused = reservation.pages.iter().flat_map(|pages| pages.iter().skip(used));
         let freed = freed.iter().flat_map(|pointer| [pointer.first, pointer.second]);
         for number in unused.copied().chain(freed) {
-            let (chunk, page) = geometry.locate_page(number).expect("the page was handed out");
-            let page_chunk = after.chunks.get_mut(&chunk).expect("the page was handed out");
-            debug_assert!(page_chunk.used.get(page), "a page is freed once");
+            let place = geometry.locate_page(number);
+            let page_chunk = place.and_then(|(chunk, _)| after.chunks.get_mut(&chunk));
+            let (Some((_, page)), Some(page_chunk)) = (place, page_chunk) else {
+                return Err(format!("page {number} is replaced, and in no chunk of pages"));
+            };
+            if !page_chunk.used.get(page) {
+                return Err(format!(
+                    "page {number} is replaced, and not in use or replaced twice"
+                ));
+            }
             page_chunk.used.clear(page);
             after.used_pages[page_chunk.class as usize] -= 1;
         }
@@ -269,7 +285,7 @@ impl PageSpace {
             chunks_of_class[page_chunk.class as usize] -= u64::from(!kept);
             kept
         });
-        after
+        Ok(after)
     }
 
     /// Goes over to `after`, the superblock that says so being durable (P1), and frees the emptied chunks, but for those that are held
@@ -359,16 +375,27 @@ mod tests {
                 crc32c: 0,
             });
         }
-        let after = pages.after(&geometry, &reservation, 0, &[]);
+        let after = pages.after(&geometry, &reservation, 0, &[]).unwrap();
         pages.settle(after, &mut space, false);
         assert_eq!(pages.used_pages(), 34);
         assert!(pages.is_used(&geometry, used[16].first, CopyClass::First));
         assert!(!pages.is_used(&geometry, used[16].first, CopyClass::Second));
         let reservation = pages.reserve(&geometry, &mut space, 1).unwrap();
-        let after = pages.after(&geometry, &reservation, 0, &used[..16]);
+        let after = pages.after(&geometry, &reservation, 0, &used[..16]).unwrap();
         assert_eq!(pages.used_pages(), 36, "nothing is free before it is settled");
         pages.settle(after, &mut space, false);
         assert_eq!((pages.used_pages(), pages.chunk_count()), (2, 2));
+        let reservation = Reservation::default();
+        for wrong in [
+            &used[..1],
+            &[used[16], used[16]],
+            &[PagePointer { first: 1, ..used[16] }],
+        ] {
+            assert!(
+                pages.after(&geometry, &reservation, 0, wrong).is_err(),
+                "{wrong:?}"
+            );
+        }
         assert!(pages.reserve(&geometry, &mut space, 10_000).is_none());
         assert_eq!(space.free(), free - 2, "a refused reservation takes nothing");
     }
@@ -387,7 +414,7 @@ mod tests {
             ..PagePointer::NONE
         };
         let written = (0..new).map(|_| pair(reservation.next().unwrap())).collect();
-        let after = pages.after(geometry, &reservation, 0, freed);
+        let after = pages.after(geometry, &reservation, 0, freed).unwrap();
         pages.settle(after, space, false);
         written
     }

@@ -391,6 +391,11 @@ fn load_checkpoint(
         let (chunk, page_chunk) = reader
             .page_chunk(words)
             .ok_or_else(|| damaged("cut short in the page chunks"))?;
+        if page_chunk.used.has_any_from(geometry.pages_per_chunk()) {
+            return Err(damaged(&format!(
+                "chunk {chunk} has more pages in use than there are in it"
+            )));
+        }
         if !state.space.claim(chunk) {
             return Err(damaged(&format!(
                 "chunk {chunk} holds map pages and something else"

@@ -18,8 +18,9 @@ use quarry_contract::IoBuffer;
 
 use crate::check::BitmapBlocks;
 use crate::format::BLOCK;
-use crate::locks::write;
+use crate::locks::{read, write};
 use crate::page_io::read_page;
+use crate::page_space::CopyClass;
 use crate::{Access, BitmapSource, CheckReport, DeviceSet, OpenOptions, Pool, PoolDevice, PoolError};
 
 /// What a repair found and did.
@@ -151,7 +152,15 @@ impl Pool {
         for key in &report.lost_keys {
             self.heal_slot(*key)?;
         }
-        for (number, pointer) in &report.lost_copies {
+        let is_in_use = |number: u64| {
+            let state = read(&self.state);
+            [CopyClass::First, CopyClass::Second]
+                .into_iter()
+                .any(|class| state.pages.is_used(&state.geometry, number, class))
+        };
+        // A pointer that contradicts the list of pages may name data: what is there stays as it is.
+        let lost = report.lost_copies.iter().filter(|(number, _)| is_in_use(*number));
+        for (number, pointer) in lost {
             let page = read_page(&*self.device, *pointer, "page")?;
             self.device
                 .write_at(number * BLOCK, &IoBuffer::from_slice(&page))

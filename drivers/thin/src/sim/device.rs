@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quarry_contract::conformance::SplitMix;
 
-use super::cells::{Cells, TEAR_BYTES};
+use super::cells::{CELL_BYTES, Cells, TEAR_BYTES};
 use crate::{DirectFile, PoolDevice};
 
 /// The kinds of calls that faults are counted by.
@@ -32,6 +32,12 @@ pub enum Fault {
     NoSpace,
     /// The call succeeds and does nothing: a medium that lies. Only for proving that a suite notices.
     Ignored,
+    /// The call succeeds, and the first block of what a write was given goes to another place, where it takes that of what was
+    /// there: a medium that lies.
+    Misplaced {
+        /// Where, in bytes.
+        to: u64,
+    },
 }
 
 /// What was asked of a device.
@@ -211,7 +217,7 @@ impl SimDevice {
 
     /// Returns the offsets of all 4 KiB cells that were ever written, ordered.
     pub fn written_cells(&self) -> Vec<u64> {
-        let cell = super::cells::CELL_BYTES as u64;
+        let cell = CELL_BYTES as u64;
         let written = self.state().cells.written();
         written.into_iter().map(|index| index * cell).collect()
     }
@@ -304,6 +310,11 @@ impl State {
         match course {
             Course::Proceed => self.cells.write(offset, data),
             Course::Fail(Fault::Ignored) => {}
+            Course::Fail(Fault::Misplaced { to }) => {
+                let (first, rest) = data.split_at(data.len().min(CELL_BYTES));
+                self.cells.write(to, first);
+                self.cells.write(offset + first.len() as u64, rest);
+            }
             Course::Cut => {
                 self.cells.write_partly(offset, data, &mut self.random);
                 return Err(power_is_cut());
@@ -324,7 +335,7 @@ fn power_is_cut() -> io::Error {
 fn error_of(fault: Fault) -> io::Error {
     match fault {
         Fault::NoSpace => io::Error::new(io::ErrorKind::StorageFull, "simulated ENOSPC"),
-        Fault::Io | Fault::Ignored => io::Error::other("simulated EIO"),
+        Fault::Io | Fault::Ignored | Fault::Misplaced { .. } => io::Error::other("simulated EIO"),
     }
 }
 
@@ -454,6 +465,20 @@ mod tests {
         device.read_at(0, &mut [0; 4096]).unwrap();
         assert_eq!(device.counts().writes, 4);
         assert_eq!(device.counts().reads, 2);
+    }
+
+    #[test]
+    fn lost_and_misplaced_writes_are_acknowledged() {
+        let device = SimDevice::new(1 << 20, 1);
+        device.write_at(0, &[1; 8192]).unwrap();
+        device.fail(OpKind::Write, 0, 1, Fault::Ignored);
+        device.write_at(0, &[2; 8192]).unwrap();
+        assert_eq!(device.peek(0, 8192), vec![1; 8192]);
+        device.fail(OpKind::Write, 0, 1, Fault::Misplaced { to: 65536 });
+        device.write_at(0, &[3; 8192]).unwrap();
+        assert_eq!(device.peek(0, 4096), vec![1; 4096]);
+        assert_eq!(device.peek(4096, 4096), vec![3; 4096]);
+        assert_eq!(device.peek(65536, 8192), [[3; 4096], [0; 4096]].concat());
     }
 
     #[test]
