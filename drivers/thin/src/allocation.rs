@@ -82,16 +82,35 @@ impl Pool {
         state.take_data_chunks(count, left)
     }
 
-    /// Takes back chunks whose mapping failed.
+    /// Takes back chunks that nothing was written to, or whose mapping failed.
     pub(crate) fn give_back_chunks(&self, chunks: &[u64]) {
+        self.take_back(chunks, Discard::No);
+    }
+
+    /// Takes back chunks that were, or may have been, written to in vain. What that has taken of the space that the medium is on goes
+    /// back too, where that may run out.
+    pub(crate) fn give_back_written(&self, chunks: &[u64]) {
+        self.take_back(chunks, Discard::IfScarce);
+    }
+
+    fn take_back(&self, chunks: &[u64], discard: Discard) {
         let mut state = write(&self.state);
+        let is_scarce = self.options.discard_freed && state.pages.stock().is_some();
         for chunk in chunks {
             // A failed change may have been applied by a pool that then stopped; then the chunk is not ours.
             if !state.space.is_data(*chunk) {
-                state.space.give_back(*chunk);
+                let discards = is_scarce && discard == Discard::IfScarce;
+                state.space.free_now(*chunk, discards);
             }
         }
     }
+}
+
+/// Whether chunks are discarded on the medium before they are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Discard {
+    No,
+    IfScarce,
 }
 
 impl State {
@@ -109,6 +128,8 @@ impl State {
             state
                 .spare_chunks(4)
                 .is_some_and(|spare| spare >= state.reserve_chunks() + left_to_others + count)
+                // Those of the stock are spare, but not to be had.
+                && state.space.free() >= count
         };
         if !enough(self) {
             self.space.abandon_discards();

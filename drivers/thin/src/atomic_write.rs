@@ -74,7 +74,7 @@ impl VersionHandle {
         let chunks = self.take_chunks(count).map_err(PoolError::into_io_error)?;
         let mapped = self.write_and_map_pieces(&pieces, &chunks);
         if mapped.is_err() {
-            self.pool.give_back_chunks(&chunks);
+            self.pool.give_back_written(&chunks);
         }
         mapped
     }

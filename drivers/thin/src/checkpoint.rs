@@ -73,6 +73,9 @@ struct Lists {
     table: StoredTable,
 }
 
+/// How often a checkpoint tries to freeze while others change more than what it has space for.
+const FREEZES: usize = 4;
+
 /// How a checkpoint flushes: what it says it is doing is for an error.
 pub(crate) type Flush<'a> = dyn Fn(&'static str) -> Result<(), PoolError> + 'a;
 
@@ -132,7 +135,7 @@ impl State {
         let needed = self
             .pages
             .chunks_needed(&self.geometry, self.checkpoint_pages(extra_nodes));
-        self.space.free().checked_sub(needed)
+        (self.space.free() + self.pages.stock().unwrap_or(0)).checked_sub(needed)
     }
 
     /// Returns the layout as it is.
@@ -207,6 +210,8 @@ impl State {
         self.incompat = stored.incompat;
         self.table.settle(stored.table);
         self.garbage.let_go_of_stored();
+        let stock = self.stock_wanted();
+        self.pages.trim_stock(stock, &mut self.space, discard);
     }
 }
 
@@ -214,7 +219,8 @@ impl Pool {
     /// Makes everything durable in its place, so that recovery has nothing to replay.
     ///
     /// # Errors
-    /// `Full` when not even the reserve suffices; what the medium hit, and then the pool has stopped.
+    /// `Full` when not even the reserve suffices, `HostFull` when the medium has no space for it, and then nothing has changed; what
+    /// the medium hit, and then the pool has stopped.
     pub fn checkpoint(&self) -> Result<(), PoolError> {
         let one = lock(&self.checkpointing);
         self.checkpoint_as(&one, None)
@@ -243,15 +249,23 @@ impl Pool {
             }
         }
         let mut frozen = None;
-        let turn = self.turns.wait();
-        self.commit_round(&turn, || {
-            let mut state = write(&self.state);
-            let sealed = state.log.seal();
-            let layout = new_layout.unwrap_or_else(|| state.layout());
-            frozen = state.freeze(layout);
-            sealed
-        })?;
-        drop(turn);
+        for _attempt in 0..FREEZES {
+            let stocked = self.stock_for_checkpoint();
+            let turn = self.turns.wait();
+            self.commit_round(&turn, || {
+                let mut state = write(&self.state);
+                let sealed = state.log.seal();
+                let layout = new_layout.unwrap_or_else(|| state.layout());
+                frozen = state.freeze(layout);
+                sealed
+            })?;
+            drop(turn);
+            if frozen.is_some() {
+                break;
+            }
+            // If there was enough, others have changed more since.
+            stocked?;
+        }
         let Some(frozen) = frozen else {
             let state = read(&self.state);
             return Err(PoolError::Full {

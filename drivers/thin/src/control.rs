@@ -31,7 +31,7 @@ impl Pool {
     pub fn status(&self) -> PoolStatus {
         let state = read(&self.state);
         let chunk_bytes = self.geometry.chunk_bytes;
-        let free = state.space.free() + state.space.as_good_as_free();
+        let free = state.free_chunks() + state.space.as_good_as_free();
         // A version with more children keeps its space until one is left: nothing is due (N2).
         let due = state
             .versions

@@ -63,7 +63,7 @@ impl VersionHandle {
                 .map_err(PoolError::into_io_error)
         });
         if mapped.is_err() {
-            self.pool.give_back_chunks(&chunks);
+            self.pool.give_back_written(&chunks);
         }
         mapped
     }

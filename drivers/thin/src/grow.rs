@@ -27,7 +27,7 @@ use crate::format::{
 };
 use crate::host_space::take_tail_copies;
 use crate::labels::{read_label, write_labels};
-use crate::locks::{lock, read};
+use crate::locks::{lock, read, write};
 use crate::page_io::read_block;
 use crate::pool::Pool;
 use crate::recovery::{is_blank, read_superblock};
@@ -159,6 +159,10 @@ impl Pool {
         }
         write_labels(&*device, (self.uuid, uuid))?;
         self.device.set(number, Some(device));
+        if self.device.may_run_out() {
+            // Map pages that there are keep the space that they have.
+            write(&self.state).pages.keep_stock();
+        }
         let gone_over = self.go_over_to(layout);
         if gone_over.is_err() && self.stopped().is_none() {
             self.device.set(number, None);

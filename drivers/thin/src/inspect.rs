@@ -154,7 +154,7 @@ impl Pool {
             key_chunks: state.keys.chunks().count() as u64,
             orphan_chunks: state.partials.orphans().count() as u64,
             metadata_chunks: state.pages.chunk_count(),
-            free_chunks: state.space.free(),
+            free_chunks: state.free_chunks(),
             metadata_pages: state.pages.used_pages(),
             log_bytes: self.geometry.log_blocks * crate::format::BLOCK,
             log_used_bytes: state.log.used_blocks() * crate::format::BLOCK,

@@ -59,7 +59,7 @@ impl State {
     /// Tells whether chunks are becoming few.
     pub(crate) fn is_short_of_space(&self) -> bool {
         let spare = self.geometry.chunk_count / SHORT_OF_SPACE;
-        self.space.free() + self.space.as_good_as_free() < self.reserve_chunks() + spare
+        self.free_chunks() + self.space.as_good_as_free() < self.reserve_chunks() + spare
     }
 }
 
@@ -162,10 +162,12 @@ impl Pool {
                 || dirty >= self.options.checkpoint_dirty_pages
                 || state.table.new_entries().len() >= NEW_ENTRIES
         };
-        if due {
-            self.checkpoint()?;
+        match due.then(|| self.checkpoint()) {
+            None => Ok(false),
+            // What gives space back goes on without.
+            Some(Err(error)) if error.is_full() => Ok(false),
+            Some(done) => done.map(|()| true),
         }
-        Ok(due)
     }
 
     /// Keeps a long reclaim from piling up what it frees, in memory and in the log.
@@ -322,7 +324,7 @@ fn evict_below(node: &Arc<Node>, seen: &mut HashSet<*const Node>) {
 }
 
 /// Joins pieces of `length` bytes, at ordered places, that follow each other.
-fn runs(places: impl Iterator<Item = u64>, length: u64) -> Vec<Range<u64>> {
+pub(crate) fn runs(places: impl Iterator<Item = u64>, length: u64) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for place in places {
         match runs.last_mut() {

@@ -9,8 +9,10 @@
 //! - P2: while pages are [held](PageSpace::hold), none of those that were in use when that began is handed out again, and their
 //!   chunks hold nothing else. It is in memory only: the superblock says that they are free.
 //! - P3: whoever needs the space of held pages gets it ([`give_way`](PageSpace::give_way)); who held them is told.
+//! - P4: where the medium may run out of space, a page is handed out only of a chunk that has its space there: new chunks come
+//!   from a stock of such, and chunks [without](PageSpace::note_lacking) hand out none (HF2, [`host_space`](crate::host_space)).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,6 +45,10 @@ pub(crate) struct PageSpace {
     chunks: BTreeMap<u64, PageChunk>,
     chunks_of_class: [u64; 2],
     used_pages: [u64; 2],
+    /// Chunks that will be of either class, which have their space on the medium; `None` where that never runs out (P4).
+    stock: Option<BTreeSet<u64>>,
+    /// Those of `chunks` that do not have theirs (P4).
+    lacking: BTreeSet<u64>,
     held: Option<Held>,
 }
 
@@ -105,12 +111,13 @@ impl Reservation {
 }
 
 impl PageSpace {
-    /// Copies it, without what is held.
+    /// Copies it, without what is held, and what is in the stock or lacking.
     pub fn unheld(&self) -> Self {
         Self {
             chunks: self.chunks.clone(),
-            held: None,
-            ..*self
+            chunks_of_class: self.chunks_of_class,
+            used_pages: self.used_pages,
+            ..Self::default()
         }
     }
 
@@ -192,34 +199,83 @@ impl PageSpace {
         (first.len() == second.len()).then(|| first.into_iter().zip(second).map(pair).collect())
     }
 
-    /// Returns how many further chunks a checkpoint of `pages` page pairs needs.
+    /// Returns how many further chunks a checkpoint of `pages` page pairs needs, from the stock or else.
     pub fn chunks_needed(&self, geometry: &Geometry, pages: u64) -> u64 {
         let per_chunk = geometry.pages_per_chunk();
-        [CopyClass::First, CopyClass::Second]
-            .map(|class| {
-                let idle = self
-                    .held
-                    .as_ref()
-                    .map_or(0, |held| held.idle_pages[class as usize]);
-                let taken = self.used_pages[class as usize] + idle;
-                let free = self.chunks_of_class[class as usize] * per_chunk - taken;
-                pages.saturating_sub(free).div_ceil(per_chunk)
-            })
+        let idle = self.held.as_ref().map_or([0; 2], |held| held.idle_pages);
+        let mut free = [0, 1]
+            .map(|class| self.chunks_of_class[class] * per_chunk - self.used_pages[class] - idle[class]);
+        for page_chunk in self.lacking.iter().filter_map(|chunk| self.chunks.get(chunk)) {
+            let of_class = &mut free[page_chunk.class as usize];
+            // Some of these may be idle, too.
+            *of_class = of_class.saturating_sub(per_chunk - page_chunk.used.count());
+        }
+        free.map(|free| pages.saturating_sub(free).div_ceil(per_chunk))
             .iter()
             .sum()
+    }
+
+    /// Returns how many chunks are in the stock; `None` where there is none, and none is needed (P4).
+    pub fn stock(&self) -> Option<u64> {
+        self.stock.as_ref().map(|stock| stock.len() as u64)
+    }
+
+    /// Begins to keep a stock.
+    pub fn keep_stock(&mut self) {
+        self.stock.get_or_insert_default();
+    }
+
+    /// Ends keeping one, and gives it back.
+    pub fn give_up_stock(&mut self, space: &mut Space) {
+        for chunk in self.stock.take().into_iter().flatten() {
+            space.give_back(chunk);
+        }
+        self.lacking.clear();
+    }
+
+    /// Adds a chunk to the stock that has its space on the medium.
+    pub fn put_in_stock(&mut self, chunk: u64) {
+        self.stock.get_or_insert_default().insert(chunk);
+    }
+
+    /// Gives back what the stock has more than so many chunks.
+    pub fn trim_stock(&mut self, at_most: u64, space: &mut Space, discard: bool) {
+        let Some(stock) = &mut self.stock else { return };
+        while stock.len() as u64 > at_most {
+            // Some are left at both ends, where the copies of pages are.
+            let chunk = match stock.len() % 2 {
+                0 => stock.pop_first(),
+                _ => stock.pop_last(),
+            };
+            let chunk = chunk.expect("it has more");
+            space.free_now(chunk, discard);
+        }
+    }
+
+    /// Notes of a chunk whether it lacks its space on the medium (P4).
+    pub fn note_lacking(&mut self, chunk: u64, lacks: bool) {
+        match lacks {
+            true => self.lacking.insert(chunk),
+            false => self.lacking.remove(&chunk),
+        };
+    }
+
+    /// Returns the chunks that lack their space.
+    pub fn lacking(&self) -> Vec<u64> {
+        self.lacking.iter().copied().collect()
     }
 
     /// Sets `pages` page pairs aside, taking chunks from `space` where needed; `None` when they do not suffice, and
     /// then nothing is taken.
     pub fn reserve(&mut self, geometry: &Geometry, space: &mut Space, pages: u64) -> Option<Reservation> {
         let mut needed = self.chunks_needed(geometry, pages);
-        if needed > space.free() {
+        if self.stock.is_none() && needed > space.free() {
             space.abandon_discards();
         }
-        if needed > space.free() && self.give_way(space) {
+        if needed > self.stock().unwrap_or(space.free()) && self.give_way(space) {
             needed = self.chunks_needed(geometry, pages);
         }
-        if needed > space.free() {
+        if needed > self.stock().unwrap_or(space.free()) {
             return None;
         }
         let mut reservation = Reservation::default();
@@ -229,12 +285,20 @@ impl PageSpace {
         ] {
             let list = &mut reservation.pages[class as usize];
             for (chunk, page_chunk) in self.chunks.iter_mut().filter(|(_, c)| c.class == class) {
+                if self.lacking.contains(chunk) {
+                    continue;
+                }
                 let held = self.held.as_ref().and_then(|held| held.chunks.get(chunk));
                 let held = held.map(|chunk| chunk.used).unwrap_or_default();
                 fill(geometry, *chunk, page_chunk, held, pages, list);
             }
             while (list.len() as u64) < pages {
-                let chunk = space.take(from).expect("enough chunks were counted free");
+                let chunk = match (&mut self.stock, class) {
+                    (None, _) => space.take(from),
+                    (Some(stock), CopyClass::First) => stock.pop_first(),
+                    (Some(stock), CopyClass::Second) => stock.pop_last(),
+                };
+                let chunk = chunk.expect("enough chunks were counted free");
                 let mut page_chunk = PageChunk {
                     class,
                     used: PageMask::default(),
@@ -288,24 +352,33 @@ impl PageSpace {
         Ok(after)
     }
 
-    /// Goes over to `after`, the superblock that says so being durable (P1), and frees the emptied chunks, but for those that are held
-    /// (P2).
+    /// Goes over to `after`, the superblock that says so being durable (P1), and frees the emptied chunks, or puts them in the stock,
+    /// but for those that are held (P2).
     pub fn settle(&mut self, after: PageSpace, space: &mut Space, discard: bool) {
         let mut held = self.held.take();
+        let (mut stock, mut lacking) = (self.stock.take(), std::mem::take(&mut self.lacking));
         for chunk in self
             .chunks
             .keys()
             .filter(|chunk| !after.chunks.contains_key(chunk))
         {
-            match held.as_ref().is_some_and(|held| held.chunks.contains_key(chunk)) {
-                true => space.hold(*chunk),
-                false => space.free_now(*chunk, discard),
+            let lacks = lacking.remove(chunk);
+            let is_held = held.as_ref().is_some_and(|held| held.chunks.contains_key(chunk));
+            match &mut stock {
+                _ if is_held => space.hold(*chunk),
+                Some(stock) if !lacks => drop(stock.insert(*chunk)),
+                Some(_) | None => space.free_now(*chunk, discard),
             }
         }
         if let Some(held) = &mut held {
             held.count_idle(&after.chunks);
         }
-        *self = Self { held, ..after };
+        *self = Self {
+            held,
+            stock,
+            lacking,
+            ..after
+        };
     }
 }
 

@@ -91,6 +91,8 @@ pub(crate) enum Obstacle {
     OpenBatch,
     Log,
     Space,
+    /// The stock has to have so many chunks.
+    Stock(u64),
     TooMany,
 }
 
@@ -238,6 +240,16 @@ impl Pool {
                     self.checkpoint()?;
                 }
                 Obstacle::Space => return Err(self.full(1).into()),
+                Obstacle::Stock(chunks) => match self.stock_up(chunks) {
+                    // So that the next changes need not.
+                    Ok(()) => self.keep_stocked(),
+                    Err(error) if error.is_full() && write(&self.state).check_gives_way() => {}
+                    Err(error) if error.is_full() && !made_space => {
+                        made_space = true;
+                        self.checkpoint()?;
+                    }
+                    Err(error) => return Err(error.into()),
+                },
                 Obstacle::TooMany => {
                     return Err(PoolError::InvalidOption {
                         option: "group",
@@ -312,6 +324,9 @@ impl State {
         if self.spare_chunks(extra_nodes).is_none_or(|spare| spare < floor) {
             return Some(Obstacle::Space);
         }
+        if let Some(chunks) = self.stock_lacking(extra_nodes, priority) {
+            return Some(Obstacle::Stock(chunks));
+        }
         records
             .iter()
             .find_map(|record| self.wanted(record))
@@ -367,9 +382,16 @@ impl State {
 
     /// Returns how many chunks data may not use, so that checkpoints, discards and deletes work in a full pool.
     pub(crate) fn reserve_chunks(&self) -> u64 {
-        let least = 2 * RESERVE_PAGES.div_ceil(self.geometry.pages_per_chunk());
+        let least = self.least_reserve_chunks();
         let most = (1 << 30) / self.geometry.chunk_bytes;
         (self.geometry.chunk_count / 64).clamp(least, most.max(least))
+    }
+}
+
+impl State {
+    /// Returns how many chunks the smallest reserve has.
+    pub(crate) fn least_reserve_chunks(&self) -> u64 {
+        2 * RESERVE_PAGES.div_ceil(self.geometry.pages_per_chunk())
     }
 }
 

@@ -165,6 +165,7 @@ impl Pool {
             ));
         }
         if pool.stopped().is_none() {
+            pool.take_space_at_open();
             pool.erase_stale_slots()?;
         }
         Ok((Arc::new(pool), result))

@@ -219,6 +219,13 @@ impl Space {
         Some(chunk)
     }
 
+    /// Hands out the first free chunk from `start` on.
+    pub fn take_from(&mut self, start: u64) -> Option<u64> {
+        let chunk = self.first_free_from(start)?;
+        self.set_busy(chunk);
+        Some(chunk)
+    }
+
     fn first_free_from(&self, start: u64) -> Option<u64> {
         let mut word = (start / 64) as usize;
         if word >= self.busy.len() {

@@ -71,7 +71,7 @@ impl VersionHandle {
             .map_err(PoolError::into_io_error)?;
         let mapped = self.write_and_map(&to_map, &chunks, data);
         if mapped.is_err() {
-            self.pool.give_back_chunks(&chunks);
+            self.pool.give_back_written(&chunks);
         }
         mapped
     }

@@ -108,6 +108,7 @@ fn costs(leaves: u64, others: u128) -> Vec<(&'static str, OpCounts)> {
             writes: after.writes - before.writes,
             discards: after.discards - before.discards,
             flushes: after.flushes - before.flushes,
+            allocations: after.allocations - before.allocations,
             read_bytes: after.read_bytes - before.read_bytes,
             written_bytes: after.written_bytes - before.written_bytes,
         };

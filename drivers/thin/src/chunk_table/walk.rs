@@ -10,7 +10,7 @@ use crate::PoolError;
 use crate::format::{ChunkEntry, LEAF_ENTRIES, LeafEntry};
 use crate::locks::{lock, read, write};
 use crate::map::{OwnedLeaf, Ownership, leaves_covered, next_owned};
-use crate::pool::Pool;
+use crate::pool::{Pool, Priority};
 use crate::scrub::Position;
 use crate::state::{State, Wanted};
 use crate::version::NodeId;
@@ -214,7 +214,9 @@ impl State {
         });
         let pages = pages.sum();
         let spare = self.spare_chunks(pages);
-        if pages > 0 && spare.is_none_or(|spare| spare < self.reserve_chunks() / 2) {
+        let lacks = spare.is_none_or(|spare| spare < self.reserve_chunks() / 2)
+            || self.stock_lacking(pages, Priority::Normal).is_some();
+        if pages > 0 && lacks {
             return false;
         }
         for (at, entry) in owned {

@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 
 use crate::control::{checksums_of, describe, differences, find_version, invalid};
 use crate::handle::object_name;
+use crate::host_space::host_full_or;
 use crate::locks::{lock, read, write};
 use crate::pool::{Decision, Pool, Priority};
 use crate::record::Record;
@@ -169,9 +170,11 @@ impl Pool {
     fn make_key_area(&self) -> Result<(), PoolError> {
         let chunks = self.take_own_chunks(2)?;
         let zeroed = chunks.iter().try_for_each(|chunk| {
-            self.device
-                .write_zeroes(self.chunk_offset(*chunk), self.geometry.chunk_bytes)
-                .map_err(PoolError::device("making a key area"))
+            let (place, length) = (self.chunk_offset(*chunk), self.geometry.chunk_bytes);
+            let zeroed = self.device.write_zeroes(place, length);
+            zeroed.map_err(host_full_or("making a key area", length))?;
+            // Zeroing may have made a hole (HF1).
+            self.take_space_of_chunk(*chunk).map(drop)
         });
         let made = zeroed.and_then(|()| {
             self.apply_all(smallvec![Record::KeyArea {
@@ -179,7 +182,7 @@ impl Pool {
             }])
         });
         if made.is_err() {
-            self.give_back_chunks(&chunks);
+            self.give_back_written(&chunks);
         }
         made?;
         self.commit()

@@ -18,7 +18,7 @@ use crate::map::{
     INNER_LEVELS, MAX_LEAVES, Missing, Ownership, ReapSide, Slot, Walk, leaves_covered, put_page,
 };
 use crate::page_io::read_page;
-use crate::pool::Pool;
+use crate::pool::{Pool, Priority};
 use crate::state::{State, Wanted};
 use crate::version::NodeId;
 
@@ -141,7 +141,8 @@ impl State {
             None => return Put::NoRoom,
         }
         // The pages made are counted already; those on the way to them are not.
-        if self.spare_chunks(u64::from(INNER_LEVELS) + 1).is_none() {
+        let pages = u64::from(INNER_LEVELS) + 1;
+        if self.spare_chunks(pages).is_none() || self.stock_lacking(pages, Priority::Reclaim).is_some() {
             return Put::NoRoom;
         }
         let Some(version) = self.versions.find(node) else {

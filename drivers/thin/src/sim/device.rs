@@ -1,4 +1,5 @@
-//! A medium in memory that loses, tears and reorders what was not flushed, and fails when told to.
+//! A medium in memory that loses, tears and reorders what was not flushed, and fails when told to. It may be a file with holes on a
+//! host that runs out of space ([`SimDevice::put_on_host`]).
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quarry_contract::conformance::SplitMix;
 
 use super::cells::{CELL_BYTES, Cells, TEAR_BYTES};
+use super::host::Host;
 use crate::{DirectFile, PoolDevice};
 
 /// The kinds of calls that faults are counted by.
@@ -20,6 +22,8 @@ pub enum OpKind {
     Discard,
     /// [`PoolDevice::flush`].
     Flush,
+    /// [`PoolDevice::allocate`], of a medium on a host.
+    Allocate,
 }
 
 /// What goes wrong.
@@ -51,6 +55,8 @@ pub struct OpCounts {
     pub discards: u64,
     /// Calls that flush.
     pub flushes: u64,
+    /// Calls that take space of the host.
+    pub allocations: u64,
     /// Bytes read.
     pub read_bytes: u64,
     /// Bytes written, zeroing not included.
@@ -60,7 +66,7 @@ pub struct OpCounts {
 impl OpCounts {
     /// Returns how many calls could change the medium: what [`SimDevice::cut_power_at`] counts.
     pub fn changes(&self) -> u64 {
-        self.writes + self.discards + self.flushes
+        self.writes + self.discards + self.flushes + self.allocations
     }
 
     fn of(&mut self, kind: OpKind) -> &mut u64 {
@@ -69,6 +75,7 @@ impl OpCounts {
             OpKind::Write => &mut self.writes,
             OpKind::Discard => &mut self.discards,
             OpKind::Flush => &mut self.flushes,
+            OpKind::Allocate => &mut self.allocations,
         }
     }
 }
@@ -91,6 +98,7 @@ pub struct SimDevice {
 struct State {
     size_bytes: u64,
     cells: Cells,
+    host: Option<Host>,
     random: SplitMix,
     counts: OpCounts,
     faults: Vec<Planned>,
@@ -109,6 +117,7 @@ impl SimDevice {
         Self::from_state(State {
             size_bytes,
             cells: Cells::default(),
+            host: None,
             random: SplitMix::new(seed ^ 0x7369_6d64_6576),
             counts: OpCounts::default(),
             faults: Vec::new(),
@@ -165,8 +174,13 @@ impl SimDevice {
         state.is_cut = true;
         let mut after = state.clone();
         drop(state);
-        let State { cells, random, .. } = &mut after;
+        let State {
+            cells, random, host, ..
+        } = &mut after;
         cells.cut(random);
+        if let Some(host) = host {
+            host.cut(cells, random);
+        }
         after.is_cut = false;
         after
     }
@@ -176,6 +190,27 @@ impl SimDevice {
     pub fn cut_power_at(&self, nth: u64) {
         let mut state = self.state();
         state.cut_at = Some(state.counts.changes() + nth);
+    }
+
+    /// Makes the medium a file on a host that has so many bytes left for it, with holes wherever nothing was written yet. Writes
+    /// there take space of the host, and are refused when it has none.
+    pub fn put_on_host(&self, free_bytes: u64) {
+        let mut state = self.state();
+        let host = Host::of(&state.cells, free_bytes);
+        state.host = Some(host);
+    }
+
+    /// Has others take what the host has left, but so many bytes; returns what they took.
+    pub fn fill_host(&self, but_bytes: u64) -> u64 {
+        let mut state = self.state();
+        state.host.as_mut().map_or(0, |host| host.fill(but_bytes))
+    }
+
+    /// Has others give so many bytes back to the host.
+    pub fn relieve_host(&self, bytes: u64) {
+        if let Some(host) = &mut self.state().host {
+            host.relieve(bytes);
+        }
     }
 
     /// Tells whether the power is cut.
@@ -307,7 +342,18 @@ impl State {
     }
 
     fn put(&mut self, course: Course, offset: u64, data: &[u8]) -> io::Result<()> {
+        let whole = data.len();
+        let data = match &mut self.host {
+            Some(host) if !matches!(course, Course::Fail(Fault::Ignored)) => {
+                &data[..host.take(offset, whole)]
+            }
+            Some(_) | None => data,
+        };
         match course {
+            Course::Proceed if data.len() < whole => {
+                self.cells.write_partly(offset, data, &mut self.random);
+                return Err(error_of(Fault::NoSpace));
+            }
             Course::Proceed => self.cells.write(offset, data),
             Course::Fail(Fault::Ignored) => {}
             Course::Fail(Fault::Misplaced { to }) => {
@@ -374,7 +420,15 @@ impl PoolDevice for SimDevice {
         let mut state = self.state();
         let course = state.begin(OpKind::Write, offset, length)?;
         state.check_range(offset, length)?;
-        state.put(course, offset, &vec![0; length as usize])
+        let state = &mut *state;
+        state.put(course, offset, &vec![0; length as usize])?;
+        // Some file systems zero by making a hole.
+        if let Some(host) = &mut state.host
+            && state.random.below(2) == 0
+        {
+            host.give_back(offset, length);
+        }
+        Ok(())
     }
 
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -387,7 +441,33 @@ impl PoolDevice for SimDevice {
         for word in garbage.chunks_mut(8) {
             word.copy_from_slice(&state.random.next_u64().to_le_bytes()[..word.len()]);
         }
-        state.put(course, offset, &garbage)
+        state.put(course, offset, &garbage)?;
+        if let Some(host) = &mut state.host {
+            host.give_back(offset, length);
+        }
+        Ok(())
+    }
+
+    fn may_run_out(&self) -> bool {
+        self.state().host.is_some()
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if state.host.is_none() {
+            return Ok(());
+        }
+        let course = state.begin(OpKind::Allocate, offset, length)?;
+        state.check_range(offset, length)?;
+        let taken = state.host.as_mut().map(|host| host.take(offset, length as usize));
+        match course {
+            Course::Cut => Err(power_is_cut()),
+            Course::Fail(Fault::Ignored) => Ok(()),
+            Course::Fail(fault) => Err(error_of(fault)),
+            Course::Proceed if taken == Some(length as usize) => Ok(()),
+            Course::Proceed => Err(error_of(Fault::NoSpace)),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -399,7 +479,12 @@ impl PoolDevice for SimDevice {
         let state = &mut *state;
         match course {
             _ if lie => {}
-            Course::Proceed => state.cells.settle(),
+            Course::Proceed => {
+                state.cells.settle();
+                if let Some(host) = &mut state.host {
+                    host.settle();
+                }
+            }
             Course::Fail(Fault::Ignored) => {}
             Course::Cut => {
                 // The cut may fall before the medium has it all or just after.

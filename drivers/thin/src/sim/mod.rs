@@ -13,6 +13,7 @@ mod action;
 mod cells;
 mod device;
 mod differences;
+mod host;
 mod model;
 mod perform;
 mod sectors;

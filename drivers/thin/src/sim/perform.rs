@@ -11,6 +11,7 @@ use super::model::{Contents, Model, SnapshotModel, VolumeModel, snapshot_id, vol
 use super::sectors::{SECTOR_BYTES, Stamp, Value};
 use super::world::{Step, chain, key};
 use super::{Action, Violation, World};
+use crate::data_path::medium;
 use crate::{Place, Planned, PoolDevice, VersionHandle};
 
 /// What a control call came to, freed of its type.
@@ -376,9 +377,7 @@ impl World {
                         return Err(Violation("a plan for an overwrite has a hole".into()));
                     };
                     let written = self.device.write_at(at, &stored[segment.buffer.clone()]);
-                    result = result.and(written.map_err(|error| IoError::Medium {
-                        detail: error.to_string(),
-                    }));
+                    result = result.and(written.map_err(medium("writing", at)));
                 }
                 result.and_then(|()| plan.guard.finish_blocking(&stored))
             }

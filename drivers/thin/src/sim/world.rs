@@ -46,6 +46,8 @@ pub struct Setup {
     pub encrypted: bool,
     /// Which blank volumes have checksums, with what is made of them.
     pub checksums: WithChecksums,
+    /// How much the host has for the medium when the pool is formatted, in bytes, if it is a file with holes.
+    pub host_bytes: Option<u64>,
 }
 
 /// Which blank volumes have checksums.
@@ -84,6 +86,7 @@ impl Setup {
                 1 => WithChecksums::Some,
                 _ => WithChecksums::All,
             },
+            host_bytes: None,
         }
     }
 
@@ -184,6 +187,9 @@ impl World {
     /// When that fails, which it may not.
     pub fn begin(setup: Setup) -> Result<Self, Violation> {
         let device = SimDevice::new(setup.device_bytes, setup.seed);
+        if let Some(bytes) = setup.host_bytes {
+            device.put_on_host(bytes);
+        }
         Pool::format(device.as_ref(), &setup.format_options())
             .map_err(|error| Violation(format!("formatting: {}", chain(&error))))?;
         Self::on(setup, device)

@@ -23,6 +23,7 @@ fn fail_everywhere(setup: &Setup, steps: usize, kind: OpKind, fault: Fault) -> R
             OpKind::Write => done.writes - done_before.writes,
             OpKind::Discard => done.discards - done_before.discards,
             OpKind::Flush => done.flushes - done_before.flushes,
+            OpKind::Allocate => done.allocations - done_before.allocations,
         };
         if step == Step::Done {
             if asked <= nth {

@@ -18,6 +18,7 @@ mod garbage;
 mod gated;
 mod growing;
 mod histories;
+mod host_full;
 mod live_damage;
 mod long_traces;
 mod misplaced;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -108,10 +109,26 @@ impl Host {
         Pool::open(Arc::new(device), OpenOptions::default()).unwrap()
     }
 
+    /// Opens the pool that is there.
+    pub fn open(&self) -> Arc<Pool> {
+        let device = FileDevice::open(&self.pool_file(), IoMode::Auto).unwrap();
+        Pool::open(Arc::new(device), OpenOptions::default()).unwrap()
+    }
+
+    /// Returns what the file system has left.
+    pub fn free_bytes(&self) -> u64 {
+        let told = nix::sys::statvfs::statvfs(&self.mounted.0).unwrap();
+        told.blocks_free() * told.fragment_size()
+    }
+
     /// Fills the file system with files of somebody else's, until not even an empty block is left.
     pub fn fill(&self) {
-        let hog = File::create(self.mounted.0.join("hog")).unwrap();
-        let mut end = 0;
+        let hog = File::options()
+            .create(true)
+            .append(true)
+            .open(self.mounted.0.join("hog"))
+            .unwrap();
+        let mut end = hog.metadata().unwrap().blocks() * 512;
         let mut piece = HOST_BYTES;
         while piece >= 4096 {
             match allocate_range(&hog, end, piece) {
@@ -131,6 +148,24 @@ pub fn volume(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
         .unwrap();
     pool.open_version(VersionId::Volume(id), OpenMode::ReadWrite)
         .unwrap()
+}
+
+/// Opens a volume.
+pub fn volume_again(pool: &Arc<Pool>, number: u128) -> Arc<VersionHandle> {
+    let id = VersionId::Volume(VolumeId(Uuid::from_u128(number)));
+    pool.open_version(id, OpenMode::ReadWrite).unwrap()
+}
+
+/// Deletes a volume that nobody has open.
+pub fn delete(pool: &Arc<Pool>, number: u128) {
+    pool.delete_volume(VolumeId(Uuid::from_u128(number))).unwrap();
+}
+
+/// Does all background work that there is.
+pub fn reclaim(pool: &Arc<Pool>) {
+    while pool.maintain().unwrap().more {}
+    pool.checkpoint().unwrap();
+    while pool.maintain().unwrap().more {}
 }
 
 /// Marks a volume as reserved, or not: a commit.
