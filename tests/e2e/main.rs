@@ -36,3 +36,4 @@ mod shares;
 mod shutdown;
 mod succession;
 mod user_story;
+mod without_uring;

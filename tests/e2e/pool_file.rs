@@ -73,6 +73,25 @@ impl Stopped {
             .open(&self.pool)
             .unwrap()
     }
+
+    /// Changes every copy of the superblock in the same way, and makes its checksum right again.
+    fn rewrite_superblocks(&self, change: impl Fn(&mut [u8])) {
+        let file = self.open();
+        for at in superblocks() {
+            let mut block = [0u8; BLOCK as usize];
+            file.read_exact_at(&mut block, at).unwrap();
+            assert_eq!(
+                &block[..8],
+                b"QRYTHIN\0",
+                "docs/formats/pool.md has moved the superblock"
+            );
+            change(&mut block);
+            block[12..16].fill(0);
+            let crc = crc32c::crc32c(&block);
+            block[12..16].copy_from_slice(&crc.to_le_bytes());
+            file.write_all_at(&block, at).unwrap();
+        }
+    }
 }
 
 fn fingerprint(path: &Path) -> (u64, u32) {
@@ -111,23 +130,39 @@ fn a_foreign_file_is_refused_and_not_formatted() {
 #[test]
 fn a_pool_of_a_newer_format_is_refused_and_the_version_is_named() {
     let stopped = Stopped::new();
-    let file = stopped.open();
-    for at in superblocks() {
-        let mut block = [0u8; BLOCK as usize];
-        file.read_exact_at(&mut block, at).unwrap();
-        assert_eq!(
-            &block[..8],
-            b"QRYTHIN\0",
-            "docs/formats/pool.md has moved the superblock"
-        );
-        block[8..12].copy_from_slice(&77u32.to_le_bytes());
-        block[12..16].fill(0);
-        let crc = crc32c::crc32c(&block);
-        block[12..16].copy_from_slice(&crc.to_le_bytes());
-        file.write_all_at(&block, at).unwrap();
-    }
+    stopped.rewrite_superblocks(|block| block[8..12].copy_from_slice(&77u32.to_le_bytes()));
     let said = stopped.refusal();
     assert!(said.contains("77") && said.contains("newer"), "{said}");
+}
+
+#[test]
+fn a_pool_with_an_unknown_incompatible_feature_is_refused_and_the_bit_is_named() {
+    let stopped = Stopped::new();
+    // The last of the incompat bits.
+    stopped.rewrite_superblocks(|block| block[63] |= 0x80);
+    let said = stopped.refusal();
+    assert!(
+        said.contains("0x8000000000000000") && said.contains("newer"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_pool_with_an_unknown_read_only_feature_is_served_for_reading_and_the_bit_is_named() {
+    let stopped = Stopped::new();
+    // The last of the ro_compat bits.
+    stopped.rewrite_superblocks(|block| block[55] |= 0x80);
+    let before = fingerprint(&stopped.pool);
+    let agent = AgentProcess::start(&stopped.dir);
+    stopped.attached.qemu_io(&["read -P 0x71 0 1M"]).unwrap();
+    let written = stopped.attached.qemu_io(&["write -P 0x72 0 64k"]);
+    assert!(written.is_err(), "{written:?}");
+    let said = command::refused(&agent, "volume create --size 8MiB", 4);
+    assert!(said.contains("0x8000000000000000"), "{said}");
+    let pool = command::json(&agent, "pool show default");
+    assert!(pool.to_string().contains("0x8000000000000000"), "{pool}");
+    agent.terminate();
+    assert!(fingerprint(&stopped.pool) == before, "the pool was changed");
 }
 
 #[test]
