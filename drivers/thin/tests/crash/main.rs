@@ -13,6 +13,7 @@ mod every_allocation;
 mod every_step;
 mod faults;
 mod features;
+mod free_space;
 mod full_pool;
 mod garbage;
 mod gated;
