@@ -2,16 +2,18 @@
 //!
 //! Block devices are loop devices: as root, where the kernel has any; else those tests say that they are skipped.
 
+mod disk;
+
 use std::fs::OpenOptions as FileOpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use quarry_contract::conformance::requirement::{LOOP_DEVICES, URING, skip};
+use quarry_contract::conformance::requirement::{URING, skip};
 use quarry_contract::{
     BlockDevice, BlockingQueue, DataSource, DriverError, Durability, ErrorKind, IoError, OpenMode,
     PoolGrowth, PoolState, VersionId, VolumeBackend, VolumeId, VolumeSpec,
 };
-use quarry_sys::loop_device::{LoopDevice, LoopMode};
+use quarry_sys::loop_device::LoopDevice;
 use quarry_thin::{FileOptions, FormatOptions, IoMode, OpenOptions, PoolFile, ThinBackend};
 use uuid::Uuid;
 
@@ -158,16 +160,8 @@ fn loop_device(directory: &Path, name: &str, size_bytes: u64) -> Option<(PathBuf
     let backing = directory.join(name);
     let file = std::fs::File::create(&backing).unwrap();
     file.set_len(size_bytes).unwrap();
-    match LoopDevice::attach(&backing, LoopMode::ReadWrite) {
-        Ok(device) => Some((backing, device)),
-        Err(error) => {
-            skip(
-                LOOP_DEVICES,
-                format!("no loop device can be attached here: {error}"),
-            );
-            None
-        }
-    }
+    let device = disk::loop_device(&backing)?;
+    Some((backing, device))
 }
 
 #[test]

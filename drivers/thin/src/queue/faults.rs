@@ -279,7 +279,7 @@ impl Bench {
             self.pool.checkpoint().unwrap();
         }
         let stat = self.pool.stat();
-        let known = stat.free_chunks + stat.data_chunks + stat.metadata_chunks + stat.key_chunks;
+        let known = stat.free_chunks + stat.data_chunks + stat.metadata_chunks;
         assert_eq!(known, stat.chunks, "{what}: not given back: {stat:?}");
     }
 

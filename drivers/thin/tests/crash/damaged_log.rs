@@ -146,22 +146,24 @@ fn byte_of(pool: &Arc<Pool>, chunk: u64) -> u8 {
     block[0]
 }
 
-/// A pool with the batches of four writes in its log, and where they are.
-fn four_writes() -> (Arc<SimDevice>, Vec<u64>) {
+/// A pool with four batches in its log, which these calls make, and where they are.
+fn four_batches(make: impl Fn(&Arc<Pool>, u64)) -> (Arc<SimDevice>, Vec<u64>) {
     let device = formatted();
     let pool = open(&device).expect("opening");
-    let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 20, DataSource::Blank);
+    let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 30, DataSource::Blank);
     pool.create_volume(&spec).expect("a volume");
     pool.checkpoint().expect("a checkpoint");
     let before = batches(&device, 64 << 10).len();
-    for chunk in 0..4 {
-        write(&pool, chunk);
-    }
+    (0..4).for_each(|number| make(&pool, number));
     let log = batches(&device, 64 << 10);
     assert_eq!(log.len(), before + 4);
     drop(pool);
     let offsets = log[before..].iter().map(|batch| batch.1).collect();
     (device.power_cycle(), offsets)
+}
+
+fn four_writes() -> (Arc<SimDevice>, Vec<u64>) {
+    four_batches(write)
 }
 
 /// Where the data of the last write is, by its contents.
@@ -208,18 +210,7 @@ fn copies_outlive_the_batch_that_carries_them_whenever_recovery_is_cut() {
 
 #[test]
 fn long_batches_are_named_and_not_replayed_over_when_two_in_a_row_are_damaged() {
-    let device = formatted();
-    let pool = open(&device).expect("opening");
-    let spec = VolumeSpec::new(VolumeId(Uuid::from_u128(1)), 1 << 30, DataSource::Blank);
-    pool.create_volume(&spec).expect("a volume");
-    pool.checkpoint().expect("a checkpoint");
-    let before = batches(&device, 64 << 10).len();
-    (0..4).for_each(|count| write_many(&pool, count * 110));
-    let log: Vec<u64> = batches(&device, 64 << 10).iter().map(|batch| batch.1).collect();
-    assert_eq!(log.len(), before + 4);
-    drop(pool);
-    let device = device.power_cycle();
-    let log = &log[before..];
+    let (device, log) = four_batches(|pool, number| write_many(pool, number * 110));
     for one in &log[..3] {
         let damaged = device.fork(1);
         damaged.flip_bit(one + 70, 1);

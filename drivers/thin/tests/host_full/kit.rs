@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use quarry_contract::conformance::requirement::{LOOP_DEVICES, skip};
 use quarry_contract::{DataSource, DriverError, OpenMode, VersionId, VolumeId, VolumeSpec};
 use quarry_sys::file::allocate_range;
 use quarry_sys::filesystem::{MountMode, mount_device, mount_tmpfs, unmount};
@@ -23,19 +24,19 @@ const POOL_BYTES: u64 = 4 << 30;
 /// The size of those.
 const HOST_BYTES: u64 = 320 << 20;
 
-/// Tells whether a test can run here; prints why not.
-pub fn can_run(test: &str, kind: &str) -> bool {
+/// Tells whether there can be file systems of a kind here; says why not.
+fn can_have(kind: &str) -> bool {
     let mkfs = format!("/usr/sbin/mkfs.{kind}");
     let problem = if !nix::unistd::geteuid().is_root() {
-        "needs root".to_owned()
+        "it needs root".to_owned()
     } else if !Path::new("/dev/loop-control").exists() {
-        "needs loop devices".to_owned()
+        "there are no loop devices".to_owned()
     } else if kind != "tmpfs" && !Path::new(&mkfs).exists() {
-        format!("needs {mkfs}")
+        format!("there is no {mkfs}")
     } else {
         return true;
     };
-    eprintln!("SKIPPED {test}: {problem}");
+    skip(LOOP_DEVICES, format!("{problem}, for pools on a full {kind}"));
     false
 }
 
@@ -58,8 +59,10 @@ impl Drop for Mounted {
 }
 
 impl Host {
-    /// The kinds that there are.
-    pub const KINDS: [&str; 3] = ["ext4", "xfs", "tmpfs"];
+    /// Returns the kinds that there can be here.
+    pub fn kinds() -> impl Iterator<Item = &'static str> {
+        ["ext4", "xfs", "tmpfs"].into_iter().filter(|kind| can_have(kind))
+    }
 
     /// Makes one that is empty.
     pub fn new(kind: &str) -> Self {

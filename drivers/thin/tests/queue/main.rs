@@ -4,6 +4,8 @@ mod bench_pool;
 mod busy;
 mod conformance;
 mod deep;
+#[path = "../disk/mod.rs"]
+mod disk;
 mod finishing;
 mod flushing;
 mod refusals;

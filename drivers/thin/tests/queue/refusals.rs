@@ -15,12 +15,14 @@ use quarry_contract::{
     BlockDevice, BlockingQueue, DataSource, Durability, IoError, OpenMode, VersionId, VolumeId, VolumeSpec,
 };
 use quarry_sys::filesystem::{mount_tmpfs, unmount};
-use quarry_sys::loop_device::{LoopDevice, LoopMode};
+use quarry_sys::loop_device::LoopDevice;
 use quarry_thin::{
     Caching, FileDevice, FileOptions, FormatOptions, IoMode, OpenOptions, Pool, VolumeDevice, Workers,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
+
+use crate::disk::loop_device;
 
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = 64 << 10;
@@ -148,7 +150,7 @@ impl Bench {
             self.pool.checkpoint().unwrap();
         }
         let stat = self.pool.stat();
-        let known = stat.free_chunks + stat.data_chunks + stat.metadata_chunks + stat.key_chunks;
+        let known = stat.free_chunks + stat.data_chunks + stat.metadata_chunks;
         assert_eq!(known, stat.chunks, "{stat:?}");
     }
 }
@@ -201,16 +203,7 @@ fn a_write_into_a_sparse_file_whose_host_is_full_is_refused_as_no_space() {
 /// A disk over a file of the host.
 fn disk(host: &Host) -> Option<LoopDevice> {
     sparse_file(&host.pool());
-    match LoopDevice::attach(&host.pool(), LoopMode::ReadWrite) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            skip(
-                LOOP_DEVICES,
-                format!("no loop device can be attached here: {error}"),
-            );
-            None
-        }
-    }
+    loop_device(&host.pool())
 }
 
 #[test]

@@ -12,9 +12,12 @@
 //! - P4: where the medium may run out of space, a page is handed out only of a chunk that has its space there: new chunks come
 //!   from a stock of such, and chunks [without](PageSpace::note_lacking) hand out none (HF2, [`host_space`](crate::host_space)).
 
+mod held;
+mod stock;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use held::Held;
 
 use crate::format::{Geometry, PagePointer};
 use crate::space::{SearchFrom, Space};
@@ -50,16 +53,6 @@ pub(crate) struct PageSpace {
     /// Those of `chunks` that do not have theirs (P4).
     lacking: BTreeSet<u64>,
     held: Option<Held>,
-}
-
-/// Pages that are not handed out, used or not (P2). Their chunks that have no page in use any more are held by [`Space`].
-#[derive(Debug)]
-struct Held {
-    /// As they were when it began.
-    chunks: BTreeMap<u64, PageChunk>,
-    /// Those that are in none but this use, of each class, in chunks that have others.
-    idle_pages: [u64; 2],
-    gave_way: Arc<AtomicBool>,
 }
 
 /// Pages set aside for one checkpoint, in both classes; handed out in pairs.
@@ -111,46 +104,6 @@ impl Reservation {
 }
 
 impl PageSpace {
-    /// Copies it, without what is held, and what is in the stock or lacking.
-    pub fn unheld(&self) -> Self {
-        Self {
-            chunks: self.chunks.clone(),
-            chunks_of_class: self.chunks_of_class,
-            used_pages: self.used_pages,
-            ..Self::default()
-        }
-    }
-
-    /// Holds all pages that are in use (P2), until [`let_go`](Self::let_go) or until they have given way: then what it returns
-    /// says so (P3). Nobody else holds any.
-    pub fn hold(&mut self) -> Arc<AtomicBool> {
-        debug_assert!(self.held.is_none(), "one at a time");
-        let gave_way = Arc::default();
-        self.held = Some(Held {
-            chunks: self.chunks.clone(),
-            idle_pages: [0; 2],
-            gave_way: Arc::clone(&gave_way),
-        });
-        gave_way
-    }
-
-    /// Ends the hold, if there is one.
-    pub fn let_go(&mut self, space: &mut Space, discard: bool) {
-        self.held = None;
-        space.let_go_of_held(discard);
-    }
-
-    /// Ends the hold if that gives space back (P3), and tells whether it has.
-    pub fn give_way(&mut self, space: &mut Space) -> bool {
-        let gives = |held: &Held| held.idle_pages != [0; 2] || space.held() > 0;
-        let Some(held) = self.held.take_if(|held| gives(held)) else {
-            return false;
-        };
-        held.gave_way.store(true, Ordering::SeqCst);
-        space.let_go_of_held(false);
-        true
-    }
-
     /// Returns the chunks, ordered.
     pub fn chunks(&self) -> impl Iterator<Item = (u64, &PageChunk)> {
         self.chunks.iter().map(|(chunk, page_chunk)| (*chunk, page_chunk))
@@ -213,56 +166,6 @@ impl PageSpace {
         free.map(|free| pages.saturating_sub(free).div_ceil(per_chunk))
             .iter()
             .sum()
-    }
-
-    /// Returns how many chunks are in the stock; `None` where there is none, and none is needed (P4).
-    pub fn stock(&self) -> Option<u64> {
-        self.stock.as_ref().map(|stock| stock.len() as u64)
-    }
-
-    /// Begins to keep a stock.
-    pub fn keep_stock(&mut self) {
-        self.stock.get_or_insert_default();
-    }
-
-    /// Ends keeping one, and gives it back.
-    pub fn give_up_stock(&mut self, space: &mut Space) {
-        for chunk in self.stock.take().into_iter().flatten() {
-            space.give_back(chunk);
-        }
-        self.lacking.clear();
-    }
-
-    /// Adds a chunk to the stock that has its space on the medium.
-    pub fn put_in_stock(&mut self, chunk: u64) {
-        self.stock.get_or_insert_default().insert(chunk);
-    }
-
-    /// Gives back what the stock has more than so many chunks.
-    pub fn trim_stock(&mut self, at_most: u64, space: &mut Space, discard: bool) {
-        let Some(stock) = &mut self.stock else { return };
-        while stock.len() as u64 > at_most {
-            // Some are left at both ends, where the copies of pages are.
-            let chunk = match stock.len() % 2 {
-                0 => stock.pop_first(),
-                _ => stock.pop_last(),
-            };
-            let chunk = chunk.expect("it has more");
-            space.free_now(chunk, discard);
-        }
-    }
-
-    /// Notes of a chunk whether it lacks its space on the medium (P4).
-    pub fn note_lacking(&mut self, chunk: u64, lacks: bool) {
-        match lacks {
-            true => self.lacking.insert(chunk),
-            false => self.lacking.remove(&chunk),
-        };
-    }
-
-    /// Returns the chunks that lack their space.
-    pub fn lacking(&self) -> Vec<u64> {
-        self.lacking.iter().copied().collect()
     }
 
     /// Sets `pages` page pairs aside, taking chunks from `space` where needed; `None` when they do not suffice, and
@@ -382,17 +285,6 @@ impl PageSpace {
     }
 }
 
-impl Held {
-    /// Counts what only this keeps from being handed out, in the chunks that there are now.
-    fn count_idle(&mut self, now: &BTreeMap<u64, PageChunk>) {
-        self.idle_pages = [0; 2];
-        for (chunk, held) in &self.chunks {
-            let idle = now.get(chunk).map(|now| held.used.but(&now.used));
-            self.idle_pages[held.class as usize] += idle.map_or(0, |idle| idle.count());
-        }
-    }
-}
-
 /// Takes free pages of one chunk, but for those held, until `list` has `pages`.
 fn fill(
     geometry: &Geometry,
@@ -414,130 +306,4 @@ fn fill(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::FormatOptions;
-
-    fn geometry() -> Geometry {
-        let options = FormatOptions {
-            log_bytes: 64 << 10,
-            ..FormatOptions::default()
-        };
-        Geometry::new(4 << 20, &options).unwrap()
-    }
-
-    #[test]
-    fn p1_pages_come_in_pairs_from_different_chunks_and_return_when_settled() {
-        let geometry = geometry();
-        let mut space = Space::new(geometry.chunk_count);
-        let mut pages = PageSpace::default();
-        let free = space.free();
-        let mut reservation = pages.reserve(&geometry, &mut space, 20).unwrap();
-        assert_eq!(space.free(), free - 4);
-        let mut used = Vec::new();
-        for _ in 0..17 {
-            let (first, second) = reservation.next().unwrap();
-            assert_ne!(
-                geometry.locate_page(first).unwrap().0,
-                geometry.locate_page(second).unwrap().0
-            );
-            used.push(PagePointer {
-                first,
-                second,
-                birth: 0,
-                crc32c: 0,
-            });
-        }
-        let after = pages.after(&geometry, &reservation, 0, &[]).unwrap();
-        pages.settle(after, &mut space, false);
-        assert_eq!(pages.used_pages(), 34);
-        assert!(pages.is_used(&geometry, used[16].first, CopyClass::First));
-        assert!(!pages.is_used(&geometry, used[16].first, CopyClass::Second));
-        let reservation = pages.reserve(&geometry, &mut space, 1).unwrap();
-        let after = pages.after(&geometry, &reservation, 0, &used[..16]).unwrap();
-        assert_eq!(pages.used_pages(), 36, "nothing is free before it is settled");
-        pages.settle(after, &mut space, false);
-        assert_eq!((pages.used_pages(), pages.chunk_count()), (2, 2));
-        let reservation = Reservation::default();
-        for wrong in [
-            &used[..1],
-            &[used[16], used[16]],
-            &[PagePointer { first: 1, ..used[16] }],
-        ] {
-            assert!(
-                pages.after(&geometry, &reservation, 0, wrong).is_err(),
-                "{wrong:?}"
-            );
-        }
-        assert!(pages.reserve(&geometry, &mut space, 10_000).is_none());
-        assert_eq!(space.free(), free - 2, "a refused reservation takes nothing");
-    }
-
-    /// Writes so many pages in a checkpoint that frees others, and returns their pointers.
-    fn checkpoint(
-        geometry: &Geometry,
-        (space, pages): (&mut Space, &mut PageSpace),
-        new: usize,
-        freed: &[PagePointer],
-    ) -> Vec<PagePointer> {
-        let mut reservation = pages.reserve(geometry, space, new as u64).unwrap();
-        let pair = |(first, second)| PagePointer {
-            first,
-            second,
-            ..PagePointer::NONE
-        };
-        let written = (0..new).map(|_| pair(reservation.next().unwrap())).collect();
-        let after = pages.after(geometry, &reservation, 0, freed).unwrap();
-        pages.settle(after, space, false);
-        written
-    }
-
-    #[test]
-    fn p2_p3_a_held_page_is_not_handed_out_until_it_gives_way_or_is_let_go() {
-        let geometry = geometry();
-        let per_chunk = geometry.pages_per_chunk() as usize;
-        for gives_way in [true, false] {
-            let mut space = Space::new(geometry.chunk_count);
-            let mut pages = PageSpace::default();
-            let free = space.free();
-            let old = checkpoint(&geometry, (&mut space, &mut pages), per_chunk + 3, &[]);
-            let gave_way = pages.hold();
-            assert!(!pages.give_way(&mut space), "nothing would be gained");
-            // One chunk of each class is emptied, another keeps a page.
-            let now = checkpoint(&geometry, (&mut space, &mut pages), 1, &old[..per_chunk + 2]);
-            let is_old = |page: &PagePointer| old.iter().any(|old| old.first == page.first);
-            assert!(!now.iter().any(is_old), "P2");
-            assert_eq!((space.held(), space.free()), (2, free - 4), "P2: chunks");
-            let more = checkpoint(&geometry, (&mut space, &mut pages), per_chunk - 4, &[]);
-            assert!(!more.iter().any(is_old), "P2");
-            assert_eq!(
-                pages.chunks_needed(&geometry, 1),
-                2,
-                "two pages are left, and both are held"
-            );
-            if gives_way {
-                assert!(pages.give_way(&mut space) && !pages.give_way(&mut space), "P3");
-            } else {
-                pages.let_go(&mut space, false);
-            }
-            assert_eq!(gave_way.load(Ordering::SeqCst), gives_way, "P3");
-            assert_eq!((space.held(), space.free()), (0, free - 2));
-            let again = checkpoint(&geometry, (&mut space, &mut pages), 2, &[]);
-            assert!(again.iter().all(is_old), "they are free again");
-        }
-    }
-
-    #[test]
-    fn p3_a_checkpoint_takes_the_space_that_is_held() {
-        let geometry = geometry();
-        let all = geometry.chunk_count as usize / 2 * geometry.pages_per_chunk() as usize;
-        let mut space = Space::new(geometry.chunk_count);
-        let mut pages = PageSpace::default();
-        let old = checkpoint(&geometry, (&mut space, &mut pages), all / 2, &[]);
-        let gave_way = pages.hold();
-        checkpoint(&geometry, (&mut space, &mut pages), all / 4, &old);
-        assert!(!gave_way.load(Ordering::SeqCst));
-        checkpoint(&geometry, (&mut space, &mut pages), all / 2, &[]);
-        assert!(gave_way.load(Ordering::SeqCst));
-    }
-}
+mod tests;
